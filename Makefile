@@ -1,0 +1,50 @@
+# Needs Python 3.11 or newer and make. `make help` lists what there is.
+# PYTHON=... chooses the interpreter, BOOK="--profile paper --device cuda" the options of `llvlit book`.
+
+PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 python; do \
+	if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
+	then echo $$candidate; break; fi; done)
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+INSTALLED := .venv/installed
+BOOK ?=
+PYTEST ?=
+
+.PHONY: help book test lint format links clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+book: $(INSTALLED) ## Execute every chapter and build the book into _build/html
+	$(BIN)/llvlit book $(BOOK)
+	@echo "Open the book: file://$(CURDIR)/_build/html/index.html"
+
+# One thread for each worker: small models gain more from a second worker than from a second thread.
+test: $(INSTALLED) ## Run the tests
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(PYTEST)
+
+lint: $(INSTALLED) ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Put code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+links: $(INSTALLED) ## Check the links of a built book to other sites (needs the network)
+	$(BIN)/jupyter-book build _build/book --path-output . --builder linkcheck
+
+clean: ## Remove everything that can be made again
+	rm -rf .venv _build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		echo "llvlit needs Python 3.11 or newer; '$(or $(PYTHON),python3)' is not."; \
+		echo "Install one from https://www.python.org/downloads/ or name yours: make PYTHON=/path/to/python3.11 ..."; \
+		exit 1; fi
+	@rm -f $(INSTALLED)
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@echo "Installing llvlit and what it needs into .venv; the first time this takes some minutes ..."
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[book,test]"
+	@touch $(INSTALLED)

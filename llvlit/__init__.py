@@ -1,0 +1,64 @@
+"""System identification of transformers: depth as time, one linear surrogate per layer, the cheapest push.
+
+The names below are the public surface; each is imported when it is first used, so that ``llvlit --help``
+does not wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llvlit.concepts import Directions, concept_directions
+    from llvlit.control import RequiredEnergy, minimum_energy, required_energy, schedules, steer
+    from llvlit.depth import DepthSystem, depth_system
+    from llvlit.gains import Agreement, Gains, adjoint_gains, agreement, measured_gains
+    from llvlit.models import LanguageModel, load_model
+    from llvlit.surrogate import LLV, identify
+    from llvlit.tasks import Prompts, Splits, Task, load_task
+
+_MODULES = {
+    "concepts": ("Directions", "concept_directions"),
+    "control": ("RequiredEnergy", "minimum_energy", "required_energy", "schedules", "steer"),
+    "depth": ("DepthSystem", "depth_system"),
+    "gains": ("Agreement", "Gains", "adjoint_gains", "agreement", "measured_gains"),
+    "models": ("LanguageModel", "load_model"),
+    "surrogate": ("LLV", "identify"),
+    "tasks": ("Prompts", "Splits", "Task", "load_task"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+__version__ = "0.1.0"
+__all__ = [
+    "LLV",
+    "Agreement",
+    "DepthSystem",
+    "Directions",
+    "Gains",
+    "LanguageModel",
+    "Prompts",
+    "RequiredEnergy",
+    "Splits",
+    "Task",
+    "adjoint_gains",
+    "agreement",
+    "concept_directions",
+    "depth_system",
+    "identify",
+    "load_model",
+    "load_task",
+    "measured_gains",
+    "minimum_energy",
+    "required_energy",
+    "schedules",
+    "steer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"llvlit.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'llvlit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

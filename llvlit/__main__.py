@@ -1,0 +1,8 @@
+"""``python -m llvlit``: the command line."""
+
+import sys
+
+from llvlit.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

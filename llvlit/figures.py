@@ -1,0 +1,169 @@
+"""All plots: one style, one colour and marker per model and per predictor, solid measured, dashed predicted."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from IPython.display import display
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from llvlit.errors import InputError
+
+STYLE: dict[str, Any] = {
+    "figure.figsize": (6.4, 3.6),
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "svg.hashsalt": "llvlit",
+    "svg.fonttype": "path",
+}
+"""A white card, which reads on a light page and on a dark one."""
+
+MEASURED: dict[str, Any] = {"color": "#000000", "linestyle": "-", "marker": "o"}
+PREDICTORS: dict[str, dict[str, Any]] = {
+    "adjoint": {"color": "#56b4e9", "marker": "D"},
+    "krylov": {"color": "#d55e00", "marker": "s"},
+    "reachability": {"color": "#009e73", "marker": "^"},
+    "random": {"color": "#999999", "marker": "x"},
+    "null": {"color": "#cc79a7", "marker": "."},
+}
+MODEL_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#0072b2", "marker": "o"},
+    {"color": "#e69f00", "marker": "s"},
+    {"color": "#009e73", "marker": "^"},
+    {"color": "#cc79a7", "marker": "D"},
+)
+
+
+def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
+    """Show a figure in a notebook as SVG, with its label, its alt text and its caption.
+
+    The book's build turns them into a numbered figure; without them it fails.
+
+    Raises
+    ------
+    InputError
+        If name, alt or caption is empty.
+    """
+    for argument, value in (("name", name), ("alt", alt), ("caption", caption)):
+        if not value.strip():
+            raise InputError(f"{argument} is empty; every figure has a name, an alt text and a caption.")
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+    data = {"image/svg+xml": buffer.getvalue(), "text/plain": alt}
+    display(data, raw=True, metadata={"llvlit": {"name": name, "alt": alt, "caption": caption}})
+
+
+def new(n_columns: int = 1, *, height: float = 3.6, width: float | None = None) -> tuple[Figure, list[Axes]]:
+    """Figure in the project's style with some axes side by side."""
+    with mpl.rc_context(STYLE):
+        size = (width or (6.4 if n_columns == 1 else 4.0 * n_columns), height)
+        figure, axes = plt.subplots(1, n_columns, figsize=size, layout="constrained", squeeze=False)
+    return figure, list(axes[0])
+
+
+def model_style(number: int) -> dict[str, Any]:
+    """Colour and marker of the model of that rank in size, the same in every chapter."""
+    return dict(MODEL_STYLES[number % len(MODEL_STYLES)])
+
+
+def short_name(model: str) -> str:
+    """A model's name without its folder."""
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def layer_axis(axes: Axes, n_layers: int, *, label: str, title: str = "", states: bool = False) -> None:
+    """Name the axes: layers (or states) on x, whole numbers only; what is shown on y."""
+    axes.set_xlabel("State (before layer)" if states else "Layer")
+    axes.set_ylabel(label)
+    axes.set_title(title, loc="left")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=9))
+    axes.set_xlim(-0.5, n_layers - 0.5)
+
+
+def gain_profile(
+    measured: Sequence[float],
+    bounds: Sequence[Sequence[float]] | None = None,
+    predicted: Mapping[str, Sequence[float]] | None = None,
+    *,
+    axes: Axes,
+    title: str = "",
+) -> None:
+    """Measured gains (solid, with their interval as a band) and predictions (dashed) against the layer."""
+    layers = np.arange(len(measured))
+    axes.plot(layers, measured, label="measured", zorder=3, **MEASURED)
+    if bounds is not None:
+        axes.fill_between(layers, bounds[0], bounds[1], color="black", alpha=0.15, linewidth=0)
+    spare = cycle(MODEL_STYLES)
+    for name, values in (predicted or {}).items():
+        style = PREDICTORS.get(name) or next(spare)
+        axes.plot(layers, values, linestyle="--", label=name, **style)
+    layer_axis(axes, len(measured), label="Gain (output per input)", title=title)
+    axes.legend()
+
+
+def by_model(
+    values: Mapping[str, Sequence[float]], *, axes: Axes, label: str, title: str = "", depth: str = "layer"
+) -> None:
+    """One line per model, smallest first, against the layer or the relative depth (``relative``)."""
+    for number, (model, line) in enumerate(values.items()):
+        where = np.linspace(0, 1, len(line)) if depth == "relative" else np.arange(len(line))
+        axes.plot(where, line, label=short_name(model), **model_style(number))
+    axes.set_ylabel(label)
+    axes.set_xlabel("Layer, relative to depth" if depth == "relative" else "Layer")
+    axes.set_title(title, loc="left")
+    axes.legend()
+
+
+def heatmap(
+    values: np.ndarray,
+    *,
+    axes: Axes,
+    x: str,
+    y: str,
+    label: str,
+    title: str = "",
+    limits: tuple[float, float],
+) -> None:
+    """Matrix as colours; NaN stays white."""
+    image = axes.imshow(values, origin="lower", cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, loc="left")
+    axes.grid(visible=False)
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    figure.colorbar(image, ax=axes, label=label)
+
+
+def energies(medians: Mapping[str, Mapping[str, float]], *, axes: Axes, title: str = "") -> None:
+    """Energy of each schedule relative to the cheapest possible, on a log axis; one marker per task or model."""
+    names = list(next(iter(medians.values())))
+    for number, (group, row) in enumerate(medians.items()):
+        values = [row[name] for name in names]
+        heights = np.arange(len(names)) + 0.12 * (number - (len(medians) - 1) / 2)
+        axes.plot(values, heights, linestyle="none", label=group, **model_style(number))
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("Energy, relative to the optimal schedule (log)")
+    axes.set_title(title, loc="left")
+    axes.legend()

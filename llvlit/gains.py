@@ -1,0 +1,221 @@
+"""Gain profiles: how strongly a push before each layer moves the concept at the output."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import pearsonr, spearmanr
+
+from llvlit.concepts import Directions, direction_vectors
+from llvlit.depth import MAX_TOKENS, propagate_beside, sweep
+from llvlit.errors import InputError
+from llvlit.files import load_tensors, save_tensors
+from llvlit.models import LanguageModel
+from llvlit.prompting import TokenizedPrompts, tokenize
+from llvlit.provenance import environment
+from llvlit.tasks import Prompts
+
+N_BOOTSTRAP = 1000
+PROMPTS_PER_ADJOINT = 32
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Gain profiles of single prompts.
+
+    Attributes
+    ----------
+    per_prompt : (n_prompts, n_layers) float64 array
+        Output units per unit of input: g_l = (y(+a) - y(-a)) / 2a for measured gains, w_l^T v_l for adjoint.
+    kind : str
+        ``measured`` or ``adjoint``.
+    amplitude : float
+        a, in the residual stream's units; 0 for adjoint gains (the limit of small amplitudes).
+    """
+
+    per_prompt: np.ndarray
+    kind: str
+    amplitude: float
+    metadata: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Gain profile: the mean over prompts, ``(n_layers,)``."""
+        return self.per_prompt.mean(axis=0)
+
+    def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
+        """Bootstrap interval of the mean over prompts: lower and upper bound, ``(2, n_layers)``."""
+        means = bootstrap_means(self.per_prompt, seed=seed)
+        return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+    def select(self, layers: slice) -> Gains:
+        """The same gains at some layers only, such as ``slice(1, None)`` for all but layer 0."""
+        return Gains(self.per_prompt[:, layers], self.kind, self.amplitude, self.metadata)
+
+    def save(self, path: str | Path) -> None:
+        """Write the gains as safetensors, whole or not at all; FileError if they cannot be written."""
+        header = {"gains": self.kind, "amplitude": self.amplitude, "metadata": self.metadata}
+        save_tensors(path, {"per_prompt": self.per_prompt}, {"kind": "gains", **header})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Gains:
+        """Read what :meth:`save` wrote; FileError if it is cut short, of another kind or version."""
+        tensors, header = load_tensors(path, kind="gains")
+        return cls(tensors["per_prompt"].numpy(), header["gains"], header["amplitude"], header["metadata"])
+
+
+def bootstrap_means(per_prompt: np.ndarray, *, seed: int) -> np.ndarray:
+    """Means over prompts drawn with replacement, ``(1000, n_layers)``."""
+    n_prompts = len(per_prompt)
+    counts = np.random.default_rng(seed).multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=N_BOOTSTRAP)
+    return counts @ per_prompt / n_prompts
+
+
+def measured_gains(
+    model: LanguageModel,
+    prompts: Prompts,
+    directions: Directions | torch.Tensor | np.ndarray,
+    *,
+    amplitude: float = 0.1,
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
+) -> Gains:
+    """Gains of the full model: central differences of the output over an input before one layer at a time.
+
+    Every prompt's 2 L pushed states travel through depth behind its tokens, joining at the layer where they
+    are pushed, so that the whole profile costs about one forward pass of the prompts and a fifth.
+
+    Parameters
+    ----------
+    amplitude
+        a > 0, the length of the push in the residual stream's units.
+
+    Raises
+    ------
+    InputError
+        If the amplitude is not positive and finite, or the directions do not fit.
+    """
+    if not (np.isfinite(amplitude) and amplitude > 0):
+        raise InputError(f"amplitude={amplitude} must be positive and finite; the paper uses 0.1.")
+    vectors = direction_vectors(directions, model)
+    tokenized = tokenize(model, prompts, max_tokens=max_tokens)
+
+    def push(layer: int, states: torch.Tensor) -> torch.Tensor:
+        return torch.stack([states + amplitude * vectors[layer], states - amplitude * vectors[layer]], dim=1)
+
+    pushed = propagate_beside(model, tokenized, push, final_norm=final_norm, description="measured gains")
+    readouts = (pushed.to(torch.float64) @ vectors[-1].to(torch.float64)).view(len(prompts), -1, 2)
+    gains = (readouts[..., 0] - readouts[..., 1]) / (2 * amplitude)
+    return Gains(gains.cpu().numpy(), "measured", float(amplitude), _metadata(model, prompts, tokenized))
+
+
+def adjoint_gains(
+    model: LanguageModel,
+    prompts: Prompts,
+    directions: Directions | torch.Tensor | np.ndarray,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
+) -> Gains:
+    """First-order gains of the full model, all layers from one backward pass.
+
+    The adjoint w_L = c, w_l = A_l^T w_{l+1} gives g_l = w_l^T v_l: the full-order linear reference that every
+    surrogate is judged against.
+
+    Raises
+    ------
+    InputError
+        If the directions do not fit.
+    """
+    vectors = direction_vectors(directions, model)
+    tokenized = tokenize(model, prompts, max_tokens=max_tokens)
+    gains = np.empty((len(prompts), model.n_layers))
+    for members in np.array_split(np.arange(len(prompts)), -(-len(prompts) // PROMPTS_PER_ADJOINT)):
+        part = TokenizedPrompts(tuple(tokenized.ids[index] for index in members), 0)
+        layers = tuple(sweep(model, part, final_norm=final_norm, description="adjoint gains"))
+        adjoint = vectors[-1].expand(len(members), 1, -1)
+        for layer in reversed(layers):
+            adjoint = layer.vjp(adjoint)
+            products = adjoint[:, 0].to(torch.float64) @ vectors[layer.index].to(torch.float64)
+            gains[members, layer.index] = products.cpu().numpy()
+    return Gains(gains, "adjoint", 0.0, _metadata(model, prompts, tokenized))
+
+
+def _metadata(model: LanguageModel, prompts: Prompts, tokenized: TokenizedPrompts) -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "model_fingerprint": model.fingerprint,
+        "prompts_fingerprint": prompts.fingerprint,
+        "n_prompts": len(prompts),
+        "n_cut": tokenized.n_cut,
+        **environment(model.device),
+    }
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well a predicted profile fits a measured one.
+
+    Attributes
+    ----------
+    spearman, pearson : float
+        Rank and linear correlation over layers; NaN if a profile is constant.
+    relative_error : float
+        |h - g| / |g|: unlike the correlations, it sees a wrong scale.
+    intervals : dict
+        95 % bootstrap interval over prompts of each of the three, if single prompts' gains were given.
+    """
+
+    spearman: float
+    pearson: float
+    relative_error: float
+    intervals: dict[str, tuple[float, float]]
+
+    def row(self) -> dict[str, float]:
+        """The three numbers."""
+        return {key: value for key, value in asdict(self).items() if key != "intervals"}
+
+
+def agreement(predicted: Gains | np.ndarray, measured: Gains | np.ndarray, *, seed: int = 0) -> Agreement:
+    """Agreement of two gain profiles over layers.
+
+    Parameters
+    ----------
+    predicted, measured : Gains or (n_layers,) array
+        Gains with single prompts give intervals (those of ``measured`` are resampled).
+
+    Raises
+    ------
+    InputError
+        If the profiles differ in length, have fewer than three layers, or are not finite.
+    """
+    h = predicted.mean if isinstance(predicted, Gains) else np.asarray(predicted, dtype=np.float64)
+    g = measured.mean if isinstance(measured, Gains) else np.asarray(measured, dtype=np.float64)
+    if h.shape != g.shape or h.ndim != 1 or len(h) < 3:
+        raise InputError(f"predicted {h.shape} and measured {g.shape} must be profiles of one length, at least 3.")
+    if not (np.isfinite(h).all() and np.isfinite(g).all()):
+        raise InputError("predicted or measured gains are not finite.")
+    intervals = {}
+    if isinstance(measured, Gains) and len(measured.per_prompt) > 1:
+        draws = np.array([_compare(h, mean) for mean in bootstrap_means(measured.per_prompt, seed=seed)])
+        bounds = np.quantile(draws, [0.025, 0.975], axis=0)
+        intervals = {
+            name: (float(bounds[0, column]), float(bounds[1, column]))
+            for column, name in enumerate(("spearman", "pearson", "relative_error"))
+        }
+    return Agreement(*_compare(h, g), intervals)
+
+
+def _compare(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float, float]:
+    error = float(np.linalg.norm(predicted - measured) / max(np.linalg.norm(measured), np.finfo(float).tiny))
+    if np.ptp(predicted) == 0 or np.ptp(measured) == 0:
+        return float("nan"), float("nan"), error
+    return (
+        float(spearmanr(predicted, measured).statistic),
+        float(pearsonr(predicted, measured).statistic),
+        error,
+    )

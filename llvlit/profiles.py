@@ -1,0 +1,86 @@
+"""Profiles: which models, tasks and sizes the chapters run with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llvlit.errors import InputError, unknown_name
+from llvlit.models import embedded_names
+from llvlit.tasks import Splits, Task, load_task
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What an execution of the book uses.
+
+    Attributes
+    ----------
+    models : tuple of str
+        Smallest first; a chapter on one model takes the last.
+    tasks : tuple of str
+        A chapter on one task takes the first.
+    concept, operating, evaluation : int
+        Prompts per class of each split.
+    order : int
+        d of the surrogates.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    tasks: tuple[str, ...]
+    concept: int
+    operating: int
+    evaluation: int
+    order: int = 32
+    amplitude: float = 0.1
+
+    def split(self, task: str | Task, *, seed: int = 0) -> Splits:
+        """The profile's splits of a task."""
+        loaded = load_task(task) if isinstance(task, str) else task
+        return loaded.split(concept=self.concept, operating=self.operating, evaluation=self.evaluation, seed=seed)
+
+
+EMBEDDED_TASK_NAMES = ("film-sentiment", "food-sentiment", "hostility", "tense")
+PAPER_TASK_NAMES = (
+    "sst2",
+    "amazon_polarity",
+    "yelp_polarity",
+    "imdb",
+    "civil_comments",
+    "tweeteval_irony",
+    "tweeteval_hate",
+    "tweeteval_offensive",
+    "cola",
+    "rotten_tomatoes",
+)
+PROFILES = ("embedded", "paper")
+
+
+def load_profile(name: str) -> Profile:
+    """Profile by name, or of a local folder of models in the hub's format.
+
+    ``embedded`` runs anywhere; ``paper`` takes gpt2, gpt2-medium, gpt2-large and ten data sets from the hub,
+    at the paper's sizes; a folder's models run on the embedded tasks.
+
+    Raises
+    ------
+    InputError
+        If there is no such profile.
+    """
+    if name == "embedded":
+        return Profile(name, embedded_names(), EMBEDDED_TASK_NAMES, concept=200, operating=100, evaluation=100)
+    if name == "paper":
+        models = ("gpt2", "gpt2-medium", "gpt2-large")
+        return Profile(name, models, PAPER_TASK_NAMES, concept=400, operating=200, evaluation=200)
+    if not Path(name).is_dir():
+        raise InputError(unknown_name("profile", name, PROFILES, hint="Or name a folder of models."))
+    models_found = sorted(Path(name).glob("*/config.json"), key=_size)
+    if not models_found:
+        raise InputError(f"profile={name!r} holds no model: no subfolder has a config.json.")
+    paths = tuple(str(path.parent) for path in models_found)
+    return Profile(name, paths, EMBEDDED_TASK_NAMES, concept=200, operating=100, evaluation=100)
+
+
+def _size(config: Path) -> int:
+    return sum(path.stat().st_size for path in config.parent.glob("*.safetensors"))

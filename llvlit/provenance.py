@@ -1,0 +1,49 @@
+"""What a result was computed with: versions, device, commit."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("llvlit", "torch", "transformers", "numpy", "scipy")
+
+
+def environment(device: torch.device | None = None) -> dict[str, str]:
+    """Versions of Python and the packages that matter, the commit, and the device's name."""
+    versions = {"python": platform.python_version(), "commit": commit()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    if device is not None:
+        versions["device"] = device_name(device)
+    return versions
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the accelerator, or of the processor's architecture with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def commit() -> str:
+    """Commit of the checkout that holds the package (``+`` if changed since), or ``unknown``."""
+    folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():
+        return "unknown"
+    try:
+        revision = _git(folder, "rev-parse", "--short=12", "HEAD")
+        return revision + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

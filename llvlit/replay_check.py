@@ -1,0 +1,107 @@
+"""Whether an architecture can be replayed: tried on one prompt before its first use, refused by name if not."""
+
+from __future__ import annotations
+
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from llvlit.errors import ModelError, NumericalError
+from llvlit.models import LanguageModel
+from llvlit.prompting import TokenizedPrompts
+from llvlit.replay import first_output, record, run_all_tokens, run_candidates
+
+REPLAY_TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-5}
+"""Relative to the largest number; in float64 too, most architectures take norms and softmax in float32."""
+
+_RETURNS_TUPLE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Modules already checked, and whether their layers return tuples (a memo of :func:`check_replay`)."""
+
+
+def check_replay(model: LanguageModel, tokenized: TokenizedPrompts) -> bool:
+    """Whether the model's layers return tuples, after a check that recording and replaying them is exact.
+
+    One prompt runs through the plain model; its recorded states, a replay of each state, and a replay of a
+    changed state beside it must agree with the model's own layers.  The answer is kept per module.
+
+    Raises
+    ------
+    ModelError
+        If they do not: the architecture masks, positions or caches in a way that a replay does not see.
+    """
+    known = _RETURNS_TUPLE.get(model.module)
+    if known is not None:
+        return known
+    for index, module in enumerate(model.layers):
+        for name, buffer in module.named_buffers():
+            if buffer.dtype == torch.bool and buffer.ndim >= 2 and buffer.shape[-1] == buffer.shape[-2] > 1:
+                raise refusal(model, index, f"masks inside its attention (buffer {name!r})")
+    tokens = torch.tensor([max(tokenized.ids, key=len)], device=model.device)
+    outputs: list[tuple[torch.Tensor, bool]] = []
+    handles = [
+        layer.register_forward_hook(lambda _m, _i, out: outputs.append((first_output(out), isinstance(out, tuple))))
+        for layer in model.layers
+    ]
+    try:
+        with torch.no_grad():
+            model.module.base_model(input_ids=tokens, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    returns_tuple = all(is_tuple for _, is_tuple in outputs)
+    try:
+        _compare_replay(model, tokens, [out for out, _ in outputs], returns_tuple)
+    except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError) as error:
+        raise refusal(model, None, f"cannot be replayed ({str(error).splitlines()[0]})") from error
+    _RETURNS_TUPLE[model.module] = returns_tuple
+    return returns_tuple
+
+
+def _compare_replay(
+    model: LanguageModel, tokens: torch.Tensor, expected: list[torch.Tensor], returns_tuple: bool
+) -> None:
+    tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
+    last = torch.tensor([tokens.shape[1] - 1], device=tokens.device)
+    recording = record(model, tokens, last, returns_tuple=returns_tuple)
+    if len(recording.calls) != model.n_layers:
+        raise refusal(model, None, "does not call each of its layers once")
+    hidden = recording.hidden
+    for index, (module, call) in enumerate(zip(model.layers, recording.calls, strict=True)):
+        changed = hidden.clone()
+        changed[:, -1] += 0.5 * hidden[:, -1].flip(-1)
+        with torch.no_grad():
+            after, context = run_all_tokens(module, hidden, call, recording.cache)
+            after_changed, _ = run_all_tokens(module, changed, call, recording.cache)
+            pair = torch.stack([hidden[:, -1], changed[:, -1]], dim=1)
+            replayed = run_candidates(module, pair, call, recording.cache, context, last)
+        scale = tolerance * (1 + after.abs().max().item())
+        for reference, value, what in (
+            (expected[index], after, "sees something that its recorded call lacks"),
+            (after[:, :-1], after_changed[:, :-1], "lets earlier tokens see the last one"),
+            (after[:, -1], replayed[:, 0], "gives another next state on replay"),
+            (after_changed[:, -1], replayed[:, 1], "gives another next state on replay of a changed state"),
+        ):
+            if not torch.isfinite(value).all():
+                raise NumericalError(
+                    f"The residual stream of {model.name} is not finite after layer {index}. "
+                    "Check the model's weights; load it in float32 or float64."
+                )
+            if differ(reference, value, scale):
+                raise refusal(model, index, what)
+        hidden = after
+
+
+def differ(reference: torch.Tensor, value: torch.Tensor, tolerance: float) -> bool:
+    """Whether two tensors differ by more than ``tolerance`` somewhere."""
+    return bool(reference.numel()) and (reference - value).abs().max().item() > tolerance
+
+
+def refusal(model: LanguageModel, layer: int | None, reason: str) -> ModelError:
+    """Error that refuses an architecture by name, with the reason."""
+    where = "its layers" if layer is None else f"layer {layer}"
+    verb = "" if layer is None else "it "
+    return ModelError(
+        f"{model.name}: the architecture {type(model.module).__name__} is refused, since {where}: {verb}{reason}. "
+        "Known to work: GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, OPT, Phi."
+    )

@@ -1,0 +1,277 @@
+"""Labelled prompts, the tasks they come from, and splits that do not leak."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import rankdata
+
+from llvlit.errors import InputError, unknown_name
+from llvlit.grammars import EMBEDDED_TASKS, clean_text, distinct_groups, draw, generate, load_grammar
+from llvlit.hub_tasks import HUB_TASKS, OFFLINE_CHOICES, read_hub_examples
+
+
+@dataclass(frozen=True, init=False)
+class Prompts:
+    """Labelled prompts: any two sequences of equal length, kept as tuples.
+
+    One class alone is allowed here (what needs both says so), and so is the empty string.
+
+    Attributes
+    ----------
+    texts : tuple of str, length n_prompts
+    labels : tuple of int, length n_prompts
+        1 where the concept is present, else 0.
+
+    Raises
+    ------
+    InputError
+        If there is no prompt, the lengths differ, a text is not a string, or a label is not 0 or 1.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def __init__(self, texts: Iterable[str], labels: Iterable[Any]) -> None:
+        for argument, value in (("texts", texts), ("labels", labels)):
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise InputError(f"{argument}={value!r} is not a sequence. Pass one entry per prompt.")
+        texts, labels = tuple(texts), tuple(labels)
+        if len(texts) != len(labels):
+            raise InputError(f"{len(texts)} texts came with {len(labels)} labels. Pass one label per text.")
+        if not texts:
+            raise InputError("texts is empty. Pass at least one prompt.")
+        for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
+            if not isinstance(text, str):
+                raise InputError(f"texts[{row}]={text!r} is not a string. Every text must be one.")
+            if not _is_label(label):
+                raise InputError(f"labels[{row}]={label!r} is neither 0 nor 1 (1: concept present).")
+        object.__setattr__(self, "texts", tuple(str(text) for text in texts))
+        object.__setattr__(self, "labels", tuple(int(label) for label in labels))
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def positive(self) -> np.ndarray:
+        """Mask of label 1: (n_prompts,) bool."""
+        return np.array(self.labels) == 1
+
+    @property
+    def negative(self) -> np.ndarray:
+        """Mask of label 0: (n_prompts,) bool."""
+        return np.array(self.labels) == 0
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Prompts:
+        """Prompts at the given positions, in that order; or where a mask, (n_prompts,) bool, is true."""
+        chosen = np.asarray(indices)
+        if chosen.dtype == bool and chosen.shape != (len(self),):
+            raise InputError(f"indices is a mask of shape {chosen.shape}; there are {len(self)} prompts.")
+        positions = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        if not len(positions):
+            raise InputError("indices selects no prompt. Select at least one.")
+        if positions.dtype.kind not in "iu" or positions.min() < -len(self) or positions.max() >= len(self):
+            raise InputError(f"indices must be whole numbers below {len(self)}, the number of prompts.")
+        return Prompts([self.texts[i] for i in positions], [self.labels[i] for i in positions])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of texts and labels, first 16 hexadecimal digits."""
+        return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()[:16]
+
+
+def _is_label(value: Any) -> bool:
+    try:
+        return not isinstance(value, str) and bool(value in (0, 1))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def length_auc(prompts: Prompts) -> float:
+    """Area under the ROC curve of a classifier that sees the length in characters alone, folded to >= 0.5.
+
+    0.5: length says nothing about the label; 1: it gives the label away.
+    """
+    lengths = rankdata([len(text) for text in prompts.texts])
+    n_positive, n_negative = int(prompts.positive.sum()), int(prompts.negative.sum())
+    if not n_positive or not n_negative:
+        raise InputError(f"prompts has {n_negative} of label 0 and {n_positive} of label 1; both are needed.")
+    auc = (lengths[prompts.positive].mean() - (n_positive + 1) / 2) / n_negative
+    return float(max(auc, 1 - auc))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint, balanced prompts for directions, for surrogates, and for judging them.
+
+    Labels alternate 0, 1, 0, 1, ... (twins stand side by side), so every even-sized head is balanced too.
+    """
+
+    concept: Prompts
+    operating: Prompts
+    evaluation: Prompts
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled texts with what they mean and where they come from.
+
+    Attributes
+    ----------
+    class_names : tuple of two str
+        What label 0 and label 1 mean.
+    suffix : str
+        Appended to every text when prompts are made.
+    source : str
+    groups : tuple of int, or None
+        Texts of one group (such as twins) never straddle two splits; None: every text stands alone.
+    """
+
+    name: str
+    description: str
+    class_names: tuple[str, str]
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+    suffix: str = ""
+    source: str = ""
+    groups: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        prompts = Prompts(self.texts, self.labels)
+        object.__setattr__(self, "texts", prompts.texts)
+        object.__setattr__(self, "labels", prompts.labels)
+        if self.groups is not None and len(self.groups) != len(prompts):
+            raise InputError(f"groups has {len(self.groups)} entries for {len(prompts)} texts; pass one each.")
+
+    def prompts(self) -> Prompts:
+        """All texts, with the suffix."""
+        return Prompts([text + self.suffix for text in self.texts], self.labels)
+
+    def with_suffix(self, suffix: str) -> Task:
+        """The same task with every prompt ending in ``suffix``."""
+        return replace(self, suffix=suffix)
+
+    def split(self, concept: int = 400, operating: int = 200, evaluation: int = 200, seed: int = 0) -> Splits:
+        """Disjoint balanced prompts; counts are *per class*.
+
+        Of texts that are equal up to case, punctuation and whitespace one is kept, or none if their labels
+        disagree; texts of one group go to one split.
+
+        Raises
+        ------
+        InputError
+            If a count is below 1, or a class has too few distinct texts.
+        """
+        counts = {"concept": concept, "operating": operating, "evaluation": evaluation}
+        for argument, count in counts.items():
+            if not _is_whole(count) or count < 1:
+                raise InputError(f"{argument}={count!r} must be a whole number, at least 1 prompt per class.")
+        if not _is_whole(seed):
+            raise InputError(f"seed={seed!r} must be a whole number.")
+        groups = distinct_groups(self.texts, self.labels, self.groups or range(len(self.texts)))
+        for label in (0, 1):
+            available, needed = sum(len(group[label]) for group in groups), sum(counts.values())
+            if available < needed:
+                raise InputError(
+                    f"Class {label} ({self.class_names[label]!r}) of task {self.name!r} has {available} "
+                    f"distinct prompts; concept + operating + evaluation need {needed}. Ask for fewer."
+                )
+        random.Random(f"split/{index(seed)}").shuffle(groups)
+        drawn = {}
+        for part, count in counts.items():
+            chosen, groups = draw(groups, count)
+            if min(map(len, chosen)) < count:
+                raise InputError(
+                    f"{part}={count} of task {self.name!r}: without tearing a group apart only "
+                    f"{len(chosen[0])} of label 0 and {len(chosen[1])} of label 1 are left. Ask for fewer."
+                )
+            rows = [row for pair in zip(*chosen, strict=True) for row in pair]
+            drawn[part] = Prompts([self.texts[i] + self.suffix for i in rows], [self.labels[i] for i in rows])
+        return Splits(**drawn)
+
+
+def _is_whole(value: Any) -> bool:
+    return hasattr(type(value), "__index__") and not isinstance(value, bool)
+
+
+def task_names() -> dict[str, str]:
+    """Names of embedded tasks, then of hub tasks, each with its description."""
+    embedded = {name: load_grammar(name).description for name in EMBEDDED_TASKS}
+    return embedded | {name: f"{task.description} (hub: {task.hub_id})" for name, task in HUB_TASKS.items()}
+
+
+def load_task(name: str | Path, *, suffix: str | None = None) -> Task:
+    """Task by the name of an embedded or hub task, or from a ``.parquet`` file with ``text`` and ``label``.
+
+    ``suffix`` replaces the task's own.  A hub task is streamed from the hub's first rows, shuffled with a
+    fixed seed.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, the hub or the file cannot be read, or the file's columns, texts or labels
+        (0 or 1) are not what they must be.
+    """
+    if name in EMBEDDED_TASKS:
+        task = _embedded_task(str(name))
+    elif name in HUB_TASKS:
+        task = _hub_task(str(name))
+    elif isinstance(name, Path) or str(name).endswith(".parquet"):
+        task = _parquet_task(Path(name))
+    else:
+        hint = "Or name a .parquet file with columns text and label."
+        raise InputError(unknown_name("name", name, task_names(), hint=hint))
+    return task if suffix is None else task.with_suffix(suffix)
+
+
+def _embedded_task(name: str) -> Task:
+    grammar, pairs = load_grammar(name), generate(name)
+    return Task(
+        name,
+        grammar.description,
+        grammar.class_names,
+        tuple(text for pair in pairs for text in pair),
+        (0, 1) * len(pairs),
+        suffix=grammar.suffix,
+        source="embedded grammar",
+        groups=tuple(pair for pair in range(len(pairs)) for _ in (0, 1)),
+    )
+
+
+def _parquet_task(path: Path) -> Task:
+    from pyarrow import ArrowException, parquet  # here, since it is slow to import
+
+    if not path.is_file():
+        raise InputError(f"name={str(path)!r}: there is no such file. {OFFLINE_CHOICES}")
+    try:
+        columns = parquet.read_schema(path).names
+        if missing := {"text", "label"} - set(columns):
+            raise InputError(f"{path} lacks {' and '.join(sorted(missing))}; its columns: {', '.join(columns)}.")
+        table = parquet.read_table(path, columns=["text", "label"])
+    except (ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as a parquet file ({error}). Write it again.") from error
+    texts, labels = table["text"].to_pylist(), table["label"].to_pylist()
+    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
+        if not isinstance(text, str) or not clean_text(text):
+            raise InputError(f"{path}, row {row} (from 0): text={text!r} is not a string with content.")
+        if not _is_label(label):
+            raise InputError(f"{path}, row {row} (from 0): label={label!r} is neither 0 nor 1.")
+    if not texts:
+        raise InputError(f"{path} has no rows.")
+    cleaned = tuple(clean_text(text) for text in texts)
+    return Task(path.stem, "local file", ("label 0", "label 1"), cleaned, tuple(labels), source=path.name)
+
+
+def _hub_task(name: str) -> Task:
+    record = HUB_TASKS[name]
+    texts, labels = read_hub_examples(name)
+    source = f"hub: {record.hub_id}, {record.config or 'default'}, {record.split}"
+    return Task(name, record.description, record.class_names, tuple(texts), tuple(labels), source=source)

@@ -1,0 +1,110 @@
+"""A whole training run: tokenizer, tokens, one model after the other, and a folder for each that can be loaded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from llvlit.corpus import (
+    Corpus,
+    load_corpus,
+    read_reviews,
+    save_corpus,
+    tokenize_corpus,
+    train_tokenizer,
+    window_streams,
+)
+from llvlit.errors import InputError, unknown_name
+from llvlit.files import write_atomically
+from llvlit.provenance import environment
+from llvlit.train import SIZES, Recipe, export_model, train_model
+
+VOCABULARY = 4096
+TOKENIZER_SAMPLE = 4
+"""Every fourth review trains the tokenizer."""
+
+
+def train_family(
+    corpus: str | Path,
+    out: str | Path,
+    *,
+    sizes: Sequence[str] = tuple(SIZES),
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """Train models of the family, from scratch or from where an earlier run in ``out`` was killed.
+
+    ``out`` gets ``tokenizer.json``, ``corpus.safetensors`` (the tokens), a checkpoint and, at the end,
+    ``models/SIZE`` for every size.  Returns each size's last held-out losses.
+
+    Raises
+    ------
+    InputError
+        If a size is unknown, the corpus holds no reviews, or ``out`` holds a run with other settings.
+    """
+    for size in sizes:
+        if size not in SIZES:
+            raise InputError(unknown_name("size", size, SIZES))
+    if steps is not None and steps < 1:
+        raise InputError(f"steps={steps} must be at least 1.")
+    out = Path(out)
+    recipe = Recipe(seed=seed) if steps is None else replace(Recipe(seed=seed), steps=steps)
+    tokenizer, tokens = _prepare(Path(corpus), out)
+    streams = window_streams(
+        tokens, tokenizer, length=recipe.length, verdict_weight=recipe.verdict_weight, seed=recipe.seed
+    )
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    finals: dict[str, Any] = {}
+    for size in sizes:
+        with tqdm(total=recipe.steps, desc=size, unit="step") as bar:
+
+            def report(step: int, _total: int, message: str, bar: tqdm = bar) -> None:
+                bar.update(step - bar.n)
+                bar.set_postfix_str(message)
+
+            model, state = train_model(
+                size,
+                recipe,
+                streams,
+                out / size / "checkpoint.safetensors",
+                vocabulary=VOCABULARY,
+                corpus_fingerprint=tokens.fingerprint,
+                device=chosen,
+                compiled=compiled,
+                progress=report,
+            )
+        training = {
+            "size": asdict(SIZES[size]),
+            "recipe": asdict(recipe),
+            "corpus": {"fingerprint": tokens.fingerprint, "reviews": len(tokens.ratings)},
+            "tokens_seen": recipe.steps * recipe.n_windows * recipe.length,
+            "seconds": round(state.seconds),
+            "curve": state.curve,
+            "environment": environment(torch.device(chosen)),
+            "command": f"llvlit train --corpus CORPUS --out OUT --sizes {size} --steps {recipe.steps} --seed {seed}"
+            + (" --compile" if compiled else ""),
+        }
+        export_model(model, tokenizer, out / "models" / size, training=training)
+        finals[size] = state.curve[-1] if state.curve else {}
+    return finals
+
+
+def _prepare(corpus: Path, out: Path) -> tuple[Tokenizer, Corpus]:
+    """Tokenizer and tokens, made once for a run."""
+    tokenizer_path, tokens_path = out / "tokenizer.json", out / "corpus.safetensors"
+    if not tokens_path.is_file() or not tokenizer_path.is_file():
+        reviews = list(tqdm(read_reviews(corpus), desc="read", unit="review"))
+        tokenizer = train_tokenizer([text for text, _ in reviews[::TOKENIZER_SAMPLE]], vocabulary=VOCABULARY)
+        write_atomically(tokenizer_path, lambda temporary: tokenizer.save(str(temporary)))
+        save_corpus(tokenize_corpus(reviews, tokenizer), tokens_path)
+        shutil.rmtree(out / "models", ignore_errors=True)
+    return Tokenizer.from_file(str(tokenizer_path)), load_corpus(tokens_path)

@@ -1,0 +1,324 @@
+"""The command line: every command teaches itself, results can be parsed, and failures are one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_module
+from pyarrow import parquet
+
+from llvlit import LLV, load_model, load_task
+from llvlit.cli import main
+from llvlit.concepts import concept_directions
+from llvlit.gains import measured_gains
+from llvlit.grammars import EMBEDDED_TASKS
+from llvlit.models import embedded_names
+from llvlit.study import Experiment, Settings
+
+COMMANDS = ("book", "gains", "steer", "study", "train", "models", "tasks")
+SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def last_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A task that any model can read: the last word is the class."""
+    path = tmp_path_factory.mktemp("tasks") / "last-words.parquet"
+    texts = [f"{number} of {number + 3} say: {word}" for number in range(60) for word in ("bad", "good")]
+    parquet.write_table(pa.table({"text": texts, "label": [0, 1] * 60}), path)
+    return path
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    """What a command that must succeed prints; as an object if it was asked for JSON."""
+
+    def run(*arguments: object) -> Any:
+        status = main([str(argument) for argument in arguments])
+        out, error = capsys.readouterr()
+        assert status == 0, error
+        return json.loads(out) if "--json" in arguments else out
+
+    return run
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]):
+    """The one line that a command says when it must fail."""
+
+    def fail(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 1
+        out, error = capsys.readouterr()
+        assert out == ""
+        lines = error.splitlines()
+        assert len(lines) == 1 and lines[0].startswith(f"llvlit {arguments[0]}: "), error
+        return lines[0]
+
+    return fail
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_by_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    example = re.search(rf"Example:\n  (llvlit {command}\b.*)", text)
+    assert example, text
+    options = set(re.findall(r"(?<!\S)--[a-z]+", text))
+    assert {"--json", *re.findall(r"(?<!\S)--[a-z]+", example[1])} <= options
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^    {command} +[A-Z]", text, re.MULTILINE) for command in COMMANDS)
+
+
+def test_unknown_command_and_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["gain"], ["gains", "--ordre", "3"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 2
+    assert "gains" in capsys.readouterr().err
+
+
+def test_python_m_llvlit_without_waiting_for_torch() -> None:
+    code = "import runpy, sys; sys.argv[1:] = ['--help']\ntry: runpy.run_module('llvlit', run_name='__main__')\n"
+    code += "except SystemExit: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("usage: llvlit") and done.stdout.endswith("False\n"), done.stderr
+    done = subprocess.run([sys.executable, "-m", "llvlit", "no-such-command"], capture_output=True, text=True)
+    assert done.returncode == 2 and "no-such-command" in done.stderr
+
+
+# Lists
+
+
+def test_models(run) -> None:
+    rows = run("models", "--json")
+    assert [row["name"] for row in rows] == list(embedded_names())
+    model = load_model("embedded/small", device="cpu")
+    small = next(row for row in rows if row["name"] == "embedded/small")
+    assert (small["parameters"], small["layers"]) == (model.n_parameters, model.n_layers)
+    assert f"{model.n_parameters:,}" in run("models")
+
+
+def test_tasks(run) -> None:
+    named = run("tasks", "--json")
+    assert list(named)[: len(EMBEDDED_TASKS)] == list(EMBEDDED_TASKS) and "sst2" in named
+    text = run("tasks")
+    assert all(name in text and description in text for name, description in named.items())
+
+
+# Gains
+
+
+def test_gains_are_those_of_the_library(run, tmp_path: Path) -> None:
+    path = tmp_path / "llv.safetensors"
+    found = run("gains", *SMALL, "--order", 8, "--amplitude", 0.2, "--seed", 3, "--save", path, "--json")
+    splits = load_task("film-sentiment").split(concept=24, operating=12, evaluation=12, seed=3)
+    model = load_model("embedded/small", device="cpu")
+    directions = concept_directions(model, splits.concept)
+    measured = measured_gains(model, splits.evaluation, directions, amplitude=0.2)
+    np.testing.assert_allclose(found["measured"], measured.mean, rtol=1e-4)
+    low, high = np.array(found["interval"])
+    assert (low <= found["measured"]).all() and (found["measured"] <= high).all()
+    assert set(found["agreement"]) == {"spearman", "pearson", "relative_error"}
+    surrogate = LLV.load(path)
+    np.testing.assert_array_equal(surrogate.gains(), found["predicted"])
+    assert surrogate.A[0].shape == (8, 8)
+    assert found["metadata"]["model_fingerprint"] == model.fingerprint
+    assert not np.allclose(found["predicted"], found["adjoint"], rtol=1e-6)
+
+
+def test_gains_as_a_table(run) -> None:
+    text = run("gains", *SMALL, "--basis", "random", "--order", 2)
+    rows = [line.split() for line in text.splitlines() if re.match(r" +\d", line)]
+    assert [int(row[0]) for row in rows] == list(range(12))
+    assert "random" in text and re.search(r"Order 2: Spearman \S+, Pearson \S+, relative error \S+ \(24 held", text)
+
+
+def test_default_order_fits_a_narrow_model(run, last_words: Path, tmp_path: Path) -> None:
+    tiny_module("gpt2", dtype=torch.float32).save_pretrained(tmp_path)  # hidden size 24
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert "Order 24:" in run("gains", "--model", tmp_path, "--task", last_words, "--prompts", 12, "--device", "cpu")
+
+
+# Steer
+
+
+def test_steer(run) -> None:
+    found = run("steer", "The plot was thin and", *SMALL, "--tokens", 5, "--target", 3, "--json")
+    assert found["plain"] != found["steered"]
+    for text in (found["plain"], found["steered"]):
+        assert text.startswith("The plot was thin and")
+        tokens = load_model("embedded/small").tokenizer
+        assert 1 <= len(tokens(text)["input_ids"]) - len(tokens("The plot was thin and")["input_ids"]) <= 6
+    assert found["energy"] == pytest.approx(np.square(found["inputs"]).sum())
+    weaker = run("steer", "The plot was thin and", *SMALL, "--tokens", 5, "--target", 1.5, "--json")
+    assert found["energy"] == pytest.approx(4 * weaker["energy"])
+
+
+def test_steer_by_nothing_changes_nothing(run) -> None:
+    plain, steered = run("steer", "A dull film", *SMALL, "--tokens", 5, "--target", 0).splitlines()[:2]
+    assert plain.removeprefix("plain:   ") == steered.removeprefix("steered: ") != ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["A dull film", "--tokens", "0"], "tokens=0 is not between 1 and"),
+        (["A dull film", "--tokens", "500"], "tokens=500 is not between 1 and"),
+        (["", "--tokens", "5"], "0 tokens"),
+        (["word " * 300], "must have 1 to"),
+        (["A dull film", "--target", "nan"], "target=nan"),
+        (["A dull film", "--target", "inf"], "target=inf"),
+    ],
+)
+def test_steer_refuses(arguments: list[str], message: str, fail) -> None:
+    assert message in fail("steer", *arguments, *SMALL)
+
+
+# Study
+
+
+@pytest.fixture(scope="module")
+def study(last_words: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """A study whose results are there already: its arguments, the last of them its folder."""
+    arguments = ("study", "--models", "embedded/small", "--tasks", "film-sentiment", str(last_words))
+    arguments += ("--prompts", "12", "--device", "cpu", "--out", str(tmp_path_factory.mktemp("study")))
+    assert main(arguments) == 0
+    return arguments
+
+
+def test_study_saves_one_result_for_each_experiment(study: tuple[str, ...], last_words: Path, run) -> None:
+    paths = sorted(Path(study[-1]).iterdir(), key=lambda path: "film" not in path.name)
+    results = [Experiment.load(path) for path in paths]
+    assert [(result.model, result.task) for result in results] == [
+        ("embedded/small", "film-sentiment"),
+        ("embedded/small", str(last_words)),
+    ]
+    assert results[0].settings == Settings(concept=24, operating=12, evaluation=12)
+    rows = run(*study, "--json")
+    assert len(rows) == 2 * 5  # adjoint, three bases, the null
+    assert rows[0] == {
+        "model": "embedded/small",
+        "task": "film-sentiment",
+        "predictor": "adjoint",
+        **results[0].agreements["adjoint"].row(),
+    }
+
+
+def test_study_loads_what_it_has(study: tuple[str, ...], run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("llvlit.study.run_experiment", never)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path(study[-1]).iterdir()}
+    text = run(*study)
+    assert study[-1] in text and "reachability" in text
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path(study[-1]).iterdir()} == before
+    with pytest.raises(AssertionError, match="computed again"):
+        main([*study, "--seed", "1"])  # another experiment, another file
+
+
+def test_study_names_the_result_that_is_cut_short(study: tuple[str, ...], fail, tmp_path: Path) -> None:
+    whole = sorted(Path(study[-1]).iterdir())
+    for path in whole:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    torn = tmp_path / whole[1].name
+    torn.write_bytes(torn.read_bytes()[:-20])
+    message = fail(*study[:-1], tmp_path)
+    assert str(torn) in message and "not a whole result" in message and str(whole[0].name) not in message
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_study_names_the_result_of_another_version(study: tuple[str, ...], fail, tmp_path: Path) -> None:
+    path = sorted(Path(study[-1]).iterdir())[0]
+    other = tmp_path / path.name
+    other.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+    message = fail(*study[:-1], tmp_path)
+    assert str(other) in message and "version" in message
+
+
+def test_study_without_prompts_option_takes_the_profiles_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr("llvlit.study.run_study", lambda *arguments, **options: seen.append((arguments, options)) or [])
+    assert main(["study", "--profile", "paper", "--out", "results", "--seed", "4"]) == 0
+    (((models, tasks, settings, out), options),) = seen
+    assert models == ("gpt2", "gpt2-medium", "gpt2-large") and len(tasks) == 10
+    assert settings == Settings(concept=400, operating=200, evaluation=200, seed=4)
+    assert (out, options) == ("results", {"device": "auto"})
+
+
+# Failures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["gains", "--model", "embedded/smal"], ["Did you mean 'embedded/small'"]),
+        (["gains", "--model", "no-such-hub-id"], ["hub cannot be reached", "embedded/small"]),
+        (["gains", "--task", "tens"], ["Did you mean 'tense'", ".parquet"]),
+        (["gains", *SMALL, "--basis", "krilov"], ["Did you mean 'krylov'"]),
+        (["gains", *SMALL, "--order", "0"], ["order=0", "64"]),
+        (["gains", *SMALL, "--order", "65"], ["order=65", "64"]),
+        (["gains", *SMALL, "--order", "4", "--amplitude", "0"], ["amplitude=0"]),
+        (["gains", *SMALL, "--order", "4", "--amplitude", "-1"], ["amplitude=-1"]),
+        (["gains", *SMALL, "--order", "4", "--amplitude", "nan"], ["amplitude=nan"]),
+        (["gains", "--prompts", "0"], ["at least 1 prompt per class"]),
+        (["gains", "--prompts", "5000"], ["film-sentiment", "1200", "20000"]),
+        (["gains", "--model", "embedded/small", "--device", "cpux"], ["device='cpux'"]),
+        (["study", "--profile", "embeded"], ["Did you mean 'embedded'"]),
+        (["study", "--models", "embedded/smal", "--tasks", "tense"], ["Did you mean 'embedded/small'"]),
+        (["study", "--models", "embedded/small", "--tasks", "hostilty"], ["Did you mean 'hostility'"]),
+        (["study", "--models", "embedded/small", "--prompts", "0"], ["at least 1 prompt per class"]),
+        (["train", "--corpus", "absent", "--out", "run", "--sizes", "smal"], ["Did you mean 'small'"]),
+        (["train", "--corpus", "absent", "--out", "run", "--steps", "0"], ["steps=0"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], messages: list[str], fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = fail(*arguments)
+    assert all(message in line for message in messages), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_result_that_cannot_be_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("old")
+    path = tmp_path / "file" / "llv.safetensors"
+    assert main(["gains", *SMALL, "--order", "2", "--save", str(path)]) == 1
+    out, error = capsys.readouterr()
+    assert "Order 2" in out  # what was computed is shown
+    assert str(path) in error and len(error.splitlines()) == 1
+
+
+def test_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llvlit.tasks.task_names", interrupt)
+    assert main(["tasks"]) == 130
+    assert "finished results are kept" in capsys.readouterr().err
+
+
+def test_train_without_a_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--corpus", str(tmp_path / "absent"), "--out", str(tmp_path / "run")]) == 1
+    assert "aclImdb" in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,157 @@
+"""Directions tell a concept from chance; bases are orthonormal, ordered, and deflate."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import EXACT, PROMPTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from llvlit.bases import BASES, krylov_basis, orthonormal_basis, random_basis, reachability_basis
+from llvlit.concepts import (
+    concept_directions,
+    direction_vectors,
+    mean_difference,
+    random_directions,
+    separation,
+)
+from llvlit.depth import last_token_states
+from llvlit.errors import InputError, NumericalError
+from llvlit.tasks import Prompts
+
+
+def planted_states(n_per_class=60, n_states=3, hidden_size=8, gap=4.0):
+    """Noise of unit variance; classes ``gap`` apart along the first axis at every state but state 0."""
+    generator = torch.Generator().manual_seed(1)
+    states = torch.randn(2 * n_per_class, n_states, hidden_size, generator=generator, dtype=torch.float64)
+    labels = np.repeat([0, 1], n_per_class)
+    states[n_per_class:, 1:, 0] += gap
+    return states, labels
+
+
+def test_mean_difference_is_the_difference_of_class_means(gpt2):
+    directions = concept_directions(gpt2, PROMPTS)
+    states = last_token_states(gpt2, PROMPTS)
+    labels = torch.tensor(PROMPTS.labels)
+    difference = states[labels == 1].mean(0) - states[labels == 0].mean(0)
+    assert torch.allclose(directions.vectors * torch.from_numpy(directions.gaps)[:, None], difference, atol=EXACT)
+    assert torch.allclose(directions.vectors.norm(dim=-1), torch.ones(5, dtype=torch.float64), atol=EXACT)
+
+
+def test_a_state_without_the_concept_borrows_the_next_direction():
+    states, labels = planted_states()
+    directions = mean_difference(states, labels)
+    assert directions.borrowed.tolist() == [True, False, False]
+    assert torch.equal(directions.vectors[0], directions.vectors[1])
+    assert abs(directions.vectors[1][0]) > 0.95
+    assert directions.gaps[1] == pytest.approx(4, abs=0.6)  # three standard errors of the mean
+    assert (directions.gaps > directions.chance_gaps)[1:].all()
+
+
+def test_no_concept_anywhere_is_an_error():
+    states, labels = planted_states(gap=0.0)
+    with pytest.raises(NumericalError, match="permuted labels"):
+        mean_difference(states, labels)
+
+
+def test_one_class_is_an_error(gpt2):
+    with pytest.raises(InputError, match="class 1"):
+        concept_directions(gpt2, Prompts(("a text", "and another"), (0, 0)))
+
+
+def test_separation_is_the_area_under_the_roc_curve():
+    states, labels = planted_states(gap=1.0)
+    vectors = random_directions(3, 8, seed=4)
+    expected = [roc_auc_score(labels, states[:, i] @ vectors[i]) for i in range(3)]
+    assert np.allclose(separation(states, labels, vectors), expected, atol=EXACT)
+
+
+def test_directions_that_do_not_fit_are_errors(gpt2):
+    with pytest.raises(InputError, match="shape"):
+        direction_vectors(torch.ones(3, 24), gpt2)
+    zero = torch.ones(5, 24)
+    zero[2] = 0
+    with pytest.raises(InputError, match=r"directions\[2\]"):
+        direction_vectors(zero, gpt2)
+    zero[2] = float("nan")
+    with pytest.raises(InputError, match=r"directions\[2\]"):
+        direction_vectors(zero, gpt2)
+
+
+@given(st.integers(2, 12), st.integers(1, 12), st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_orthonormal_basis_spans_its_vectors_in_their_order(hidden_size, n_vectors, seed):
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(n_vectors, hidden_size, generator=generator, dtype=torch.float64)
+    basis, rank = orthonormal_basis(vectors, order=hidden_size)
+    assert rank == min(n_vectors, hidden_size)
+    assert torch.allclose(basis.T @ basis, torch.diag((torch.arange(hidden_size) < rank).double()), atol=EXACT)
+    for j in range(rank):  # vector j lies in the span of the first j + 1 columns
+        rest = vectors[j] - basis[:, : j + 1] @ (basis[:, : j + 1].T @ vectors[j])
+        assert rest.norm() < 1e-10 * vectors[j].norm()  # a nearly dependent draw amplifies rounding
+
+
+def test_nearly_dependent_vectors_stay_orthonormal():
+    """One pass of Gram and Schmidt loses orthogonality here; the second repairs it."""
+    tiny = 1e-7
+    vectors = torch.eye(4, dtype=torch.float64)[:1].repeat(4, 1)
+    vectors[1:, 1:] += tiny * torch.eye(3, dtype=torch.float64)
+    basis, rank = orthonormal_basis(vectors, order=4, tolerance=1e-12)
+    assert rank == 4
+    assert torch.allclose(basis.T @ basis, torch.eye(4, dtype=torch.float64), atol=EXACT)
+
+
+def test_krylov_basis_holds_the_powers(generator):
+    matrix = torch.randn(10, 10, generator=generator, dtype=torch.float64) / 3
+    start = torch.randn(10, generator=generator, dtype=torch.float64)
+    basis, rank, images = krylov_basis(lambda q: matrix @ q, start, order=4)
+    assert rank == 4
+    assert torch.allclose(basis.T @ basis, torch.eye(4, dtype=torch.float64), atol=EXACT)
+    assert torch.allclose(images, matrix @ basis, atol=EXACT)
+    power = start
+    for j in range(4):
+        rest = power - basis[:, : j + 1] @ (basis[:, : j + 1].T @ power)
+        assert rest.norm() < 1e-10 * power.norm()
+        power = matrix @ power
+
+
+def test_krylov_basis_deflates_on_an_invariant_space():
+    matrix = torch.diag(torch.tensor([2.0, 2.0, 3.0], dtype=torch.float64))
+    basis, rank, images = krylov_basis(lambda q: matrix @ q, torch.tensor([1.0, 0, 1.0]), order=3)
+    assert rank == 2
+    assert not basis[:, 2].any()
+    assert torch.allclose(images, matrix @ basis, atol=EXACT)
+
+
+def test_reachability_basis_is_newest_first(generator):
+    """Its first k columns span v and the k - 1 newest images: truncation forgets the oldest."""
+    matrices = torch.randn(4, 9, 9, generator=generator, dtype=torch.float64) / 3
+    directions = torch.randn(5, 9, generator=generator, dtype=torch.float64)
+    images = torch.zeros(9, 0, dtype=torch.float64)
+    reached: list[torch.Tensor] = []
+    for layer in range(5):
+        basis, rank = reachability_basis(images, directions[layer], order=4)
+        newest = [directions[layer], *reached]
+        for j in range(rank):
+            rest = newest[j] - basis[:, : j + 1] @ (basis[:, : j + 1].T @ newest[j])
+            assert rest.norm() < 1e-9 * newest[j].norm()  # five products of matrices of condition about 50
+        if layer < 4:
+            images = matrices[layer] @ basis
+            reached = [matrices[layer] @ vector for vector in newest]
+
+
+def test_every_basis_starts_at_the_direction(generator):
+    direction = torch.randn(6, generator=generator, dtype=torch.float64)
+    unit = direction / direction.norm()
+    images = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    starts = {
+        "krylov": krylov_basis(lambda q: q.flip(0), direction, order=3)[0],
+        "reachability": reachability_basis(images, direction, order=3)[0],
+        "random": random_basis(direction, order=3, generator=generator)[0],
+    }
+    assert set(starts) == set(BASES)
+    for basis in starts.values():
+        assert torch.allclose(basis[:, 0], unit, atol=EXACT)

@@ -1,0 +1,178 @@
+"""Minimum-energy inputs are the least-norm solution; the full model confirms what a schedule costs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import EXACT, PROMPTS, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from llvlit.concepts import random_directions
+from llvlit.control import (
+    OUT_OF_REACH,
+    REACHED,
+    energy,
+    minimum_energy,
+    output_shifts,
+    relative_weights,
+    required_energy,
+    schedules,
+    steer,
+)
+from llvlit.depth import depth_system
+from llvlit.errors import InputError, NumericalError
+from llvlit.gains import adjoint_gains
+
+GAINS = arrays(np.float64, 6, elements=st.floats(-3, 3).map(lambda x: x if abs(x) > 1e-3 else 0.5))
+WEIGHTS = arrays(np.float64, 6, elements=st.floats(0.1, 10))
+
+
+@given(GAINS, WEIGHTS, GAINS)
+@settings(max_examples=100, deadline=None)
+def test_no_feasible_input_is_cheaper(gains, weights, other):
+    best = minimum_energy(gains, 2.0, weights=weights)
+    assert gains @ best == pytest.approx(2.0)
+    feasible = best + other - gains * (gains @ other) / (gains @ gains)  # same output
+    assert gains @ feasible == pytest.approx(2.0, abs=1e-9)
+    assert energy(best, weights=weights) <= energy(feasible, weights=weights) * (1 + 1e-9)
+
+
+@given(GAINS, WEIGHTS)
+@settings(max_examples=50, deadline=None)
+def test_minimum_energy_is_the_least_norm_solution(gains, weights):
+    """Oracle: least squares in the coordinates W^{1/2} u."""
+    root = np.sqrt(weights)
+    scaled = np.linalg.lstsq((gains / root)[None], np.array([1.5]), rcond=None)[0]
+    assert np.allclose(minimum_energy(gains, 1.5, weights=weights), scaled / root, rtol=1e-9)
+
+
+def test_schedules_have_unit_energy_and_the_optimal_one_the_largest_output():
+    gains = np.array([0.3, -1.0, 2.0, 0.5])
+    weights = np.array([1.0, 4.0, 0.5, 2.0])
+    shapes = schedules(gains, weights=weights, seed=3)
+    assert {"optimal", "uniform", "last layer", "random layer", "random", "layer 0", "layer 3"} <= set(shapes)
+    for shape in shapes.values():
+        assert energy(shape, weights=weights) == pytest.approx(1)
+        assert abs(gains @ shape) <= gains @ shapes["optimal"] + EXACT
+    assert np.array_equal(shapes["random"], schedules(gains, weights=weights, seed=3)["random"])
+    assert not np.array_equal(shapes["random"], schedules(gains, weights=weights, seed=4)["random"])
+
+
+def test_required_energy_on_an_affine_network_is_the_closed_form():
+    """Every layer is x + b there, so the gain is v_L . v_l and the scale target / (h . u)."""
+    model = tiny_model("gpt2", seed=9)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.ln_1.weight.zero_()
+            layer.ln_2.weight.zero_()
+    vectors = random_directions(5, 24, seed=3)
+    gains = (vectors[:-1] @ vectors[-1]).numpy()
+    for shape in (gains, -gains, np.array([0, 0, 0, 1.0])):
+        result = required_energy(model, PROMPTS, vectors, shape, -2.0, relative_tolerance=1e-6)
+        assert result.status == REACHED
+        assert np.allclose(result.scale, -2.0 / (gains @ shape), rtol=1e-5)
+        assert np.allclose(result.energy, (2.0 / (gains @ shape)) ** 2 * (shape @ shape), rtol=1e-5)
+        assert np.allclose(result.reached, -2.0, rtol=1e-5)
+
+
+def test_required_energy_is_verified_by_hooks_on_the_full_model(gpt2):
+    vectors = random_directions(5, 24, seed=5)
+    gains = adjoint_gains(gpt2, PROMPTS, vectors).mean
+    shape = schedules(gains)["optimal"]
+    result = required_energy(gpt2, PROMPTS, vectors, shape, 0.5)
+    assert result.status == REACHED and result.n_out_of_reach == 0
+    for number, text in enumerate(PROMPTS.texts):
+        tokens = torch.tensor([gpt2.tokenizer(text)["input_ids"]])
+        outputs = []
+        for scale in (0.0, result.scale[number]):
+            kept = []
+            handle = gpt2.layers[-1].register_forward_hook(lambda _m, _a, out, kept=kept: kept.append(out[0, -1]))
+            with torch.no_grad(), steer(gpt2, vectors, scale * shape):
+                gpt2.module(tokens)
+            handle.remove()
+            outputs.append(float(kept[0] @ vectors[-1]))
+        shift = outputs[1] - outputs[0]
+        assert shift == pytest.approx(result.reached[number], rel=1e-9)
+        assert shift >= 0.5 and shift == pytest.approx(0.5, rel=0.02)  # bracket of 1e-3 on a smooth curve
+
+
+def test_a_target_out_of_reach_is_a_status(gpt2):
+    """The final norm bounds the state, and with it the output."""
+    vectors = random_directions(5, 24, seed=5)
+    result = required_energy(gpt2, PROMPTS, vectors, np.ones(4), 1e6, final_norm=True)
+    assert result.status == OUT_OF_REACH and result.n_out_of_reach == len(PROMPTS)
+    assert np.isinf(result.energy).all() and np.isnan(result.scale).all()
+    assert "Lower the target" in result.help
+
+
+def test_relative_weights_are_inverse_squared_norms(gpt2):
+    system = depth_system(gpt2, PROMPTS)
+    expected = 1 / system.states[:, :4].norm(dim=-1).pow(2).mean(0).numpy()
+    assert np.allclose(relative_weights(system.states), expected, rtol=1e-12)
+
+
+def test_steering_equals_propagation_and_ends_with_the_block(gpt2):
+    vectors = random_directions(5, 24, seed=6)
+    inputs = np.array([0.5, 0.0, -1.0, 2.0])
+    text = PROMPTS.texts[0]
+    tokens = torch.tensor([gpt2.tokenizer(text)["input_ids"]])
+    before = gpt2.module(tokens).logits
+    with pytest.raises(KeyError), steer(gpt2, vectors, inputs):
+        steered = gpt2.module(tokens, output_hidden_states=False).logits
+        raise KeyError
+    assert torch.equal(before, gpt2.module(tokens).logits)
+    system = depth_system(gpt2, PROMPTS.select([0]), final_norm=True)
+    shift = output_shifts(system, vectors, inputs[None, None])
+    state = system.propagate(system.states[:, :1], inputs=torch.from_numpy(inputs)[:, None] * vectors[:-1])
+    assert torch.allclose(gpt2.module.lm_head(state)[0, 0], steered[0, -1], atol=1e-10)
+    assert torch.allclose(before[0, :-1], steered[0, :-1], atol=EXACT)  # earlier tokens never saw the push
+    assert shift.shape == (1, 1)
+
+
+def test_steering_acts_on_every_token_that_is_generated(gpt2):
+    vectors = random_directions(5, 24, seed=6)
+    tokens = torch.tensor([gpt2.tokenizer("the film")["input_ids"]])
+    options = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones_like(tokens),
+    }
+    inputs = np.array([0.0, 0.0, 0.0, 30.0])
+    plain = gpt2.module.generate(tokens, **options)
+    with steer(gpt2, vectors, inputs):
+        steered = gpt2.module.generate(tokens, **options)
+    expected = tokens
+    for _ in range(6):
+        with steer(gpt2, vectors, inputs), torch.no_grad():
+            following = gpt2.module(expected, use_cache=False).logits[:, -1].argmax(-1)
+        expected = torch.cat([expected, following[:, None]], dim=1)
+        if following.item() == 0:
+            break
+    assert steered[0, : expected.shape[1]].tolist()[:9] == expected[0].tolist()[:9]
+    assert steered.tolist() != plain.tolist()
+    assert gpt2.module.generate(tokens, **options).tolist() == plain.tolist()
+
+
+@pytest.mark.parametrize("target", [float("nan"), float("inf")])
+def test_bad_targets_are_errors(gpt2, target):
+    with pytest.raises(InputError, match="target"):
+        minimum_energy(np.ones(3), target)
+    with pytest.raises(InputError, match="target"):
+        required_energy(gpt2, PROMPTS, random_directions(5, 24), np.ones(4), target)
+
+
+def test_other_bad_input_is_named(gpt2):
+    with pytest.raises(InputError, match="target=0"):
+        required_energy(gpt2, PROMPTS, random_directions(5, 24), np.ones(4), 0.0)
+    with pytest.raises(InputError, match="shape"):
+        required_energy(gpt2, PROMPTS, random_directions(5, 24), np.zeros(4), 1.0)
+    with pytest.raises(NumericalError, match="zero"):
+        minimum_energy(np.zeros(3), 1.0)
+    with pytest.raises(InputError, match="weights"):
+        minimum_energy(np.ones(3), 1.0, weights=np.array([1.0, 0.0, 1.0]))
+    with pytest.raises(InputError, match="inputs"), steer(gpt2, random_directions(5, 24), np.ones(3)):
+        pass

@@ -1,0 +1,230 @@
+"""Freezing the context is exact, for every architecture; derivatives are right; memory is that of one layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ARCHITECTURES, EXACT, PROMPTS, REFUSED, SOFTMAX32, tiny_model
+
+from llvlit.depth import depth_system, last_token_states, propagate_beside, sweep
+from llvlit.errors import InputError, ModelError, NumericalError
+from llvlit.models import LanguageModel
+from llvlit.prompting import tokenize
+from llvlit.replay import first_output
+from llvlit.tasks import Prompts
+
+
+def hooked_forward(model: LanguageModel, text: str, inputs: torch.Tensor) -> torch.Tensor:
+    """Oracle: the plain model on one prompt, inputs (n_layers, H) added to the last token before each layer."""
+    states = []
+
+    def before(layer):
+        def hook(_module, args):
+            hidden = args[0].clone()
+            hidden[:, -1] += inputs[layer]
+            return (hidden, *args[1:])
+
+        return hook
+
+    def after(_module, _args, output):
+        states.append(first_output(output)[0, -1].clone())
+
+    handles = [m.register_forward_pre_hook(before(i)) for i, m in enumerate(model.layers)]
+    handles += [m.register_forward_hook(after) for m in model.layers]
+    tokens = torch.tensor([model.tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        model.module(tokens)
+    for handle in handles:
+        handle.remove()
+    return torch.stack(states)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_frozen_context_equals_the_hooked_full_forward(model_type, generator):
+    model = tiny_model(model_type)
+    tolerance = EXACT if model_type == "gpt2" else SOFTMAX32
+    inputs = torch.randn(model.n_layers, model.hidden_size, generator=generator, dtype=torch.float64)
+    system = depth_system(model, PROMPTS)
+    first = system.states[:, :1]
+    quiet = torch.zeros_like(inputs)
+    for number, text in enumerate(PROMPTS.texts):
+        expected = hooked_forward(model, text, quiet)
+        scale = expected.abs().max().item()
+        assert (system.states[number, 1:] - expected).abs().max() < tolerance * scale
+    for start in range(model.n_layers):
+        late = torch.where(torch.arange(model.n_layers)[:, None] < start, 0.0, inputs)
+        moved = system.propagate(system.states[:, start : start + 1], start, inputs=late)
+        for number, text in enumerate(PROMPTS.texts):
+            expected = hooked_forward(model, text, late)[-1]
+            assert (moved[number, 0] - expected).abs().max() < tolerance * expected.abs().max()
+            assert (expected - system.states[number, -1]).abs().max() > 0.1  # the input does something
+    assert first.shape == (len(PROMPTS), 1, model.hidden_size)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_candidates_do_not_see_each_other(model_type, generator):
+    model = tiny_model(model_type)
+    system = depth_system(model, PROMPTS)
+    many = system.states[:, 1:2] + torch.randn(len(PROMPTS), 9, 24, generator=generator, dtype=torch.float64)
+    together = system.step(1, many)
+    alone = torch.cat([system.step(1, many[:, [i]]) for i in range(9)], dim=1)
+    tolerance = EXACT if model_type == "gpt2" else SOFTMAX32
+    assert (together - alone).abs().max() < tolerance * alone.abs().max()
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_candidates_behind_the_tokens_move_as_in_the_replay(model_type, generator):
+    model = tiny_model(model_type)
+    tokenized = tokenize(model, PROMPTS, max_tokens=64)
+    pushes = torch.randn(model.n_layers, 24, generator=generator, dtype=torch.float64)
+    beside = propagate_beside(model, tokenized, lambda layer, states: (states + pushes[layer])[:, None])
+    system = depth_system(model, PROMPTS)
+    tolerance = EXACT if model_type == "gpt2" else SOFTMAX32
+    for layer in range(model.n_layers):
+        alone = system.propagate(system.states[:, [layer]] + pushes[layer], layer)
+        assert (beside[:, [layer]] - alone).abs().max() < 10 * tolerance * alone.abs().max()
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_architectures_that_mask_on_their_own_are_refused_by_name(model_type):
+    model = tiny_model(model_type)
+    with pytest.raises(ModelError, match=type(model.module).__name__):
+        depth_system(model, PROMPTS)
+
+
+def test_refusal_leaves_the_model_as_it_was():
+    model = tiny_model("bloom")
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    before = model.module(tokens).logits
+    with pytest.raises(ModelError):
+        depth_system(model, PROMPTS)
+    assert torch.equal(before, model.module(tokens).logits)
+
+
+def test_a_prompts_numbers_do_not_depend_on_its_batch(gpt2):
+    together = last_token_states(gpt2, PROMPTS)
+    for number, text in enumerate(PROMPTS.texts):
+        alone = last_token_states(gpt2, Prompts((text,), (0,)))
+        assert (alone[0] - together[number]).abs().max() < EXACT * together.abs().max()
+
+
+def test_jvp_is_second_order_limit_of_central_differences(gpt2, generator):
+    """log error against log step has slope 2 until rounding takes over."""
+    system = depth_system(gpt2, PROMPTS)
+    tangent = torch.randn(len(PROMPTS), 3, 24, generator=generator, dtype=torch.float64)
+    exact = system.jvp(2, tangent)
+    steps = np.array([1e-2, 5e-3, 2.5e-3, 1.25e-3])
+    point = system.states[:, 2:3]
+    errors = [
+        ((system.step(2, point + h * tangent) - system.step(2, point - h * tangent)) / (2 * h) - exact).norm().item()
+        for h in steps
+    ]
+    slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert abs(slope - 2) < 0.05
+    assert (system.jvp(2, tangent, method="central") - exact).norm() < 1e-4 * exact.norm()
+
+
+def test_taylor_remainder_is_of_second_order(gpt2, generator):
+    system = depth_system(gpt2, PROMPTS)
+    tangent = torch.randn(len(PROMPTS), 1, 24, generator=generator, dtype=torch.float64)
+    point, exact = system.states[:, 1:2], system.jvp(1, tangent)
+    steps = np.array([1e-2, 5e-3, 2.5e-3])
+    remainders = [
+        (system.step(1, point + h * tangent) - system.states[:, 2:3] - h * exact).norm().item() for h in steps
+    ]
+    assert abs(np.polyfit(np.log(steps), np.log(remainders), 1)[0] - 2) < 0.05
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gemma3_text"])
+def test_vjp_is_the_transpose_and_the_jacobian_holds_both(model_type, generator):
+    system = depth_system(tiny_model(model_type), PROMPTS)
+    tangent, cotangent = torch.randn(2, len(PROMPTS), 4, 24, generator=generator, dtype=torch.float64)
+    forward = (cotangent * system.jvp(1, tangent)).sum(-1)
+    backward = (system.vjp(1, cotangent) * tangent).sum(-1)
+    assert (forward - backward).abs().max() < SOFTMAX32 * forward.abs().max()
+    dense = torch.einsum("nij,nkj->nki", system.jacobian(1), tangent)
+    assert (dense - system.jvp(1, tangent)).abs().max() < SOFTMAX32 * dense.abs().max()
+
+
+def test_final_norm_is_part_of_the_last_step(gpt2):
+    system = depth_system(gpt2, PROMPTS, final_norm=True)
+    plain = depth_system(gpt2, PROMPTS)
+    expected = gpt2.module.transformer.ln_f(plain.states[:, -1])
+    assert torch.allclose(system.states[:, -1], expected, atol=EXACT)
+    assert torch.allclose(system.step(3, plain.states[:, 3:4])[:, 0], expected, atol=EXACT)
+
+
+def test_a_sweep_holds_one_layer_at_a_time(gpt2):
+    import gc
+    import weakref
+
+    contexts = []
+    for layer in sweep(gpt2, PROMPTS):
+        contexts.append(weakref.ref(layer.batches[0].context))
+        del layer
+        gc.collect()
+        assert sum(ref() is not None for ref in contexts) <= 2
+
+
+def test_the_model_is_bit_equal_before_and_after(gpt2):
+    tokens = torch.tensor([gpt2.tokenizer(PROMPTS.texts[0])["input_ids"]])
+    before = gpt2.module(tokens).logits
+    depth_system(gpt2, PROMPTS).jvp(0, torch.ones(len(PROMPTS), 1, 24, dtype=torch.float64))
+    assert torch.equal(before, gpt2.module(tokens).logits)
+    assert all("forward" not in layer.__dict__ for layer in gpt2.layers)
+
+
+def test_long_prompts_are_cut_on_the_left_and_counted(gpt2):
+    long = Prompts(("x" * 100 + " the end", "short one"), (0, 1))
+    system = depth_system(gpt2, long, max_tokens=8)
+    assert system.n_cut == 2
+    end = depth_system(gpt2, Prompts((" the end",), (0,)))
+    assert torch.allclose(system.states[0], end.states[0], atol=EXACT)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 129])
+def test_max_tokens_outside_the_context_is_an_error(gpt2, max_tokens):
+    with pytest.raises(InputError, match="max_tokens"):
+        depth_system(gpt2, PROMPTS, max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("text", ["", "a"])
+def test_a_prompt_without_context_is_an_error(gpt2, text):
+    with pytest.raises(InputError, match=r"texts\[1\]"):
+        tokenize(gpt2, Prompts(("fine text", text), (0, 1)), max_tokens=16)
+
+
+def test_a_nan_is_reported_with_its_layer():
+    model = tiny_model("gpt2", seed=3)
+    with torch.no_grad():
+        model.layers[2].mlp.c_proj.bias[0] = float("nan")
+    with pytest.raises(NumericalError, match="layer 2"):
+        depth_system(model, PROMPTS)
+
+
+def test_wrong_shapes_and_layers_name_the_argument(gpt2):
+    system = depth_system(gpt2, PROMPTS)
+    with pytest.raises(InputError, match="candidates"):
+        system.step(0, torch.zeros(len(PROMPTS), 24, dtype=torch.float64))
+    with pytest.raises(InputError, match="layer=4"):
+        system.step(4, system.states[:, :1])
+    with pytest.raises(InputError, match="stop=9"):
+        system.propagate(system.states[:, :1], 0, 9)
+    with pytest.raises(InputError, match="method"):
+        system.jvp(0, system.states[:, :1], method="magic")
+
+
+def test_a_replay_that_is_wrong_is_caught(gpt2):
+    """A layer that counts its tokens cannot be replayed; the check must see it."""
+    model = tiny_model("gpt2", seed=5)
+    layer = model.layers[1]
+    handle = layer.register_forward_hook(lambda _m, args, out: out + args[0].shape[1])
+    try:
+        with pytest.raises(ModelError, match="layer 1"):
+            depth_system(model, PROMPTS)
+    finally:
+        handle.remove()
+    assert replace(model).n_layers == 4

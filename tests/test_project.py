@@ -1,0 +1,132 @@
+"""The project's own files agree with each other: ranges, versions, citation, workflows, contents, figures."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from llvlit.pages import read_notebook, read_pages
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CONDA_NAMES = {"pytorch": "torch"}
+
+
+def ranges(lines) -> dict[str, str]:
+    """Name and version range of each requirement."""
+    parsed = [Requirement(line) for line in lines]
+    names = [CONDA_NAMES.get(requirement.name, requirement.name) for requirement in parsed]
+    return {
+        canonicalize_name(name): str(requirement.specifier) for name, requirement in zip(names, parsed, strict=True)
+    }
+
+
+def requirements() -> dict[str, str]:
+    extras = PROJECT["optional-dependencies"]
+    return ranges(PROJECT["dependencies"] + extras["book"] + extras["test"])
+
+
+def schema_check(schema: str, *paths: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, paths)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_environment_names_the_ranges_of_the_project():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+    from_pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
+    from_conda = [entry for entry in listed if isinstance(entry, str) and entry != "pip"]
+    found = ranges([*from_conda, *(line for line in from_pip if not line.startswith("-e"))])
+    assert found.pop("python") == PROJECT["requires-python"]
+    assert found == requirements()
+
+
+def test_constraints_pin_every_requirement_within_its_range():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {}
+    for line in lines:
+        if line and not line.startswith("#"):
+            found = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)(?: *;.*)?", line)
+            assert found, f"not an exact version that installs everywhere: {line}"
+            pins[canonicalize_name(found[1])] = found[2]
+    assert pins["torch"] == "2.13.0"
+    for name, specifier in requirements().items():
+        assert name in pins, name
+        assert Requirement(f"{name}{specifier}").specifier.contains(pins[name], prereleases=True), name
+
+
+def test_citation_is_valid_and_of_this_version():
+    done = schema_check("vendor.citation-file-format", ROOT / "CITATION.cff")
+    assert done.returncode == 0, done.stdout + done.stderr
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_workflows_follow_the_schema():
+    paths = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    assert [path.name for path in paths] == ["book.yml", "ci.yml"]
+    done = schema_check("vendor.github-workflows", *paths)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("actionlint") is None, reason="actionlint is not installed; CI runs it")
+def test_workflows_pass_actionlint():
+    done = subprocess.run(["actionlint"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_self_hosted_runner_never_sees_a_pull_request():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "book.yml").read_text(encoding="utf-8"))
+    assert workflow["permissions"] == {"contents": "read"}
+    assert "pull_request" not in workflow[True]  # YAML reads the key `on` as true
+
+
+def test_ci_script_can_be_run():
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_every_page_is_in_the_contents():
+    listed = {page.name for page in read_pages(ROOT)}
+    assert listed == {f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")}
+
+
+def chapters():
+    return [page for page in read_pages(ROOT) if page.is_chapter] if (ROOT / "_toc.yml").is_file() else []
+
+
+def figure_calls(source: str):
+    """Calls of ``figures.show`` in a cell."""
+    lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
+    for node in ast.walk(ast.parse("\n".join(lines))):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"figures.show", "show"}:
+            yield {word.arg: word.value for word in node.keywords}
+
+
+def test_every_figure_has_alt_text_caption_and_a_name_of_its_own():
+    names = []
+    for page in chapters():
+        for cell in read_notebook(page).cells:
+            if cell.cell_type != "code":
+                continue
+            assert "plt.show(" not in cell.source, f"{page.source}: show figures with figures.show"
+            for words in figure_calls(cell.source):
+                place = f"{page.source}: {ast.unparse(words['name']) if 'name' in words else cell.source}"
+                assert {"name", "alt", "caption"} <= set(words), place
+                for key in ("alt", "caption"):
+                    if isinstance(words[key], ast.Constant):
+                        assert len(words[key].value) > 30, f"{place}: {key} says too little"
+                names.append(ast.literal_eval(words["name"]))
+    assert all(name.startswith("fig-") for name in names), names
+    assert len(names) == len(set(names)), "two figures share a name"

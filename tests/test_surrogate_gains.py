@@ -1,0 +1,250 @@
+"""The surrogate is the projected mean chain; gains agree with their oracles, in value and in order."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import EXACT, PROMPTS, tiny_model
+from scipy.stats import pearsonr, spearmanr
+
+from llvlit.bases import BASES
+from llvlit.concepts import random_directions
+from llvlit.depth import depth_system
+from llvlit.errors import FileError, InputError
+from llvlit.gains import Gains, adjoint_gains, agreement, measured_gains
+from llvlit.surrogate import LLV, identify
+from llvlit.tasks import Prompts
+
+FLOAT32 = 2e-6
+"""Single prompts' operators are stored in float32."""
+
+
+@pytest.fixture(scope="module")
+def directions():
+    return random_directions(5, 24, seed=2)
+
+
+@pytest.fixture(scope="module")
+def jacobians(gpt2):
+    """(n_prompts, n_layers, H, H)"""
+    system = depth_system(gpt2, PROMPTS)
+    return torch.stack([system.jacobian(layer) for layer in range(4)], dim=1)
+
+
+def chain_gains(matrices: torch.Tensor, directions: torch.Tensor) -> np.ndarray:
+    """Oracle: c^T A_{L-1} ... A_l v_l, each product formed on its own."""
+    gains = []
+    for layer in range(len(matrices)):
+        vector = directions[layer]
+        for matrix in matrices[layer:]:
+            vector = matrix @ vector
+        gains.append(float(directions[-1] @ vector))
+    return np.array(gains)
+
+
+@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("order", [1, 3, 7])
+def test_operators_are_the_projected_mean_jacobians(gpt2, directions, jacobians, basis, order):
+    llv = identify(gpt2, PROMPTS, directions, order=order, basis=basis)
+    mean = jacobians.mean(0).numpy()
+    for layer in range(4):
+        P, P_next = llv.bases[layer], llv.bases[layer + 1]
+        assert np.allclose(llv.A[layer], P_next.T @ mean[layer] @ P, atol=EXACT)
+        assert np.allclose(llv.B[layer], P_next.T @ mean[layer] @ directions[layer].numpy(), atol=EXACT)
+        for number in range(len(PROMPTS)):
+            own = P_next.T @ jacobians[number, layer].numpy() @ P
+            assert np.allclose(llv.per_prompt[number, layer], own, atol=FLOAT32 * np.abs(own).max())
+    assert np.allclose(llv.C, llv.bases[-1].T @ directions[-1].numpy(), atol=EXACT)
+
+
+@pytest.mark.parametrize("basis", BASES)
+def test_full_order_is_the_full_chain(gpt2, directions, jacobians, basis):
+    llv = identify(gpt2, PROMPTS, directions, order=24, basis=basis)
+    assert np.allclose(llv.gains(), chain_gains(jacobians.mean(0), directions), rtol=1e-9)
+    if basis == "reachability":  # spans what the mean chain reaches, and one prompt's chain leaves it
+        return
+    each = np.stack([chain_gains(one, directions) for one in jacobians])
+    assert np.allclose(llv.per_prompt_gains(), each, rtol=1e-4, atol=1e-5)  # float32 storage, four products
+
+
+def test_reachability_is_exact_on_the_mean_chain_once_the_order_exceeds_the_horizon(gpt2, directions, jacobians):
+    expected = chain_gains(jacobians.mean(0), directions)
+    assert np.allclose(identify(gpt2, PROMPTS, directions, order=5, basis="reachability").gains(), expected, rtol=1e-9)
+    short = identify(gpt2, PROMPTS, directions, order=2, basis="reachability").gains()
+    krylov = identify(gpt2, PROMPTS, directions, order=5, basis="krylov").gains()
+    assert not np.allclose(short, expected, rtol=1e-3)
+    assert not np.allclose(krylov, expected, rtol=1e-3)
+
+
+def test_krylov_holds_the_powers_of_the_mean_jacobian(gpt2, directions, jacobians):
+    llv = identify(gpt2, PROMPTS, directions, order=4)
+    mean = jacobians.mean(0)[1]
+    power = directions[1]
+    P = torch.from_numpy(llv.bases[1])
+    for _ in range(4):
+        assert (power - P @ (P.T @ power)).norm() < 1e-9 * power.norm()
+        power = mean @ power
+
+
+def test_adjoint_gains_are_the_chain_of_each_prompts_jacobians(gpt2, directions, jacobians):
+    expected = np.stack([chain_gains(one, directions) for one in jacobians])
+    assert np.allclose(
+        adjoint_gains(gpt2, PROMPTS, directions).per_prompt, expected, atol=1e-10 * np.abs(expected).max()
+    )
+
+
+def test_measured_gains_tend_to_adjoint_gains_with_second_order(gpt2, directions):
+    exact = adjoint_gains(gpt2, PROMPTS, directions).per_prompt
+    amplitudes = np.array([4e-2, 2e-2, 1e-2])
+    errors = [
+        np.linalg.norm(measured_gains(gpt2, PROMPTS, directions, amplitude=a).per_prompt - exact) for a in amplitudes
+    ]
+    assert abs(np.polyfit(np.log(amplitudes), np.log(errors), 1)[0] - 2) < 0.1
+
+
+def test_measured_gains_equal_brute_force_with_hooks(gpt2, directions):
+    gains = measured_gains(gpt2, PROMPTS, directions, amplitude=0.1)
+    for number, text in enumerate(PROMPTS.texts):
+        tokens = torch.tensor([gpt2.tokenizer(text)["input_ids"]])
+        for layer in range(4):
+            outputs = []
+            for sign in (1, -1):
+
+                def push(_module, args, layer=layer, sign=sign):
+                    hidden = args[0].clone()
+                    hidden[:, -1] += sign * 0.1 * directions[layer]
+                    return (hidden, *args[1:])
+
+                kept = []
+                handles = [
+                    gpt2.layers[layer].register_forward_pre_hook(push),
+                    gpt2.layers[-1].register_forward_hook(lambda _m, _a, out, kept=kept: kept.append(out[0, -1])),
+                ]
+                with torch.no_grad():
+                    gpt2.module(tokens)
+                for handle in handles:
+                    handle.remove()
+                outputs.append(float(kept[0] @ directions[-1]))
+            assert gains.per_prompt[number, layer] == pytest.approx((outputs[0] - outputs[1]) / 0.2, rel=1e-9)
+
+
+def test_an_affine_network_is_reproduced_exactly():
+    """Layer norms of weight zero leave constants: every layer is x + b, its Jacobian the identity."""
+    model = tiny_model("gpt2", seed=9)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.ln_1.weight.zero_()
+            layer.ln_2.weight.zero_()
+    vectors = random_directions(5, 24, seed=3)
+    expected = (vectors[:-1] @ vectors[-1]).numpy()
+    system = depth_system(model, PROMPTS)
+    assert torch.allclose(system.jacobian(2), torch.eye(24, dtype=torch.float64).expand(6, -1, -1), atol=EXACT)
+    for gains in (
+        adjoint_gains(model, PROMPTS, vectors).per_prompt,
+        measured_gains(model, PROMPTS, vectors, amplitude=3.0).per_prompt,
+    ):
+        assert np.allclose(gains, expected, atol=1e-11)  # outputs of size 30, divided by twice the amplitude
+    krylov = identify(model, PROMPTS, vectors, order=4)
+    assert krylov.orders[:4].tolist() == [1, 1, 1, 1]  # A v = v: the Krylov space is a line
+
+
+def test_simulation_superposes_the_markov_parameters(gpt2, directions, generator):
+    llv = identify(gpt2, PROMPTS, directions, order=3, basis="reachability")
+    inputs = torch.randn(5, 4, generator=generator, dtype=torch.float64).numpy()
+    trajectory = llv.simulate(inputs)
+    assert np.allclose(trajectory.output, inputs @ llv.gains(), atol=EXACT)
+    state = np.zeros(3)
+    for layer in range(4):
+        state = llv.A[layer] @ state + llv.B[layer] * inputs[2, layer]
+        assert np.allclose(trajectory.states[2, layer + 1], state, atol=EXACT)
+
+
+def test_central_differences_give_nearly_the_same_surrogate(gpt2, directions):
+    exact = identify(gpt2, PROMPTS, directions, order=4, basis="reachability")
+    central = identify(gpt2, PROMPTS, directions, order=4, basis="reachability", jacobian="central")
+    assert np.allclose(exact.gains(), central.gains(), rtol=1e-3)
+    assert not np.array_equal(exact.gains(), central.gains())
+
+
+def test_agreement_is_scipys_and_sees_a_wrong_scale(generator):
+    measured = Gains(np.random.default_rng(0).normal(size=(40, 8)) + np.arange(8), "measured", 0.1)
+    predicted = 2 * measured.mean
+    result = agreement(predicted, measured)
+    assert result.spearman == pytest.approx(spearmanr(predicted, measured.mean).statistic)
+    assert result.pearson == pytest.approx(pearsonr(predicted, measured.mean).statistic)
+    assert result.relative_error == pytest.approx(1)
+    for name, value in result.row().items():
+        low, high = result.intervals[name]
+        assert low <= value + 1e-9 and low <= high
+    assert np.isnan(agreement(np.ones(8), measured).pearson)
+    low, high = measured.interval()
+    assert (low < measured.mean).all() and (measured.mean < high).all()
+
+
+def test_results_survive_saving_and_broken_files_do_not_load(gpt2, directions, tmp_path):
+    llv = identify(gpt2, PROMPTS, directions, order=3)
+    llv.save(tmp_path / "llv.safetensors")
+    again = LLV.load(tmp_path / "llv.safetensors")
+    assert np.array_equal(llv.A, again.A) and np.array_equal(llv.per_prompt, again.per_prompt)
+    assert again.metadata == llv.metadata and again.metadata["model_fingerprint"] == gpt2.fingerprint
+    gains = adjoint_gains(gpt2, PROMPTS, directions)
+    gains.save(tmp_path / "gains.safetensors")
+    assert np.array_equal(Gains.load(tmp_path / "gains.safetensors").per_prompt, gains.per_prompt)
+    with pytest.raises(FileError, match="gains"):
+        LLV.load(tmp_path / "gains.safetensors")
+    whole = (tmp_path / "llv.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(FileError, match="whole"):
+        LLV.load(tmp_path / "cut.safetensors")
+    (tmp_path / "old.safetensors").write_bytes(whole.replace(b'\\"format\\": 1', b'\\"format\\": 7'))
+    with pytest.raises(FileError, match="format 7"):
+        LLV.load(tmp_path / "old.safetensors")
+    with pytest.raises(FileError, match="no file"):
+        LLV.load(tmp_path / "absent.safetensors")
+
+
+def test_a_failed_save_keeps_the_old_file(gpt2, directions, tmp_path, monkeypatch):
+    path = tmp_path / "gains.safetensors"
+    gains = adjoint_gains(gpt2, PROMPTS, directions)
+    gains.save(path)
+    before = path.read_bytes()
+
+    def full_disk(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    monkeypatch.setattr("pathlib.Path.replace", full_disk)
+    with pytest.raises(FileError, match="No space"):
+        gains.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"order": 0}, "order=0"),
+        ({"order": 25}, "order=25"),
+        ({"basis": "krilov"}, "'krylov'"),
+        ({"jacobian": "jpv"}, "'jvp'"),
+        ({"output": np.zeros(24)}, "output"),
+    ],
+)
+def test_bad_settings_of_identify_are_named(gpt2, directions, options, named):
+    with pytest.raises(InputError, match=named):
+        identify(gpt2, PROMPTS, directions, **{"order": 3, **options})
+
+
+@pytest.mark.parametrize("amplitude", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_amplitudes_are_errors(gpt2, directions, amplitude):
+    with pytest.raises(InputError, match="amplitude"):
+        measured_gains(gpt2, PROMPTS, directions, amplitude=amplitude)
+
+
+def test_gains_do_not_depend_on_the_batch(gpt2, directions):
+    together = measured_gains(gpt2, PROMPTS, directions)
+    alone = measured_gains(gpt2, Prompts(PROMPTS.texts[2:3], (1,)), directions)
+    assert np.allclose(together.per_prompt[2], alone.per_prompt[0], rtol=1e-9)

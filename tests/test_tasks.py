@@ -1,0 +1,508 @@
+"""Tasks: embedded grammars without shortcuts, splits without leaks, errors that explain themselves."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold, cross_val_score
+
+from llvlit import hub_tasks
+from llvlit.errors import InputError
+from llvlit.grammars import EMBEDDED_TASKS, generate, load_grammar, normalized
+from llvlit.hub_tasks import HUB_TASKS, HubTask, examples_from_rows
+from llvlit.tasks import Prompts, Splits, Task, length_auc, load_task, task_names
+
+LENGTH_AUC = 0.53  # chance is 0.5 with a standard error of 0.012 at 1,200 per class
+FUNCTION_WORD_ACCURACY = 0.60
+SINGLE_WORD_ACCURACY = 0.62
+FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        a an the this that these those it its i me my mine you your yours yourself he him his she her hers
+        we us our they them their who whom whose which what of in on at by for with from to into out over
+        under about after before during through between without around near off up down away back than as if
+        when while because since until though although and or but nor so yet not never no none nobody
+        nothing anyone anybody everybody everyone someone anything everything something hardly barely rarely
+        often always far is was are were be been being am do does did done has have had having will would
+        can could shall should may might must very too really at all any some many much more most every each
+        both other another only just even ever again once here there how then now one two
+        """,
+    )
+)
+
+embedded = pytest.mark.parametrize("name", EMBEDDED_TASKS)
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z']+", text.lower())
+
+
+@cache
+def word_counts(name: str) -> tuple[np.ndarray, list[str], np.ndarray, np.ndarray]:
+    """Counts (n_prompts, n_words), the words, labels, and groups of an embedded task."""
+    task = load_task(name)
+    counters = [Counter(words_of(text)) for text in task.texts]
+    vocabulary = sorted(set().union(*counters))
+    counts = np.array([[counter[word] for word in vocabulary] for counter in counters])
+    return counts, vocabulary, np.array(task.labels), np.array(task.groups)
+
+
+def grouped_accuracy(features: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> float:
+    model = LogisticRegression(max_iter=1000)
+    return float(cross_val_score(model, features, labels, groups=groups, cv=GroupKFold(4)).mean())
+
+
+def toy_task(n_groups: int = 30) -> Task:
+    """Twins ``plus i`` and ``minus i``."""
+    texts = [f"{word} {i}" for i in range(n_groups) for word in ("minus", "plus")]
+    groups = tuple(i for i in range(n_groups) for _ in (0, 1))
+    return Task("toy", "", ("minus", "plus"), tuple(texts), (0, 1) * n_groups, groups=groups)
+
+
+def parts_of(splits: Splits) -> tuple[Prompts, Prompts, Prompts]:
+    return splits.concept, splits.operating, splits.evaluation
+
+
+# Prompts
+
+
+def test_prompts_accept_any_sequences() -> None:
+    prompts = Prompts(["good", "", "bad"], np.array([1, 1, 0]))
+    assert prompts.texts == ("good", "", "bad")
+    assert prompts.labels == (1, 1, 0)
+    assert all(type(label) is int for label in prompts.labels)
+    assert len(prompts) == 3
+    assert prompts.positive.tolist() == [True, True, False]
+    assert prompts.negative.tolist() == [False, False, True]
+    assert Prompts(iter(["x"]), [True]) == Prompts(("x",), (1,))
+
+
+def test_prompts_select() -> None:
+    prompts = Prompts(list("abcd"), [0, 1, 0, 1])
+    assert prompts.select([3, 0]) == Prompts(["d", "a"], [1, 0])
+    assert prompts.select(prompts.positive) == Prompts(["b", "d"], [1, 1])
+    for indices in ([], [4], [0.5], [True]):
+        with pytest.raises(InputError, match="indices"):
+            prompts.select(indices)
+
+
+def test_fingerprint_sees_texts_and_labels() -> None:
+    prompts = Prompts(["ab", "c"], [0, 1])
+    assert re.fullmatch(r"[0-9a-f]{16}", prompts.fingerprint)
+    assert prompts.fingerprint == Prompts(("ab", "c"), (0, 1)).fingerprint
+    others = [Prompts(["a", "bc"], [0, 1]), Prompts(["ab", "c"], [1, 1]), Prompts(["c", "ab"], [0, 1])]
+    assert len({prompts.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "message"),
+    [
+        (["a", "b"], [0], "2 texts came with 1 labels"),
+        ([], [], "texts is empty"),
+        (["a", "b"], [0, 2], r"labels\[1\]=2"),
+        (["a", "b"], [0, -1], r"labels\[1\]=-1"),
+        (["a"], ["1"], r"labels\[0\]='1'"),
+        (["a"], [float("nan")], r"labels\[0\]=nan"),
+        (["a"], [None], r"labels\[0\]=None"),
+        (["a", 3], [0, 1], r"texts\[1\]=3"),
+        ("ab", [0, 1], "texts='ab' is not a sequence"),
+        (["a"], 1, "labels=1 is not a sequence"),
+    ],
+)
+def test_prompts_name_what_is_wrong(texts: object, labels: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Prompts(texts, labels)
+
+
+def test_length_auc() -> None:
+    assert length_auc(Prompts(["a", "bb", "ccc", "dddd"], [0, 0, 1, 1])) == 1
+    assert length_auc(Prompts(["a", "bb", "ccc", "dddd"], [1, 1, 0, 0])) == 1
+    assert length_auc(Prompts(["aa", "bb", "cc", "dd"], [0, 1, 0, 1])) == 0.5
+    assert length_auc(Prompts(["a", "bb", "bb", "ccc"], [0, 1, 0, 1])) == pytest.approx(3.5 / 4)
+    with pytest.raises(InputError, match="0 of label 1"):
+        length_auc(Prompts(["a"], [0]))
+
+
+# Embedded grammars
+
+
+@embedded
+def test_embedded_task_is_large_balanced_and_distinct(name: str) -> None:
+    task = load_task(name)
+    assert Counter(task.labels) == {0: 1200, 1: 1200}
+    assert len({normalized(text) for text in task.texts}) == len(task.texts)
+    assert all(label in {0, 1} for label in task.labels)
+    assert Counter(Counter(task.groups).values()) == {2: 1200}
+    assert task.suffix == (" Rating:" if "sentiment" in name else "")
+    assert task.prompts().texts[0] == task.texts[0] + task.suffix
+
+
+@embedded
+def test_embedded_texts_are_whole_sentences(name: str) -> None:
+    for text in load_task(name).texts:
+        assert not set(text) & set("[]{}|"), text
+        assert re.fullmatch(r"[A-Z][A-Za-z',. -]*\.", text), text
+        assert 1 <= text.count(".") <= 3, text
+        assert not re.search(r"  | \.|\. [a-z]|\b[Aa] [aeio]|\b[Aa]n [^aeiouh]", text), text
+
+
+@embedded
+def test_twins_share_everything_but_the_class_phrases(name: str) -> None:
+    """Twins use the same function words, so no grammar word can give the class away."""
+    for first, second in generate(name):
+        assert first != second
+        shared = [Counter(word for word in words_of(text) if word in FUNCTION_WORDS) for text in (first, second)]
+        assert shared[0] == shared[1], (first, second)
+        assert len(set(words_of(first)) & set(words_of(second))) >= 3, (first, second)
+
+
+@embedded
+def test_generation_depends_on_the_seed_alone(name: str) -> None:
+    fresh = generate.__wrapped__
+    assert fresh(name, n_pairs=50) == generate(name)[:50]
+    assert fresh(name, n_pairs=50, seed=1) != generate(name)[:50]
+
+
+@embedded
+def test_length_is_no_shortcut(name: str) -> None:
+    prompts = load_task(name).prompts()
+    lengths = np.array([len(text) for text in prompts.texts])
+    assert length_auc(prompts) < LENGTH_AUC
+    assert abs(lengths[prompts.positive].mean() - lengths[prompts.negative].mean()) < 0.02 * lengths.mean()
+
+
+@embedded
+def test_function_words_and_length_are_no_shortcut(name: str) -> None:
+    counts, vocabulary, labels, groups = word_counts(name)
+    lengths = np.array([[len(text), text.count(" ")] for text in load_task(name).texts], dtype=float)
+    columns = [column for column, word in enumerate(vocabulary) if word in FUNCTION_WORDS]
+    assert len(columns) > 20
+    features = np.hstack([counts[:, columns], (lengths - lengths.mean(0)) / lengths.std(0)])
+    assert grouped_accuracy(features, labels, groups) <= FUNCTION_WORD_ACCURACY
+
+
+@embedded
+def test_no_single_word_decides(name: str) -> None:
+    counts, _, labels, _ = word_counts(name)
+    present = counts > 0
+    difference = np.abs(present[labels == 1].mean(axis=0) - present[labels == 0].mean(axis=0))
+    assert (0.5 + difference / 2).max() <= SINGLE_WORD_ACCURACY
+
+
+@embedded
+def test_words_together_decide(name: str) -> None:
+    """The class is there to be found, in pairs never seen."""
+    counts, _, labels, groups = word_counts(name)
+    seen = groups < 400
+    model = LogisticRegression(max_iter=1000).fit(counts[seen], labels[seen])
+    assert model.score(counts[~seen], labels[~seen]) > 0.95
+
+
+def test_film_negation_is_a_minority_and_mixes_words() -> None:
+    task = load_task("film-sentiment")
+    negated = [bool({"not", "hardly", "nobody", "anything"} & set(words_of(text))) for text in task.texts]
+    assert 0.08 < np.mean(negated) < 0.20
+    words: dict[int, set[str]] = defaultdict(set)
+    for text, label in zip(task.texts, task.labels, strict=True):
+        words[label] |= set(words_of(text))
+    assert {"bad", "good", "bored", "impressed", "waste", "art"} <= words[0] & words[1]
+
+
+def test_tense_has_verbs_of_both_tenses_in_both_classes() -> None:
+    texts = load_task("tense").texts
+    for label in (0, 1):
+        words = set().union(*(words_of(text) for text in texts[label::2]))
+        assert {"wrote", "writes", "sang", "sings", "lives", "drove"} <= words
+    auxiliaries = {"was", "is", "were", "are", "has", "had", "will", "did", "do", "does", "have", "would"}
+    assert not auxiliaries & set().union(*(words_of(text) for text in texts))
+
+
+@embedded
+def test_grammar_rules_are_used_and_defined(name: str) -> None:
+    rules = load_grammar(name).rules
+    named = {slot for options in rules.values() for option in options for slot in re.findall(r"\{(\w+)\}", option)}
+    assert named | {"text"} == set(rules)
+    assert all(len(set(options)) == len(options) for options in rules.values())
+
+
+# Splits
+
+
+@embedded
+def test_embedded_splits_keep_twins_together(name: str) -> None:
+    task = load_task(name)
+    group_of = {text + task.suffix: group for text, group in zip(task.texts, task.groups, strict=True)}
+    parts = parts_of(task.split())
+    assert [Counter(part.labels) for part in parts] == [{0: n, 1: n} for n in (400, 200, 200)]
+    groups = [{group_of[text] for text in part.texts} for part in parts]
+    assert [len(members) for members in groups] == [400, 200, 200]
+    assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
+    assert all(text.endswith(task.suffix) for part in parts for text in part.texts)
+
+
+def test_split_is_seeded() -> None:
+    task = toy_task()
+    sizes = {"concept": 10, "operating": 5, "evaluation": 5}
+    assert task.split(**sizes, seed=3) == task.split(**sizes, seed=3)
+    assert len({task.split(**sizes, seed=seed) for seed in range(-2, 3)}) == 5
+
+
+def test_split_takes_its_counts_by_position() -> None:
+    by_name = toy_task().split(concept=10, operating=5, evaluation=4, seed=3)
+    assert toy_task().split(10, 5, 4, 3) == by_name
+    assert [len(part) for part in parts_of(by_name)] == [20, 10, 8]
+
+
+def test_heads_of_a_split_are_balanced() -> None:
+    concept = toy_task().split(concept=10, operating=5, evaluation=5).concept
+    assert concept.labels == (0, 1) * 10
+    assert all(a.split()[1] == b.split()[1] for a, b in zip(concept.texts[::2], concept.texts[1::2], strict=True))
+
+
+@given(
+    texts=st.lists(st.text(alphabet="abAB .!?é", max_size=4), min_size=12, max_size=60),
+    data=st.data(),
+    seed=st.integers(-5, 5),
+)
+@settings(max_examples=80, deadline=None)
+def test_split_never_leaks(texts: list[str], data: st.DataObject, seed: int) -> None:
+    """Random texts, labels and groups: a split is balanced and leak-free, or refused."""
+    size = len(texts)
+    labels = data.draw(st.lists(st.integers(0, 1), min_size=size, max_size=size))
+    groups = data.draw(st.none() | st.lists(st.integers(0, 40), min_size=size, max_size=size))
+    counts = {part: data.draw(st.integers(1, 3)) for part in ("concept", "operating", "evaluation")}
+    task = Task("random", "", ("no", "yes"), tuple(texts), tuple(labels), groups=groups and tuple(groups))
+    labels_of = defaultdict(set)
+    groups_of = defaultdict(set)
+    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
+        labels_of[normalized(text)].add(label)
+        groups_of[normalized(text)].add(groups[row] if groups else -row)
+    usable = Counter(next(iter(found)) for found in labels_of.values() if len(found) == 1)
+    try:
+        splits = task.split(**counts, seed=seed)
+    except InputError:
+        assert groups or min(usable[0], usable[1]) < sum(counts.values())
+        return
+    seen: list[set[str]] = []
+    for part, count in zip(parts_of(splits), counts.values(), strict=True):
+        assert Counter(part.labels) == {0: count, 1: count}
+        for text, label in zip(part.texts, part.labels, strict=True):
+            assert labels_of[normalized(text)] == {label}
+        seen.append({normalized(text) for text in part.texts})
+        assert len(seen[-1]) == 2 * count
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert not seen[i] & seen[j]
+        grouped = [set().union(*(groups_of[text] for text in seen[k])) for k in (i, j)]
+        assert not grouped[0] & grouped[1]
+
+
+def test_duplicates_are_dropped_and_contradictions_too() -> None:
+    texts = ("Good film!", "good  film", "bad film", "So so.", "so, so", "great", "poor")
+    task = Task("toy", "", ("no", "yes"), texts, (1, 1, 0, 0, 1, 1, 0))
+    with pytest.raises(InputError, match=r"Class 0 \('no'\) of task 'toy' has 2 .* need 3"):
+        task.split(concept=1, operating=1, evaluation=1)
+    more = Task("toy", "", ("no", "yes"), (*texts, "dull", "fine"), (1, 1, 0, 0, 1, 1, 0, 0, 1))
+    drawn = [text for part in parts_of(more.split(concept=1, operating=1, evaluation=1)) for text in part.texts]
+    assert sorted(drawn) == ["Good film!", "bad film", "dull", "fine", "great", "poor"]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_that_share_a_text_are_one(seed: int) -> None:
+    """``a i`` and ``A i!`` are one text, so their groups' other texts, ``b i`` and ``c i``, stay together."""
+    texts = [text for i in range(20) for text in (f"a {i}", f"b {i}", f"A {i}!", f"c {i}")]
+    groups = tuple(row // 2 for row in range(80))
+    task = Task("toy", "", ("no", "yes"), tuple(texts), (0, 1) * 40, groups=groups)
+    parts = parts_of(task.split(concept=5, operating=5, evaluation=5, seed=seed))
+    numbers = [{text.split()[1].strip("!") for text in part.texts} for part in parts]
+    assert not numbers[0] & numbers[1] | numbers[0] & numbers[2] | numbers[1] & numbers[2]
+
+
+def test_groups_too_coarse_are_refused() -> None:
+    task = Task("toy", "", ("no", "yes"), tuple("abcdef"), (0, 1) * 3, groups=(1,) * 6)
+    with pytest.raises(InputError, match="tearing a group apart"):
+        task.split(concept=1, operating=1, evaluation=1)
+
+
+@pytest.mark.parametrize("part", ["concept", "operating", "evaluation"])
+@pytest.mark.parametrize("count", [0, -1, 2.5, "3", True])
+def test_counts_must_be_positive(part: str, count: object) -> None:
+    sizes = {"concept": 1, "operating": 1, "evaluation": 1, part: count}
+    with pytest.raises(InputError, match=f"{part}="):
+        toy_task().split(**sizes)
+
+
+def test_seed_must_be_whole() -> None:
+    with pytest.raises(InputError, match=r"seed=0\.5"):
+        toy_task().split(concept=1, operating=1, evaluation=1, seed=0.5)
+
+
+def test_groups_must_fit_the_texts() -> None:
+    with pytest.raises(InputError, match="groups has 1 entries for 2 texts"):
+        Task("toy", "", ("no", "yes"), ("a", "b"), (0, 1), groups=(0,))
+
+
+def test_normalized_keeps_what_differs() -> None:
+    assert normalized("Ah—well,\tYES!\n") == normalized("ah well yes")
+    for a, b in (("!", "?"), ("की", "का"), ("4", "5"), ("😀", "😡"), ("日本", "本日")):
+        assert normalized(a) != normalized(b)
+
+
+# Loading
+
+
+def test_suffix_can_be_replaced() -> None:
+    assert load_task("film-sentiment", suffix="").prompts().texts == load_task("film-sentiment").texts
+    assert load_task("tense", suffix=" So").prompts().texts[0].endswith(". So")
+    assert load_task("tense").with_suffix("?").suffix == "?"
+
+
+def test_unknown_name_has_neighbors() -> None:
+    with pytest.raises(InputError, match=r"Did you mean 'film-sentiment'.*\.parquet"):
+        load_task("film_sentiment")
+
+
+def write(path: Path, **columns: list[object]) -> Path:
+    parquet.write_table(pa.table(columns), path)
+    return path
+
+
+def test_parquet_round_trip(tmp_path: Path) -> None:
+    texts, labels = ["One<br /><br/>two ", " three\n\nfour", "five"], [1, 0, 1]
+    path = write(tmp_path / "mine.parquet", extra=[1, 2, 3], label=labels, text=texts)
+    for task in (load_task(path), load_task(str(path))):
+        assert task.texts == ("One two", "three four", "five")
+        assert task.labels == (1, 0, 1)
+        assert (task.name, task.suffix, task.groups) == ("mine", "", None)
+    assert load_task(path, suffix=" Rating:").prompts().texts[2] == "five Rating:"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"text": ["a"], "mark": [1]}, "lacks label; its columns: text, mark"),
+        ({"body": ["a"]}, "lacks label and text; its columns: body"),
+        ({"text": ["a", "b", "c"], "label": [0, 1, 5]}, r"row 2 \(from 0\): label=5"),
+        ({"text": ["a"], "label": ["1"]}, "label='1'"),
+        ({"text": ["a", None], "label": [0, 1]}, r"row 1 \(from 0\): text=None"),
+        ({"text": ["a", " <br /> "], "label": [0, 1]}, r"row 1 \(from 0\): text="),
+        ({"text": [7], "label": [0]}, "row 0 .*text=7"),
+        ({"text": pa.array([], pa.string()), "label": pa.array([], pa.int64())}, "has no rows"),
+    ],
+)
+def test_parquet_errors_say_where(tmp_path: Path, columns: dict[str, list[object]], message: str) -> None:
+    path = write(tmp_path / "mine.parquet", **columns)
+    with pytest.raises(InputError, match=message):
+        load_task(path)
+
+
+def test_parquet_must_be_there_and_whole(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        load_task(tmp_path / "absent.parquet")
+    path = tmp_path / "torn.parquet"
+    path.write_bytes(b"PAR1 not really")
+    with pytest.raises(InputError, match="cannot be read as a parquet file"):
+        load_task(path)
+
+
+# Hub
+
+
+def test_hub_table() -> None:
+    assert set(HUB_TASKS) == {
+        *("amazon_polarity", "yelp_polarity", "sst2", "imdb", "civil_comments", "cola", "rotten_tomatoes"),
+        *("tweeteval_irony", "tweeteval_hate", "tweeteval_offensive"),
+    }
+    for record in HUB_TASKS.values():
+        assert re.fullmatch(r"[\w-]+/\w+", record.hub_id)
+        assert len(record.class_names) == 2
+        assert record.per_class >= 800
+    assert {HUB_TASKS[f"tweeteval_{kind}"].config for kind in ("irony", "hate", "offensive")} == {
+        "irony",
+        "hate",
+        "offensive",
+    }
+    assert list(task_names()) == [*EMBEDDED_TASKS, *HUB_TASKS]
+    assert all(task_names().values())
+
+
+@pytest.mark.parametrize("name", list(HUB_TASKS))
+def test_hub_rows(name: str) -> None:
+    record = HUB_TASKS[name]
+    columns = {
+        "amazon_polarity": ("title", "content"),
+        "sst2": ("sentence",),
+        "cola": ("sentence",),
+    }.get(name, ("text",))
+    scores = (0.49, 0.5) if name == "civil_comments" else (0, 1)
+    label = "toxicity" if name == "civil_comments" else "label"
+    rows = [{**{column: f" {column}<br />{i}" for column in columns}, label: scores[i], "idx": i} for i in (0, 1)]
+    texts, labels = examples_from_rows(rows, record)
+    assert texts == [": ".join(f"{column} {i}" for column in columns) for i in (0, 1)]
+    assert labels == [0, 1]
+
+
+def test_hub_rows_are_filtered_and_capped() -> None:
+    record = HubTask("some/set", None, "train", ("text",), ("no", "yes"), "", per_class=2)
+    rows = [
+        ("a", 0),
+        ("b", -1),
+        ("", 1),
+        (None, 1),
+        ("c", 0),
+        ("d", 0),
+        ("e", 1),
+        ("f", None),
+        ("g", 1),
+        ("h", 1),
+    ]
+    stream = ({"text": text, "label": label} for text, label in rows)
+    assert examples_from_rows(stream, record) == (["a", "c", "e", "g"], [0, 0, 1, 1])
+    assert next(stream)["text"] == "h"  # reading stopped when both classes were full
+    with pytest.raises(InputError, match="label=4"):
+        examples_from_rows([{"text": "a", "label": 4}], record)
+    with pytest.raises(InputError, match="lacks label; it has text"):
+        examples_from_rows([{"text": "a"}], record)
+
+
+@pytest.mark.parametrize("name", list(HUB_TASKS))
+def test_hub_offline_names_the_alternatives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=r"cannot be reached.*film-sentiment.*\.parquet"):
+        load_task(name)
+
+
+def test_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arguments that reach ``datasets``, and the task that comes back; failures are explained."""
+    datasets = pytest.importorskip("datasets")
+    rows = [{"text": f"text {i}", "label": i % 2} for i in range(8)]
+    asked: list[object] = []
+
+    def load_dataset(*arguments: object, **options: object) -> object:
+        asked.append((arguments, options))
+        return datasets.Dataset.from_list(rows).to_iterable_dataset()
+
+    monkeypatch.setattr(hub_tasks, "hub_reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    task = load_task("tweeteval_irony")
+    assert asked == [(("cardiffnlp/tweet_eval", "irony"), {"split": "train", "streaming": True})]
+    assert sorted(task.texts) == [row["text"] for row in rows]
+    assert all(int(text[-1]) % 2 == label for text, label in zip(task.texts, task.labels, strict=True))
+    assert task.class_names == ("literal", "ironic")
+
+    def fail(*arguments: object, **options: object) -> object:
+        raise ConnectionError("timed out")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(InputError, match=r"could not be read \(timed out\).*film-sentiment"):
+        load_task("imdb")
