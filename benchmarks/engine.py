@@ -38,7 +38,12 @@ VOCABULARY = 1000
 def random_model(n_layers: int, hidden_size: int) -> LanguageModel:
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=hidden_size, n_layer=n_layers, n_head=hidden_size // 64, bos_token_id=0, eos_token_id=0
+        vocab_size=VOCABULARY,
+        n_embd=hidden_size,
+        n_layer=n_layers,
+        n_head=hidden_size // 64,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     module = GPT2LMHeadModel(config)
     module.set_attn_implementation("eager")

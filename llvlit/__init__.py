@@ -9,21 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llvlit.concepts import Directions, concept_directions
-    from llvlit.control import RequiredEnergy, minimum_energy, required_energy, schedules, steer
+    from llvlit.control import minimum_energy, schedules
     from llvlit.depth import DepthSystem, depth_system
     from llvlit.gains import Agreement, Gains, adjoint_gains, agreement, measured_gains
     from llvlit.models import LanguageModel, load_model
+    from llvlit.steering import steer
     from llvlit.surrogate import LLV, identify
     from llvlit.tasks import Prompts, Splits, Task, load_task
+    from llvlit.verification import RequiredEnergy, required_energy
 
 _MODULES = {
     "concepts": ("Directions", "concept_directions"),
-    "control": ("RequiredEnergy", "minimum_energy", "required_energy", "schedules", "steer"),
+    "control": ("minimum_energy", "schedules"),
     "depth": ("DepthSystem", "depth_system"),
     "gains": ("Agreement", "Gains", "adjoint_gains", "agreement", "measured_gains"),
     "models": ("LanguageModel", "load_model"),
+    "steering": ("steer",),
     "surrogate": ("LLV", "identify"),
     "tasks": ("Prompts", "Splits", "Task", "load_task"),
+    "verification": ("RequiredEnergy", "required_energy"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

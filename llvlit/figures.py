@@ -66,7 +66,8 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
         if not value.strip():
             raise InputError(f"{argument} is empty; every figure has a name, an alt text and a caption.")
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     data = {"image/svg+xml": buffer.getvalue(), "text/plain": alt}
     display(data, raw=True, metadata={"llvlit": {"name": name, "alt": alt, "caption": caption}})

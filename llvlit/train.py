@@ -15,14 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from llvlit.corpus import END_OF_TEXT, WindowStream
+from llvlit.corpus import WindowStream
 from llvlit.errors import InputError, NumericalError, unknown_name
-from llvlit.files import load_tensors, save_tensors, write_atomically, write_json
+from llvlit.files import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -122,9 +120,7 @@ def _optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Opti
     ]
 
 
-def _losses(
-    model: GPT2LMHeadModel, tokens: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _losses(model: GPT2LMHeadModel, tokens: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted mean loss, and the loss of every predicted token ``(n_windows, length - 1)``, in nats."""
     logits = model(tokens, use_cache=False).logits[:, :-1].float()
     loss = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
@@ -274,33 +270,3 @@ def _restore(
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
     state = metadata["state"]
     return TrainingState(state["step"], state["seconds"], tuple(state["curve"]))
-
-
-def export_model(
-    model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path, *, training: dict[str, Any]
-) -> None:
-    """Model folder in the hub's own format (float16 safetensors, tokenizer), with ``training.json`` beside."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config = model.config.to_dict() | {
-        "architectures": ["GPT2LMHeadModel"],
-        "dtype": "float16",
-        "tie_word_embeddings": True,
-    }
-    tensors = {
-        name: value.detach().to("cpu", torch.float16).contiguous() for name, value in model.named_parameters()
-    }
-    write_atomically(
-        folder / "model.safetensors",
-        lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}),
-    )
-    write_json(folder / "config.json", config)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        model_max_length=model.config.n_positions,
-        clean_up_tokenization_spaces=False,
-    )
-    fast.save_pretrained(folder)
-    write_json(folder / "training.json", training)

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tqdm import tqdm
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from llvlit.corpus import (
+    END_OF_TEXT,
     Corpus,
     load_corpus,
     read_reviews,
@@ -22,13 +25,16 @@ from llvlit.corpus import (
     window_streams,
 )
 from llvlit.errors import InputError, unknown_name
-from llvlit.files import write_atomically
+from llvlit.files import write_atomically, write_json
 from llvlit.provenance import environment
-from llvlit.train import SIZES, Recipe, export_model, train_model
+from llvlit.train import SIZES, Recipe, held_out_loss, train_model
 
 VOCABULARY = 4096
 TOKENIZER_SAMPLE = 4
 """Every fourth review trains the tokenizer."""
+
+FINAL_BATCHES = 40
+"""Batches of held-out windows that the finished model is judged on; the curve takes two."""
 
 
 def train_family(
@@ -44,7 +50,7 @@ def train_family(
     """Train models of the family, from scratch or from where an earlier run in ``out`` was killed.
 
     ``out`` gets ``tokenizer.json``, ``corpus.safetensors`` (the tokens), a checkpoint and, at the end,
-    ``models/SIZE`` for every size.  Returns each size's last held-out losses.
+    ``models/SIZE`` for every size.  Returns each size's held-out losses.
 
     Raises
     ------
@@ -82,6 +88,7 @@ def train_family(
                 compiled=compiled,
                 progress=report,
             )
+        held_out = held_out_loss(model, streams[1], n_batches=FINAL_BATCHES, n_windows=recipe.n_windows)
         training = {
             "size": asdict(SIZES[size]),
             "recipe": asdict(recipe),
@@ -89,13 +96,41 @@ def train_family(
             "tokens_seen": recipe.steps * recipe.n_windows * recipe.length,
             "seconds": round(state.seconds),
             "curve": state.curve,
+            "held_out": held_out,
+            "held_out_tokens": FINAL_BATCHES * recipe.n_windows * recipe.length,
             "environment": environment(torch.device(chosen)),
             "command": f"llvlit train --corpus CORPUS --out OUT --sizes {size} --steps {recipe.steps} --seed {seed}"
             + (" --compile" if compiled else ""),
         }
         export_model(model, tokenizer, out / "models" / size, training=training)
-        finals[size] = state.curve[-1] if state.curve else {}
+        finals[size] = held_out
     return finals
+
+
+def export_model(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path, *, training: dict[str, Any]) -> None:
+    """Model folder in the hub's own format (float16 safetensors, tokenizer), with ``training.json`` beside."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config.to_dict() | {
+        "architectures": ["GPT2LMHeadModel"],
+        "dtype": "float16",
+        "tie_word_embeddings": True,
+    }
+    tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in model.named_parameters()}
+    write_atomically(
+        folder / "model.safetensors",
+        lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}),
+    )
+    write_json(folder / "config.json", config)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        model_max_length=model.config.n_positions,
+        clean_up_tokenization_spaces=False,
+    )
+    fast.save_pretrained(folder)
+    write_json(folder / "training.json", training)
 
 
 def _prepare(corpus: Path, out: Path) -> tuple[Tokenizer, Corpus]:

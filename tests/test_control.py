@@ -11,20 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from llvlit.concepts import random_directions
-from llvlit.control import (
-    OUT_OF_REACH,
-    REACHED,
-    energy,
-    minimum_energy,
-    output_shifts,
-    relative_weights,
-    required_energy,
-    schedules,
-    steer,
-)
+from llvlit.control import energy, minimum_energy, relative_weights, schedules
 from llvlit.depth import depth_system
 from llvlit.errors import InputError, NumericalError
 from llvlit.gains import adjoint_gains
+from llvlit.steering import steer
+from llvlit.verification import OUT_OF_REACH, REACHED, output_shifts, required_energy
 
 GAINS = arrays(np.float64, 6, elements=st.floats(-3, 3).map(lambda x: x if abs(x) > 1e-3 else 0.5))
 WEIGHTS = arrays(np.float64, 6, elements=st.floats(0.1, 10))

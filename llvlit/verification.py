@@ -1,0 +1,176 @@
+"""Verification on the full model: what a schedule really costs until the output has moved by the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llvlit.concepts import Directions, direction_vectors
+from llvlit.control import energy
+from llvlit.depth import MAX_TOKENS, DepthSystem, depth_system
+from llvlit.errors import InputError
+from llvlit.models import LanguageModel
+from llvlit.tasks import Prompts
+
+PROMPTS_PER_SYSTEM = 32
+LARGEST_PUSH = 1e4
+"""Largest norm of the inputs that is tried, relative to what the first-order gain asks for."""
+
+REACHED = "reached"
+OUT_OF_REACH = "out of reach"
+HELP = {
+    REACHED: "The output reached the target.",
+    OUT_OF_REACH: "No scale of this shape that was tried moves the output to the target. Lower the target, or "
+    "use a shape that acts on layers of larger gain.",
+}
+
+
+@dataclass(frozen=True)
+class RequiredEnergy:
+    """What a shape of inputs costs on the full model.
+
+    Attributes
+    ----------
+    scale : (n_prompts,) float64 array
+        Smallest |scale| found at which ``scale * shape`` moves the output by the target; NaN if out of reach.
+        Negative where the shape has to be turned round.
+    energy : (n_prompts,) float64 array
+        Energy u^T W u of the scaled inputs; infinite if out of reach.
+    reached : (n_prompts,) float64 array
+        The shift of the output at that scale; the nearest one seen if out of reach.
+    target : float
+    status : str
+        ``reached`` if every prompt got there, else ``out of reach``.
+    """
+
+    scale: np.ndarray
+    energy: np.ndarray
+    reached: np.ndarray
+    target: float
+    status: str
+
+    @property
+    def median(self) -> float:
+        """Median energy over the prompts."""
+        return float(np.median(self.energy))
+
+    @property
+    def n_out_of_reach(self) -> int:
+        """Number of prompts whose output no scale moved to the target."""
+        return int(np.isnan(self.scale).sum())
+
+    @property
+    def help(self) -> str:
+        """A sentence on the status."""
+        return HELP[self.status]
+
+
+def required_energy(
+    model: LanguageModel,
+    prompts: Prompts,
+    directions: Directions | torch.Tensor | np.ndarray,
+    shape: np.ndarray,
+    target: float,
+    *,
+    weights: np.ndarray | None = None,
+    relative_tolerance: float = 1e-3,
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
+) -> RequiredEnergy:
+    """Smallest scale of a shape of inputs that moves the full model's output by the target, prompt by prompt.
+
+    A geometric grid of scales of both signs brackets the first crossing; bisection narrows it.  All scales of
+    all prompts run through the frozen context side by side.
+
+    Parameters
+    ----------
+    shape : (n_layers,) array
+        Inputs u up to scale, such as one of :func:`schedules`.
+    target : float
+        Wanted shift of y = v_L^T x_L, not zero.
+    weights : (n_layers,) array, optional
+        Of the energy reported.
+    relative_tolerance
+        Relative width of the final bracket.
+
+    Raises
+    ------
+    InputError
+        If the shape is zero or does not fit, or the target is zero or not finite.
+
+    Notes
+    -----
+    A target out of reach is a status, not an error: see ``status`` and ``help``.
+    """
+    vectors = direction_vectors(directions, model)
+    shape = np.asarray(shape, dtype=np.float64)
+    if shape.shape != (model.n_layers,) or not np.isfinite(shape).all() or not shape.any():
+        raise InputError(f"shape has shape {shape.shape}; expected ({model.n_layers},), finite and not zero.")
+    if not (np.isfinite(target) and target):
+        raise InputError(f"target={target} must be finite and not zero.")
+    unit = shape / np.linalg.norm(shape)
+    scales, shifts = [], []
+    for members in np.array_split(np.arange(len(prompts)), -(-len(prompts) // PROMPTS_PER_SYSTEM)):
+        system = depth_system(model, prompts.select(members), max_tokens=max_tokens, final_norm=final_norm)
+        scale, shift = _first_crossing(system, vectors, unit, target, relative_tolerance)
+        scales.append(scale)
+        shifts.append(shift)
+    norm = np.concatenate(scales)
+    missed = np.isnan(norm)
+    cost = np.where(missed, np.inf, norm**2 * energy(unit, weights=weights))
+    status = OUT_OF_REACH if missed.any() else REACHED
+    return RequiredEnergy(norm / np.linalg.norm(shape), cost, np.concatenate(shifts), float(target), status)
+
+
+def output_shifts(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray) -> np.ndarray:
+    """Shift of y = v_L^T x_L on the full model, ``(n_prompts, k)``, under inputs ``(n_prompts, k, n_layers)``."""
+    n_prompts, k, _ = inputs.shape
+    pushes = torch.as_tensor(inputs).to(vectors)
+    candidates = system.states[:, :1].expand(-1, k, -1)
+    for layer in range(system.n_layers):
+        candidates = system.step(layer, candidates + pushes[:, :, layer, None] * vectors[layer])
+    rest = system.states[:, -1:].to(torch.float64)
+    shifts = (candidates.to(torch.float64) - rest) @ vectors[-1].to(torch.float64)
+    return shifts.cpu().numpy().reshape(n_prompts, k)
+
+
+def _first_crossing(
+    system: DepthSystem, vectors: torch.Tensor, unit: np.ndarray, target: float, tolerance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale of smallest size at which the output crosses the target, and the shift there, for each prompt."""
+
+    def shifts(scales: np.ndarray) -> np.ndarray:
+        values = output_shifts(system, vectors, scales[:, :, None] * unit)
+        return np.where(np.isfinite(values), values, 0.0) * np.sign(target)
+
+    n_prompts = len(system.states)
+    wanted = abs(target)
+    reference = system.states[:, 0].to("cpu", torch.float64).norm(dim=-1).numpy() * 1e-3
+    slope = np.abs(shifts(reference[:, None])[:, 0]) / reference
+    guess = wanted / np.maximum(slope, wanted / (LARGEST_PUSH * reference))
+    factors = np.concatenate(
+        [np.geomspace(1 / 16, 1, 9), np.geomspace(1.25, 64, 12), np.geomspace(128, LARGEST_PUSH, 6)]
+    )
+    grid = guess[:, None] * np.concatenate([factors, -factors])
+    seen = shifts(grid)
+    order = np.argsort(np.abs(grid), axis=1, kind="stable")
+    grid, seen = np.take_along_axis(grid, order, 1), np.take_along_axis(seen, order, 1)
+    crossed = seen >= wanted
+    found = crossed.any(axis=1)
+    first = crossed.argmax(axis=1)
+    rows = np.arange(n_prompts)
+    upper = grid[rows, first]
+    sign = np.sign(upper)
+    smaller = np.where((np.sign(grid) == sign[:, None]) & (np.abs(grid) < np.abs(upper)[:, None]), np.abs(grid), 0.0)
+    lower = sign * smaller.max(axis=1)
+    reached = seen[rows, first]
+    while np.max(np.abs(upper - lower)[found] / np.abs(upper)[found], initial=0.0) > tolerance:
+        middle = (lower + upper) / 2
+        value = shifts(middle[:, None])[:, 0]
+        enough = value >= wanted
+        upper, lower = np.where(enough, middle, upper), np.where(enough, lower, middle)
+        reached = np.where(enough, value, reached)
+    nearest = seen.max(axis=1)
+    return np.where(found, upper, np.nan), np.sign(target) * np.where(found, reached, nearest)
