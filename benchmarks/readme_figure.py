@@ -23,9 +23,17 @@ def main() -> None:
     predicted["adjoint"] = llvlit.adjoint_gains(model, splits.operating, directions).mean
     for name, gains in predicted.items():
         print(name, llvlit.agreement(gains, measured).row())
-    figure, (axes,) = figures.new()
-    title = f"{model.name}, film sentiment, {len(splits.evaluation)} held-out prompts"
-    figures.gain_profile(measured.mean, measured.interval(), predicted, axes=axes, title=title)
+    figure, (left, right) = figures.new(2, width=9.0)
+    n_prompts = len(splits.evaluation)
+    title = f"{model.name}, film sentiment, {n_prompts} prompts"
+    figures.gain_profile(measured.mean, measured.interval(), predicted, axes=left, title=title)
+    figures.gain_profile(measured.mean, measured.interval(), predicted, axes=right, title="without layer 0")
+    right.set_xlim(0.5, model.n_layers - 0.5)
+    lines = [measured.mean[1:], *(gains[1:] for gains in predicted.values())]
+    low, high = min(map(min, lines)), max(map(max, lines))
+    right.set_ylim(low - 0.1 * (high - low), high + 0.1 * (high - low))
+    right.set_ylabel("")
+    right.get_legend().remove()
     write_atomically(TARGET, lambda path: figure.savefig(path, format="svg", metadata={"Date": None}))
 
 

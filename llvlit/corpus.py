@@ -59,8 +59,8 @@ def read_reviews(folder: str | Path) -> Iterator[tuple[str, int]]:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for line in lines:
                 if path.name.endswith(".tsv.gz"):
-                    rating, _, text = line.rstrip("\n").partition("\t")
-                    yield text, int(rating)
+                    mark, _, text = line.rstrip("\n").partition("\t")
+                    yield text, int(mark)
                 else:
                     yield line.rstrip("\n"), 0
 
@@ -162,8 +162,7 @@ class WindowStream:
         """Windows ``(n_windows, length)`` int64 and loss weights of the same shape, float32."""
         generator = np.random.default_rng([self.seed, index])
         windows = [
-            self._rated_window(generator) if row % 2 else self._plain_window(generator)
-            for row in range(n_windows)
+            self._rated_window(generator) if row % 2 else self._plain_window(generator) for row in range(n_windows)
         ]
         tokens, weights = zip(*windows, strict=True)
         return np.stack(tokens).astype(np.int64), np.stack(weights)
@@ -221,7 +220,7 @@ def window_streams(
             corpus=corpus,
             suffix=encode(SUFFIX),
             verdicts={rating: encode(f" {rating}/10") for rating in RATINGS},
-            end_of_text=tokenizer.token_to_id(END_OF_TEXT),
+            end_of_text=int(encode(END_OF_TEXT)[0]),
             length=length,
             verdict_weight=verdict_weight,
             seed=stream_seed,

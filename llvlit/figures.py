@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from llvlit.errors import InputError
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "figure.figsize": (6.4, 3.6),
     "figure.facecolor": "white",
     "axes.facecolor": "white",

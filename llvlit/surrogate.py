@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -203,12 +204,8 @@ def identify(
         next_images = None
         if basis == "krylov" and layer is not None:
             columns: list[torch.Tensor] = []
-            P, rank, _ = krylov_basis(
-                lambda column, layer=layer, columns=columns: _mean_image(layer, column, jacobian, columns),
-                direction,
-                order=order,
-                tolerance=tolerance,
-            )
+            image = partial(_mean_image, layer, jacobian, columns)
+            P, rank, _ = krylov_basis(image, direction, order=order, tolerance=tolerance)
             next_images = torch.cat([*columns, columns[0].new_zeros(len(prompts), order - rank, P.shape[0])], dim=1)
         elif basis == "random":
             P, rank = random_basis(direction, order=order, generator=generator)
@@ -257,7 +254,7 @@ def _images(layer: FrozenLayer, columns: torch.Tensor, jacobian: str) -> torch.T
     return layer.jvp(tangents, method=jacobian)
 
 
-def _mean_image(layer: FrozenLayer, column: torch.Tensor, jacobian: str, kept: list[torch.Tensor]) -> torch.Tensor:
+def _mean_image(layer: FrozenLayer, jacobian: str, kept: list[torch.Tensor], column: torch.Tensor) -> torch.Tensor:
     """Mean over the prompts of J q ``(hidden_size,)``; each prompt's own product is appended to ``kept``."""
     kept.append(_images(layer, column.unsqueeze(1), jacobian))
     return kept[-1].to(torch.float64).mean(dim=(0, 1))

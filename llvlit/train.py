@@ -178,7 +178,8 @@ def train_model(
     NumericalError
         If the loss is not finite.
     """
-    model = build_model(size, vocabulary=vocabulary, length=recipe.length, seed=recipe.seed).to(device)
+    model = build_model(size, vocabulary=vocabulary, length=recipe.length, seed=recipe.seed)
+    torch.nn.Module.to(model, device)
     optimizers = _optimizers(model, recipe)
     identity = {"size": size, "corpus": corpus_fingerprint, **asdict(replace(recipe, steps=0))}
     state = TrainingState(0, 0.0, ())
@@ -252,15 +253,15 @@ def _restore(
             "Choose another --out, or the settings of that run."
         )
     done = metadata["state"]["step"]
-    started_to_fall = done > (1 - recipe.decay) * metadata["steps"]
-    if metadata["steps"] != recipe.steps and (started_to_fall or done > (1 - recipe.decay) * recipe.steps):
+    planned = replace(recipe, steps=metadata["steps"])
+    if any(planned.rate(step) != recipe.rate(step) for step in range(done)):
         raise InputError(
             f"{path} stands at step {done} of {metadata['steps']}; steps={recipe.steps} would need another "
             "learning rate in the past. Keep the number of steps of that run."
         )
     with torch.no_grad():
-        for name, value in model.named_parameters():
-            value.copy_(tensors[f"model.{name}"])
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[f"model.{name}"])
     for number, optimizer in enumerate(optimizers):
         slots: dict[int, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():

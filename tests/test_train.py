@@ -50,7 +50,7 @@ WORDS = (
     "warm",
 )
 VOCABULARY = 320
-RECIPE = Recipe(steps=10, n_windows=4, length=24, decay=0.4)
+RECIPE = Recipe(steps=10, n_windows=4, length=24, decay=0.4, late_from=5)
 
 
 def reviews(n_reviews: int = 60) -> list[tuple[str, int]]:
@@ -316,6 +316,22 @@ def test_killed_run_continues_bit_for_bit(
     assert resumed.step == RECIPE.steps and resumed.seconds > 0
 
 
+def test_verdicts_weigh_more_from_late_from_on(
+    streams: tuple[WindowStream, WindowStream], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = train._losses
+    seen: list[set[float]] = []
+
+    def spy(model: torch.nn.Module, tokens: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if torch.is_grad_enabled():
+            seen.append(set(weights.unique().tolist()))
+        return losses(model, tokens, weights)
+
+    monkeypatch.setattr(train, "_losses", spy)
+    fit(streams, tmp_path / "checkpoint.safetensors")
+    assert seen == [{1.0, 4.0}] * 5 + [{1.0, 40.0}] * 5
+
+
 def test_finished_run_is_loaded(streams: tuple[WindowStream, WindowStream], tmp_path: Path) -> None:
     expected, state = fit(streams, tmp_path / "checkpoint.safetensors")
     found, again = fit(streams, tmp_path / "checkpoint.safetensors", progress=kill_at(1))
@@ -332,7 +348,7 @@ def test_training_learns(streams: tuple[WindowStream, WindowStream], tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "change", [{"learning_rate": 1e-3}, {"seed": 1}, {"n_windows": 5}, {"decay": 0.5}, {"verdict_weight": 1.0}], ids=str
+    "change", [{"learning_rate": 1e-3}, {"seed": 1}, {"n_windows": 5}, {"decay": 0.5}, {"late_from": 2}], ids=str
 )
 def test_another_recipe_is_refused(
     streams: tuple[WindowStream, WindowStream], halfway: Path, change: dict[str, float]
@@ -418,7 +434,8 @@ def test_family_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     model = load_model(out / "models" / "tiny", device="cpu")
     assert (model.n_layers, model.hidden_size, model.max_positions) == (2, 16, 160)
     training = json.loads((out / "models" / "tiny" / "training.json").read_text())
-    assert training["curve"][-1] == finals["tiny"]
+    assert training["held_out"] == finals["tiny"]
+    assert training["curve"][-1]["step"] == 2
     assert (training["recipe"]["steps"], training["recipe"]["seed"]) == (2, 7)
     assert training["command"].endswith("--sizes tiny --steps 2 --seed 7")
     assert training["corpus"]["reviews"] == 60
