@@ -365,14 +365,22 @@ def test_another_corpus_is_refused(streams: tuple[WindowStream, WindowStream], h
 
 
 def test_steps_may_change_until_the_rate_falls(streams: tuple[WindowStream, WindowStream], halfway: Path) -> None:
-    with pytest.raises(InputError, match="step 3 of 10; steps=4 would need another learning rate in the past"):
-        fit(streams, halfway, replace(RECIPE, steps=4))
+    with pytest.raises(InputError, match="step 3 of 10; steps=3 would need another learning rate in the past"):
+        fit(streams, halfway, replace(RECIPE, steps=3))
     longer = replace(RECIPE, steps=12)  # both rates are at their peak up to step 3
     found, _ = fit(streams, halfway, longer)
     expected, _ = fit(streams, halfway.with_name("whole.safetensors"), longer)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     with pytest.raises(InputError, match="Keep the number of steps"):  # it has fallen by now
         fit(streams, halfway, replace(RECIPE, steps=20))
+
+
+def test_steps_may_not_change_the_rise(streams: tuple[WindowStream, WindowStream], tmp_path: Path) -> None:
+    slow = replace(RECIPE, warmup=0.5)
+    path = tmp_path / "slow.safetensors"
+    fit(streams, path, slow)
+    with pytest.raises(InputError, match="another learning rate in the past"):
+        fit(streams, path, replace(slow, steps=slow.steps + 4))
 
 
 def test_rate_rises_stays_and_falls() -> None:
