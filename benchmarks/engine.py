@@ -163,8 +163,8 @@ def main() -> None:
         peak_of_sweep(options.peak_of_sweep)
         return
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {options.threads} threads")
+    memory()  # first: a child process inherits its parent's peak
     speed(options.repeats)
-    memory()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -149,12 +150,14 @@ def study(options: argparse.Namespace) -> list[dict[str, Any]]:
         evaluation=profile.evaluation,
         seed=options.seed,
     )
+    left_out: list[str] = []
     results = run_study(
         options.models or profile.models,
         options.tasks or profile.tasks,
         settings,
         options.out,
         device=options.device,
+        on_failure=lambda model, task, error: left_out.append(f"Left out: {model} on {task}. {error}"),
     )
     rows = [
         {"model": result.model, "task": result.task, "predictor": name, **found.row()}
@@ -168,6 +171,8 @@ def study(options: argparse.Namespace) -> list[dict[str, Any]]:
             f"{row['model']:<18} {row['task']:<20} {row['predictor']:<13} "
             f"{row['spearman']:>8.3f} {row['pearson']:>8.3f} {row['relative_error']:>7.3f}",
         )
+    for sentence in left_out:
+        print(sentence, file=sys.stderr)
     _say(options, f"\nResults: {Path(options.out).resolve()}")
     return rows
 

@@ -182,14 +182,20 @@ def first_output(output: Any) -> torch.Tensor:
 
 
 def _map(call: LayerCall, change: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    def walk(value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(walk(item) for item in value)
-        if isinstance(value, dict):
-            return {key: walk(item) for key, item in value.items()}
-        return change(value)
+    return _walk(call.args, change), _walk(call.kwargs, change)
 
-    return walk(call.args), walk(call.kwargs)
+
+def _walk(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nest of tuples, lists and dicts with its leaves changed.
+
+    A function of the module, not a closure that calls itself: such a one is a reference cycle, and would keep
+    every layer's context alive until the garbage collector comes by.
+    """
+    if isinstance(value, tuple | list):
+        return type(value)(_walk(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: _walk(item, change) for key, item in value.items()}
+    return change(value)
 
 
 def _cut(value: torch.Tensor, last: torch.Tensor, n_tokens: int, n_candidates: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from llvlit.bases import BASES
 from llvlit.concepts import concept_directions, random_directions, separation
 from llvlit.depth import MAX_TOKENS, last_token_states
-from llvlit.errors import FileError, InputError
+from llvlit.errors import FileError, InputError, NumericalError
 from llvlit.files import FORMAT_VERSION, write_json
 from llvlit.gains import Agreement, adjoint_gains, agreement, measured_gains
 from llvlit.models import LanguageModel, load_model
@@ -154,8 +154,15 @@ def run_study(
     folder: str | Path,
     *,
     device: str = "auto",
+    on_failure: Callable[[str, str, NumericalError], None] | None = None,
 ) -> list[Experiment]:
     """Grid of experiments, one result file each; those already in the folder are loaded, not run again.
+
+    Parameters
+    ----------
+    on_failure
+        Called with model, task and error where a model does not show a concept; the rest of the grid goes on.
+        Without it, such an error ends the study.
 
     Raises
     ------
@@ -178,7 +185,13 @@ def run_study(
         if not path.is_file():
             if name not in loaded:
                 loaded = {name: load_model(name, device=device)}
-            run_experiment(loaded[name], task, settings).save(path)
+            try:
+                run_experiment(loaded[name], task, settings).save(path)
+            except NumericalError as error:
+                if on_failure is None:
+                    raise
+                on_failure(name, task, error)
+                continue
         results.append(Experiment.load(path))
     return results
 

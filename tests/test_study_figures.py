@@ -9,9 +9,9 @@ import pytest
 from conftest import PROMPTS
 
 from llvlit import figures
-from llvlit.errors import FileError, InputError
+from llvlit.errors import FileError, InputError, NumericalError
 from llvlit.profiles import load_profile
-from llvlit.study import Experiment, Settings, run_experiment
+from llvlit.study import Experiment, Settings, run_experiment, run_study
 from llvlit.tasks import Splits
 
 SETTINGS = Settings(order=4, concept=3, operating=3, evaluation=3)
@@ -82,3 +82,16 @@ def test_measured_is_solid_predicted_dashed_and_layers_are_named():
     assert styles == {"measured": "-", "krylov": "--", "mine": "--"}
     assert axes.get_xlabel() == "Layer"
     assert "Gain" in axes.get_ylabel()
+
+
+def test_a_concept_that_a_model_does_not_show_does_not_stop_a_study(monkeypatch, tmp_path):
+    def invisible(*_args):
+        raise NumericalError("not visible")
+
+    monkeypatch.setattr("llvlit.study.run_experiment", invisible)
+    monkeypatch.setattr("llvlit.study.load_model", lambda *_args, **_options: None)
+    seen = []
+    assert run_study(["m"], ["a", "b"], SETTINGS, tmp_path, on_failure=lambda *what: seen.append(what[:2])) == []
+    assert seen == [("m", "a"), ("m", "b")]
+    with pytest.raises(NumericalError):
+        run_study(["m"], ["a"], SETTINGS, tmp_path)
