@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from llvlit.control import minimum_energy, schedules
     from llvlit.depth import DepthSystem, depth_system
     from llvlit.gains import Agreement, Gains, adjoint_gains, agreement, measured_gains
+    from llvlit.identification import identify
     from llvlit.models import LanguageModel, load_model
     from llvlit.steering import steer
-    from llvlit.surrogate import LLV, identify
+    from llvlit.surrogate import LLV
     from llvlit.tasks import Prompts, Splits, Task, load_task
     from llvlit.verification import RequiredEnergy, required_energy
 
@@ -25,7 +26,8 @@ _MODULES = {
     "gains": ("Agreement", "Gains", "adjoint_gains", "agreement", "measured_gains"),
     "models": ("LanguageModel", "load_model"),
     "steering": ("steer",),
-    "surrogate": ("LLV", "identify"),
+    "identification": ("identify",),
+    "surrogate": ("LLV",),
     "tasks": ("Prompts", "Splits", "Task", "load_task"),
     "verification": ("RequiredEnergy", "required_energy"),
 }

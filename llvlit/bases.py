@@ -1,4 +1,4 @@
-"""Bases of 32 directions for a stream of hundreds: Krylov, reachability, random.
+"""Bases of 32 directions for a stream of hundreds: Krylov, reachability, random, principal components.
 
 A basis P_l has orthonormal columns, the first of them the concept direction v_l, each next one what its
 method adds, in order.  A method that finds nothing new *deflates*: the remaining columns are zero, which
@@ -14,7 +14,7 @@ import torch
 DEFLATION_TOLERANCE = 1e-8
 """Relative size under which the part of a vector outside the basis counts as rounding."""
 
-BASES = ("krylov", "reachability", "random")
+BASES = ("krylov", "reachability", "random", "pca")
 
 
 def orthonormal_basis(
@@ -129,6 +129,26 @@ def reachability_basis(
         A_{l-1} P_{l-1}; empty (hidden_size, 0) before layer 0.
     """
     return orthonormal_basis([direction, *previous_images.T], order=order, tolerance=tolerance)
+
+
+def principal_basis(
+    states: torch.Tensor, direction: torch.Tensor, *, order: int, tolerance: float = DEFLATION_TOLERANCE
+) -> tuple[torch.Tensor, int]:
+    """Basis of v_l and the leading principal components of the states, by falling variance.
+
+    Knows where the states lie, and nothing of what the layers do (Jolliffe 2002).
+
+    Parameters
+    ----------
+    states : (n_prompts, hidden_size) tensor
+        Operating points before the layer.
+    """
+    centred = states.to("cpu", torch.float64)
+    centred = centred - centred.mean(dim=0)
+    _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
+    return orthonormal_basis(
+        [direction, *components[sizes > tolerance * states.norm(dim=-1).max().item()]], order=order, tolerance=tolerance
+    )
 
 
 def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llvlit import commands
+from llvlit import commands, commands_study
 from llvlit.errors import LlvlitError
 
 
@@ -87,18 +87,28 @@ def _parser() -> argparse.ArgumentParser:
 
     study = add(
         "study",
-        commands.study,
-        "Agreement of every predictor, for a grid of models and tasks; resumes where it stopped.",
-        "llvlit study --models embedded/small embedded/large --tasks tense --out results",
+        commands_study.study,
+        "A grid of models, tasks and seeds: agreement of every predictor, energy of every schedule. A killed run "
+        "goes on where it stopped.",
+        "llvlit study embedded --workers 2\n  llvlit study real --data-dir tasks --out real --workers 2\n"
+        "  llvlit study paper --dry-run",
     )
-    study.add_argument("--profile", default="embedded", help="where models, tasks and sizes come from")
-    study.add_argument("--models", nargs="+", metavar="NAME", help="instead of the profile's")
-    study.add_argument("--tasks", nargs="+", metavar="NAME", help="instead of the profile's")
+    study.add_argument("grid", nargs="?", default="embedded", help="embedded (default), real, paper, or a .toml file")
+    study.add_argument("--out", metavar="FOLDER", help="folder of the results (default study-GRID)")
+    study.add_argument("--models", nargs="+", metavar="NAME", help="instead of the grid's; untrained:NAME is a control")
+    study.add_argument("--tasks", nargs="+", metavar="NAME", help="instead of the grid's")
+    study.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="instead of the grid's")
     study.add_argument(
         "--prompts", type=int, metavar="N", help="N prompts per class to operate and N to evaluate, 2 N for directions"
     )
-    study.add_argument("--out", default="study-results", help="folder of the results (default study-results)")
-    study.add_argument("--seed", type=int, default=0, help="seed of splits and random bases (default 0)")
+    study.add_argument("--workers", type=int, default=1, metavar="N", help="processes side by side (default 1)")
+    study.add_argument(
+        "--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://host:8786 (extra: llvlit[dask])"
+    )
+    study.add_argument("--dry-run", action="store_true", help="list every cell with its predicted cost, run nothing")
+    study.add_argument("--report", action="store_true", help="run nothing; report what the folder holds")
+    study.add_argument("--save", metavar="FOLDER", help="folder of CSV files and figures (default OUT/report)")
+    _data_dir(study)
     _device(study)
 
     train = add(
@@ -110,13 +120,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--corpus", required=True, help="folder: aclImdb/, or *.txt.gz and *.tsv.gz files")
     train.add_argument("--out", required=True, help="folder of checkpoints and, at the end, models")
     train.add_argument("--sizes", nargs="+", default=["small", "medium", "large"], metavar="SIZE")
+    train.add_argument("--keep", nargs="+", type=int, default=[], metavar="STEP", help="also export after these")
     train.add_argument("--steps", type=int, help="steps of each model (default: the recipe's)")
     train.add_argument("--seed", type=int, default=0, help="seed of weights, windows and held-out reviews")
     train.add_argument("--compile", action="store_true", help="torch.compile first (needs a C++ compiler)")
     _device(train)
 
     add("models", commands.models, "List the models that can be named.", "llvlit models")
-    add("tasks", commands.tasks, "List the tasks that can be named.", "llvlit tasks")
+    tasks = add("tasks", commands.tasks, "List the tasks that can be named.", "llvlit tasks")
+    _data_dir(tasks)
     return parser
 
 
@@ -124,9 +136,14 @@ def _device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
 
 
+def _data_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data-dir", metavar="FOLDER", help="NAME.parquet in it (text, label) serves the task NAME")
+
+
 def _experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="embedded/large", help="embedded/..., a folder, or a hub id")
     command.add_argument("--task", default="film-sentiment", help="a task's name or a .parquet file")
+    _data_dir(command)
     command.add_argument("--prompts", type=int, default=100, help="prompts per class and split (default 100)")
     command.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
     _device(command)

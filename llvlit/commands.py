@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 
@@ -13,10 +10,13 @@ def _splits(options: argparse.Namespace) -> Any:
     from llvlit.tasks import load_task
 
     n = options.prompts
-    return load_task(options.task).split(concept=2 * n, operating=n, evaluation=n, seed=options.seed)
+    return load_task(options.task, data_dir=options.data_dir).split(
+        concept=2 * n, operating=n, evaluation=n, seed=options.seed
+    )
 
 
-def _say(options: argparse.Namespace, text: str) -> None:
+def say(options: argparse.Namespace, text: str) -> None:
+    """Print, unless JSON was asked for."""
     if not options.json:
         print(text)
 
@@ -33,7 +33,7 @@ def book(options: argparse.Namespace) -> dict[str, Any]:
         jobs=options.jobs,
         progress=not options.json,
     )
-    _say(options, f"The book: {book.index}")
+    say(options, f"The book: {book.index}")
     return {"index": str(book.index), "seconds": book.seconds}
 
 
@@ -41,8 +41,8 @@ def gains(options: argparse.Namespace) -> dict[str, Any]:
     """Print measured, predicted and adjoint gains."""
     from llvlit.concepts import concept_directions
     from llvlit.gains import adjoint_gains, agreement, measured_gains
+    from llvlit.identification import identify
     from llvlit.models import load_model
-    from llvlit.surrogate import identify
 
     splits = _splits(options)
     model = load_model(options.model, device=options.device)
@@ -53,22 +53,22 @@ def gains(options: argparse.Namespace) -> dict[str, Any]:
     adjoint = adjoint_gains(model, splits.operating, directions)
     low, high = measured.interval()
     found = agreement(surrogate.gains(), measured)
-    _say(options, f"{model.name} on {options.task}: output y = v_L . x_L, gains per unit push\n")
-    _say(options, f"{'layer':>5} {'measured':>9} {'95 % interval':>18} {options.basis:>13} {'adjoint':>9}")
+    say(options, f"{model.name} on {options.task}: output y = v_L . x_L, gains per unit push\n")
+    say(options, f"{'layer':>5} {'measured':>9} {'95 % interval':>18} {options.basis:>13} {'adjoint':>9}")
     for layer, gain in enumerate(measured.mean):
         bounds = f"[{low[layer]:.3f}, {high[layer]:.3f}]"
         predicted = surrogate.gains()[layer]
-        _say(options, f"{layer:>5} {gain:>9.3f} {bounds:>18} {predicted:>13.3f} {adjoint.mean[layer]:>9.3f}")
-    _say(
+        say(options, f"{layer:>5} {gain:>9.3f} {bounds:>18} {predicted:>13.3f} {adjoint.mean[layer]:>9.3f}")
+    say(
         options,
         f"\nOrder {order}: Spearman {found.spearman:.3f}, Pearson {found.pearson:.3f}, "
         f"relative error {found.relative_error:.3f} ({len(splits.evaluation)} held-out prompts)",
     )
     if measured.metadata["n_cut"]:
-        _say(options, f"{measured.metadata['n_cut']} prompts were cut on the left.")
+        say(options, f"{measured.metadata['n_cut']} prompts were cut on the left.")
     if options.save:
         surrogate.save(options.save)
-        _say(options, f"Saved: {options.save}")
+        say(options, f"Saved: {options.save}")
     return {
         "measured": measured.mean.tolist(),
         "interval": [low.tolist(), high.tolist()],
@@ -125,56 +125,13 @@ def steer(options: argparse.Namespace) -> dict[str, Any]:
     with steer(model, directions, inputs):
         steered = generate()
     cost = energy(inputs)
-    _say(options, f"plain:   {plain}\nsteered: {steered}")
-    _say(
+    say(options, f"plain:   {plain}\nsteered: {steered}")
+    say(
         options,
         f"\nTarget {options.target:g} class gaps, energy {cost:.3g}, largest push before layer "
         f"{abs(inputs).argmax()} ({inputs[abs(inputs).argmax()]:.3g})",
     )
     return {"plain": plain, "steered": steered, "inputs": inputs.tolist(), "energy": cost}
-
-
-def study(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run or resume a grid of experiments and print its agreements."""
-    from llvlit.profiles import load_profile
-    from llvlit.study import Settings, run_study
-
-    profile = load_profile(options.profile)
-    if (n := options.prompts) is not None:
-        profile = replace(profile, concept=2 * n, operating=n, evaluation=n)
-    settings = Settings(
-        order=profile.order,
-        amplitude=profile.amplitude,
-        concept=profile.concept,
-        operating=profile.operating,
-        evaluation=profile.evaluation,
-        seed=options.seed,
-    )
-    left_out: list[str] = []
-    results = run_study(
-        options.models or profile.models,
-        options.tasks or profile.tasks,
-        settings,
-        options.out,
-        device=options.device,
-        on_failure=lambda model, task, error: left_out.append(f"Left out: {model} on {task}. {error}"),
-    )
-    rows = [
-        {"model": result.model, "task": result.task, "predictor": name, **found.row()}
-        for result in results
-        for name, found in result.agreements.items()
-    ]
-    _say(options, f"{'model':<18} {'task':<20} {'predictor':<13} {'Spearman':>8} {'Pearson':>8} {'error':>7}")
-    for row in rows:
-        _say(
-            options,
-            f"{row['model']:<18} {row['task']:<20} {row['predictor']:<13} "
-            f"{row['spearman']:>8.3f} {row['pearson']:>8.3f} {row['relative_error']:>7.3f}",
-        )
-    for sentence in left_out:
-        print(sentence, file=sys.stderr)
-    _say(options, f"\nResults: {Path(options.out).resolve()}")
-    return rows
 
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
@@ -189,6 +146,7 @@ def train(options: argparse.Namespace) -> dict[str, Any]:
         seed=options.seed,
         device=options.device,
         compiled=options.compile,
+        keep=options.keep,
     )
 
 
@@ -197,7 +155,7 @@ def models(options: argparse.Namespace) -> list[dict[str, Any]]:
     from llvlit.models import embedded_names, load_model
 
     rows = []
-    _say(options, f"{'name':<18} {'parameters':>11} {'layers':>7} {'hidden size':>12} {'context':>8}")
+    say(options, f"{'name':<18} {'parameters':>11} {'layers':>7} {'hidden size':>12} {'context':>8}")
     for name in embedded_names():
         model = load_model(name, device="cpu")
         row = {
@@ -207,9 +165,9 @@ def models(options: argparse.Namespace) -> list[dict[str, Any]]:
             "hidden_size": model.hidden_size,
             "context": model.max_positions,
         }
-        _say(options, "{name:<18} {parameters:>11,} {layers:>7} {hidden_size:>12} {context:>8}".format(**row))
+        say(options, "{name:<18} {parameters:>11,} {layers:>7} {hidden_size:>12} {context:>8}".format(**row))
         rows.append(row)
-    _say(options, "\nAlso: a local folder in the hub's format (safetensors), or a hub id such as gpt2.")
+    say(options, "\nAlso: a local folder in the hub's format (safetensors), or a hub id such as gpt2.")
     return rows
 
 
@@ -217,8 +175,8 @@ def tasks(options: argparse.Namespace) -> dict[str, str]:
     """List the tasks."""
     from llvlit.tasks import task_names
 
-    names = dict(task_names())
+    names = task_names(options.data_dir)
     for name, description in names.items():
-        _say(options, f"{name:<20} {description}")
-    _say(options, "\nAlso: a .parquet file with the columns text and label (0 or 1).")
+        say(options, f"{name:<20} {description}")
+    say(options, "\nAlso: a .parquet file with the columns text and label (0 or 1).")
     return names

@@ -9,11 +9,11 @@ import torch
 from scipy.stats import rankdata
 
 from llvlit.depth import MAX_TOKENS, last_token_states
-from llvlit.errors import InputError, NumericalError, unknown_name
+from llvlit.errors import ConceptNotVisibleError, InputError, unknown_name
 from llvlit.models import LanguageModel
 from llvlit.tasks import Prompts
 
-METHODS = ("mean_difference",)
+METHODS = ("mean_difference", "lda", "logistic", "principal_component")
 N_PERMUTATIONS = 200
 CHANCE_QUANTILE = 0.95
 FEWEST_TO_PERMUTE = 10
@@ -53,12 +53,16 @@ def concept_directions(
     final_norm: bool = False,
     seed: int = 0,
 ) -> Directions:
-    """Directions v_l = (mean of class 1 - mean of class 0), normalized, from the concept split.
+    """Directions v_l, normalized, from the concept split.
 
     Parameters
     ----------
     prompts
         Labelled prompts, some of each class.
+    method
+        ``mean_difference`` of the classes; ``lda``: the same, whitened by the covariance within classes
+        (shrunk after Ledoit and Wolf); ``logistic``: weights of a logistic probe on standardized states;
+        ``principal_component``: the first one of the differences between prompts of class 1 and class 0.
     seed
         Of the label permutations that tell a gap from chance.
 
@@ -66,7 +70,7 @@ def concept_directions(
     ------
     InputError
         If a class is missing or the method unknown.
-    NumericalError
+    ConceptNotVisibleError
         If no state separates the classes better than permuted labels do.
     """
     if method not in METHODS:
@@ -79,11 +83,30 @@ def concept_directions(
                 "a direction needs both classes."
             )
     states = last_token_states(model, prompts, max_tokens=max_tokens, final_norm=final_norm)
-    return mean_difference(states, labels, seed=seed)
+    return directions_of_states(states, labels, method=method, seed=seed)
 
 
 def mean_difference(states: torch.Tensor, labels: np.ndarray, *, seed: int = 0) -> Directions:
-    """Directions from states ``(n_prompts, n_states, hidden_size)`` and labels ``(n_prompts,)`` in {0, 1}."""
+    """Mean-difference directions; see :func:`directions_of_states`."""
+    return directions_of_states(states, labels, method="mean_difference", seed=seed)
+
+
+def directions_of_states(
+    states: torch.Tensor, labels: np.ndarray, *, method: str = "mean_difference", seed: int = 0
+) -> Directions:
+    """Directions from states ``(n_prompts, n_states, hidden_size)`` and labels ``(n_prompts,)`` in {0, 1}.
+
+    Whether a state shows the concept is asked of the class means, whatever the method.
+
+    Raises
+    ------
+    InputError
+        If the method is unknown.
+    ConceptNotVisibleError
+        If no state separates the classes better than permuted labels do.
+    """
+    if method not in METHODS:
+        raise InputError(unknown_name("method", method, METHODS))
     states = states.detach().to("cpu", torch.float64)
     contrast = _contrasts(labels[None, :])
     differences = torch.einsum("cn,nsh->sh", contrast, states)
@@ -97,17 +120,39 @@ def mean_difference(states: torch.Tensor, labels: np.ndarray, *, seed: int = 0) 
     floor = 1e-6 * states.norm(dim=-1).mean(dim=0)
     borrowed = ((gaps <= chance) | (gaps <= floor)).numpy()
     if borrowed.all():
-        raise NumericalError(
+        raise ConceptNotVisibleError(
             "No state separates the classes better than permuted labels do: the concept is not visible in the "
             "last token. Use more prompts, another task, or a suffix that asks for the concept."
         )
     vectors = differences / gaps.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-1)
     sound = np.flatnonzero(~borrowed)
+    if method != "mean_difference":
+        for index in sound:
+            vectors[index] = _fitted(states[:, index].numpy(), labels, differences[index].numpy(), method)
     for index in np.flatnonzero(borrowed):
         later = sound[sound > index]
         vectors[index] = vectors[later[0] if len(later) else sound[-1]]
     along = torch.einsum("sh,sh->s", differences, vectors)
-    return Directions(vectors, along.numpy(), chance.numpy(), borrowed, "mean_difference")
+    return Directions(vectors, along.numpy(), chance.numpy(), borrowed, method)
+
+
+def _fitted(states: np.ndarray, labels: np.ndarray, difference: np.ndarray, method: str) -> torch.Tensor:
+    """Unit direction ``(hidden_size,)`` of one state by scikit-learn, on the side of class 1."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # here, since it is slow to import
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    if method == "lda":
+        found = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(states, labels).coef_[0]
+    elif method == "logistic":
+        scaler = StandardScaler().fit(states)
+        found = LogisticRegression(max_iter=2000).fit(scaler.transform(states), labels).coef_[0] / scaler.scale_
+    else:
+        n_pairs = min((labels == 0).sum(), (labels == 1).sum())
+        pairs = states[labels == 1][:n_pairs] - states[labels == 0][:n_pairs]
+        found = np.linalg.svd(pairs, full_matrices=False)[2][0]  # the sign of a pair is arbitrary: no centring
+    found = found * np.sign(found @ difference or 1.0)
+    return torch.from_numpy(found / np.linalg.norm(found))
 
 
 def _contrasts(labels: np.ndarray) -> torch.Tensor:

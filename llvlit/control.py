@@ -66,7 +66,7 @@ def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
 def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, seed: int = 0) -> dict[str, np.ndarray]:
     """Named input shapes ``(n_layers,)``, each of energy u^T W u = 1.
 
-    ``optimal`` follows W^-1 h; ``uniform`` pushes alike everywhere; ``last layer`` and ``layer 0``, ``layer 1``,
+    ``optimal`` follows W^-1 h; ``uniform`` spends alike everywhere; ``last layer`` and ``layer 0``, ``layer 1``,
     ... push once; ``random layer`` is one of them, drawn from the seed; ``random`` is a random shape.
     """
     h = _profile(gains)
@@ -75,7 +75,7 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     single = np.eye(n_layers)
     shapes = {
         "optimal": minimum_energy(h, 1.0, weights=weights),
-        "uniform": np.ones(n_layers),
+        "uniform": 1 / np.sqrt(_weights(weights, n_layers)),
         "last layer": single[-1],
         "random layer": single[generator.integers(n_layers)],
         "random": generator.standard_normal(n_layers),

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 
 from llvlit.errors import InputError, NumericalError
-from llvlit.frozen import NUMBERS_PER_BATCH, FrozenBatch, FrozenLayer, apply_modules
+from llvlit.frozen import FrozenBatch, FrozenLayer, apply_modules, numbers_per_batch
 from llvlit.models import LanguageModel
 from llvlit.progress import progress
 from llvlit.prompting import TokenizedPrompts, tokenize
@@ -48,7 +48,9 @@ def sweep(
     returns_tuple = check_replay(model, tokenized)
     batches = [
         (members, record(model, tokens, last, returns_tuple=returns_tuple))
-        for members, tokens, last in tokenized.batches(NUMBERS_PER_BATCH // model.hidden_size, model.device)
+        for members, tokens, last in tokenized.batches(
+            numbers_per_batch(model.device) // model.hidden_size, model.device
+        )
     ]
     hidden = [recording.hidden for _, recording in batches]
     states = _last_states(tokenized, batches, hidden)
@@ -110,7 +112,7 @@ def propagate_beside(
     """
     returns_tuple = check_replay(model, tokenized)
     finals: list[tuple[torch.Tensor, torch.Tensor]] = []
-    batches = list(tokenized.batches(NUMBERS_PER_BATCH // model.hidden_size, model.device))
+    batches = list(tokenized.batches(numbers_per_batch(model.device) // model.hidden_size, model.device))
     for members, tokens, last in progress(batches, description):
         recording = record(model, tokens, last, returns_tuple=returns_tuple)
         hidden = recording.hidden
@@ -213,10 +215,7 @@ class DepthSystem:
 
     def jacobian(self, layer: int) -> torch.Tensor:
         """Jacobians A_l ``(n_prompts, hidden_size, hidden_size)``; costs H products and H^2 numbers a prompt."""
-        n_prompts, _, hidden_size = self.states.shape
-        identity = torch.eye(hidden_size, dtype=self.states.dtype, device=self.states.device)
-        columns = self.layer(layer).jvp(identity.expand(n_prompts, -1, -1))
-        return columns.transpose(1, 2)
+        return self.layer(layer).dense().jacobians
 
 
 def depth_system(

@@ -22,8 +22,16 @@ class NumericalError(LlvlitError):
     """A computation broke down: NaN, lost orthogonality, or a target out of reach."""
 
 
+class ConceptNotVisibleError(NumericalError):
+    """No state separates the classes better than permuted labels do: there is no direction to take."""
+
+
 class FileError(LlvlitError):
     """A file is missing, cut short, of another version, or cannot be written."""
+
+
+class CellError(LlvlitError):
+    """Some cells of a study failed; the others are whole."""
 
 
 class BuildError(LlvlitError):

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from IPython.display import display
+import pandas as pd
+from IPython.display import HTML, display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llvlit.errors import InputError
+from llvlit.files import write_atomically
 
 STYLE: Any = {
     "figure.figsize": (6.4, 3.6),
@@ -42,6 +46,7 @@ PREDICTORS: dict[str, dict[str, Any]] = {
     "krylov": {"color": "#d55e00", "marker": "s"},
     "reachability": {"color": "#009e73", "marker": "^"},
     "random": {"color": "#999999", "marker": "x"},
+    "pca": {"color": "#0072b2", "marker": "v"},
     "null": {"color": "#cc79a7", "marker": "."},
 }
 MODEL_STYLES: tuple[dict[str, Any], ...] = (
@@ -73,12 +78,34 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
     display(data, raw=True, metadata={"llvlit": {"name": name, "alt": alt, "caption": caption}})
 
 
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with mpl.rc_context(STYLE):
+            figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+
+    write_atomically(path, write)
+    plt.close(figure)
+    return path
+
+
 def new(n_columns: int = 1, *, height: float = 3.6, width: float | None = None) -> tuple[Figure, list[Axes]]:
     """Figure in the project's style with some axes side by side."""
     with mpl.rc_context(STYLE):
         size = (width or (6.4 if n_columns == 1 else 4.0 * n_columns), height)
         figure, axes = plt.subplots(1, n_columns, figsize=size, layout="constrained", squeeze=False)
     return figure, list(axes[0])
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Show a table in a notebook; the build gives it the book's style."""
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    display(HTML(f'<table class="dataframe"><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table>'))
 
 
 def model_style(number: int) -> dict[str, Any]:
@@ -153,6 +180,77 @@ def heatmap(
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     figure.colorbar(image, ax=axes, label=label)
+
+
+def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = None) -> Figure:
+    """Agreement of every predictor by model, one panel a number; bars are the intervals in the summary.
+
+    Parameters
+    ----------
+    summary
+        Columns ``model``, ``predictor``, ``layers`` and the values with ``_low`` and ``_high``, as
+        :func:`llvlit.report.summarize` gives them; of ``layers``, "all" is drawn.
+    values
+        Column and name of each panel.
+    """
+    values = values or {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
+    summary = summary[summary["layers"] == "all"]
+    models = list(dict.fromkeys(summary["model"]))
+    predictors = [name for name in PREDICTORS if name in set(summary["predictor"])]
+    figure, panels = new(len(values), width=3.6 * len(values), height=3.6)
+    for axes, (value, label) in zip(panels, values.items(), strict=True):
+        for number, predictor in enumerate(predictors):
+            rows = summary[summary["predictor"] == predictor].set_index("model").reindex(models)
+            where = np.arange(len(models)) + 0.07 * (number - (len(predictors) - 1) / 2)
+            style = {**PREDICTORS[predictor], "linestyle": "-" if predictor == "null" else "--"}
+            interval_line(where, rows, value, axes=axes, label=predictor, **style)
+        axes.set_xticks(range(len(models)), [short_name(name) for name in models])
+        axes.set_xlabel("Model")
+        axes.set_title(label, loc="left")
+    panels[0].set_ylabel("Agreement with measured gains")
+    _shared_legend(figure, panels)
+    return figure
+
+
+def interval_line(
+    where: Sequence[float] | np.ndarray, rows: pd.DataFrame, value: str, *, axes: Axes, label: str, **style: Any
+) -> None:
+    """A column of a summary against ``where``, with bars from ``VALUE_low`` to ``VALUE_high``."""
+    middle = rows[value].to_numpy(float)
+    bounds = np.stack([rows[f"{value}_low"].to_numpy(float), rows[f"{value}_high"].to_numpy(float)])
+    spread = np.maximum(np.stack([middle - bounds[0], bounds[1] - middle]), 0)
+    axes.errorbar(where, middle, yerr=spread, label=label, capsize=2, elinewidth=0.9, **style)
+
+
+def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
+    """Energy of every schedule over that of the first optimum, one panel a metric, one marker a model, log axis."""
+    summary = summary[summary["layers"] == layers]
+    schedules, metrics = list(dict.fromkeys(summary["schedule"])), list(dict.fromkeys(summary["metric"]))
+    models = list(dict.fromkeys(summary["model"]))
+    figure, panels = new(len(metrics), width=4.6 * len(metrics), height=0.9 + 0.42 * len(schedules))
+    for axes, metric in zip(panels, metrics, strict=True):
+        for number, model in enumerate(models):
+            chosen = (summary["metric"] == metric) & (summary["model"] == model)
+            rows = summary[chosen].set_index("schedule").reindex(schedules)
+            heights = np.arange(len(schedules)) + 0.2 * (number - (len(models) - 1) / 2)
+            middle = rows["ratio"].to_numpy(float)
+            spread = np.maximum([middle - rows["ratio_low"], rows["ratio_high"] - middle], 0)
+            style = {**model_style(number), "linestyle": "none"}
+            axes.errorbar(middle, heights, xerr=spread, label=short_name(model), **style)
+        axes.axvline(1, color="#555555", linewidth=1)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(schedules)), schedules)
+        axes.invert_yaxis()
+        axes.set_xlabel("Energy over the optimum's (log)")
+        axes.set_title(f"{metric} energy", loc="left")
+    _shared_legend(figure, panels)
+    return figure
+
+
+def _shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend for all panels, below them."""
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
 
 
 def energies(medians: Mapping[str, Mapping[str, float]], *, axes: Axes, title: str = "") -> None:

@@ -11,8 +11,11 @@ from torch import nn
 from llvlit.errors import InputError
 from llvlit.replay import ContextCache, LayerCall, Recording, run_candidates
 
-NUMBERS_PER_BATCH = 4_000_000
-"""Rows times hidden size that run together; the temporary memory of a call is about twenty times that."""
+NUMBERS_PER_BATCH = {"cpu": 1_000_000, "cuda": 16_000_000}
+"""Rows times hidden size that run together: what the caches of a processor hold, and what fills an accelerator.
+
+The temporary memory of a call is about twenty times that.
+"""
 
 CENTRAL_STEP = 2e-3
 """Step of central differences, relative to the state's norm."""
@@ -123,14 +126,51 @@ class FrozenLayer:
 
     def _pieces(self, n_candidates: int) -> Iterator[tuple[FrozenBatch, slice]]:
         for batch in self.batches:
-            n_rows = max(1, NUMBERS_PER_BATCH // (len(batch.members) * self.states.shape[1]))
+            n_rows = max(1, numbers_per_batch(self.states.device) // (len(batch.members) * self.states.shape[1]))
             for start in range(0, n_candidates, n_rows):
                 yield batch, slice(start, min(n_candidates, start + n_rows))
+
+    def dense(self, *, method: str = "jvp") -> DenseLayer:
+        """The same linearization with every prompt's Jacobian formed: worth it for more than H products.
+
+        Costs H products and H^2 numbers a prompt; exact Jacobians come row by row, which is cheaper than
+        column by column, since reverse mode has fused kernels.
+        """
+        n_prompts, hidden_size = self.states.shape
+        identity = torch.eye(hidden_size, dtype=self.states.dtype, device=self.states.device)
+        units = identity.expand(n_prompts, -1, -1)
+        jacobians = self.vjp(units) if method == "jvp" else self.jvp(units, method=method).transpose(1, 2)
+        return DenseLayer(self.states, self.next_states, jacobians)
 
     def _check(self, argument: str, value: torch.Tensor) -> None:
         expected = (len(self.states), "k", self.states.shape[1])
         if value.ndim != 3 or value.shape[0] != expected[0] or value.shape[2] != expected[2] or not value.shape[1]:
             raise InputError(f"{argument} has shape {tuple(value.shape)}; expected {expected}, k at least 1.")
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """A layer's linearization at every prompt, as matrices; takes the place of a :class:`FrozenLayer`.
+
+    Attributes
+    ----------
+    states, next_states : (n_prompts, hidden_size) tensor
+        Operating points before and after the layer.
+    jacobians : (n_prompts, hidden_size, hidden_size) tensor
+    """
+
+    states: torch.Tensor = field(repr=False)
+    next_states: torch.Tensor = field(repr=False)
+    jacobians: torch.Tensor = field(repr=False)
+
+    def jvp(self, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
+        """Products A_l t ``(n_prompts, k, hidden_size)``; ``method`` was chosen when the matrices were formed."""
+        return tangents @ self.jacobians.transpose(1, 2)
+
+
+def numbers_per_batch(device: torch.device) -> int:
+    """Rows times hidden size that run together on a device."""
+    return NUMBERS_PER_BATCH["cpu" if device.type == "cpu" else "cuda"]
 
 
 def apply_modules(modules: tuple[nn.Module, ...], hidden: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import rankdata
 
 from llvlit.concepts import Directions, direction_vectors
 from llvlit.depth import MAX_TOKENS, propagate_beside, sweep
@@ -56,6 +57,10 @@ class Gains:
         """The same gains at some layers only, such as ``slice(1, None)`` for all but layer 0."""
         return Gains(self.per_prompt[:, layers], self.kind, self.amplitude, self.metadata)
 
+    def head(self, n_prompts: int) -> Gains:
+        """The same gains of the first prompts only."""
+        return Gains(self.per_prompt[:n_prompts], self.kind, self.amplitude, self.metadata)
+
     def save(self, path: str | Path) -> None:
         """Write the gains as safetensors, whole or not at all; FileError if they cannot be written."""
         header = {"gains": self.kind, "amplitude": self.amplitude, "metadata": self.metadata}
@@ -99,18 +104,47 @@ def measured_gains(
     InputError
         If the amplitude is not positive and finite, or the directions do not fit.
     """
-    if not (np.isfinite(amplitude) and amplitude > 0):
-        raise InputError(f"amplitude={amplitude} must be positive and finite; the paper uses 0.1.")
-    vectors = direction_vectors(directions, model)
+    push = (direction_vectors(directions, model), amplitude)
+    return measured_gains_of(model, prompts, [push], max_tokens=max_tokens, final_norm=final_norm)[0]
+
+
+def measured_gains_of(
+    model: LanguageModel,
+    prompts: Prompts,
+    pushes: Sequence[tuple[Directions | torch.Tensor | np.ndarray, float]],
+    *,
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
+) -> list[Gains]:
+    """Measured gains of several kinds of push, each directions and an amplitude, from one pass of the prompts.
+
+    Raises
+    ------
+    InputError
+        If there is no push, an amplitude is not positive and finite, or directions do not fit.
+    """
+    if not pushes:
+        raise InputError("pushes is empty; pass at least one pair of directions and amplitude.")
+    kinds = []
+    for directions, amplitude in pushes:
+        if not (np.isfinite(amplitude) and amplitude > 0):
+            raise InputError(f"amplitude={amplitude} must be positive and finite; the paper uses 0.1.")
+        kinds.append((direction_vectors(directions, model), float(amplitude)))
     tokenized = tokenize(model, prompts, max_tokens=max_tokens)
 
     def push(layer: int, states: torch.Tensor) -> torch.Tensor:
-        return torch.stack([states + amplitude * vectors[layer], states - amplitude * vectors[layer]], dim=1)
+        steps = [amplitude * vectors[layer] for vectors, amplitude in kinds]
+        return torch.stack([states + sign * step for step in steps for sign in (1, -1)], dim=1)
 
     pushed = propagate_beside(model, tokenized, push, final_norm=final_norm, description="measured gains")
-    readouts = (pushed.to(torch.float64) @ vectors[-1].to(torch.float64)).view(len(prompts), -1, 2)
-    gains = (readouts[..., 0] - readouts[..., 1]) / (2 * amplitude)
-    return Gains(gains.cpu().numpy(), "measured", float(amplitude), _metadata(model, prompts, tokenized))
+    finals = pushed.to(torch.float64).view(len(prompts), model.n_layers, len(kinds), 2, -1)
+    metadata = _metadata(model, prompts, tokenized)
+    found = []
+    for number, (vectors, amplitude) in enumerate(kinds):
+        readouts = finals[:, :, number] @ vectors[-1].to(torch.float64)
+        gains = (readouts[..., 0] - readouts[..., 1]) / (2 * amplitude)
+        found.append(Gains(gains.cpu().numpy(), "measured", amplitude, metadata))
+    return found
 
 
 def adjoint_gains(
@@ -201,21 +235,28 @@ def agreement(predicted: Gains | np.ndarray, measured: Gains | np.ndarray, *, se
         raise InputError("predicted or measured gains are not finite.")
     intervals = {}
     if isinstance(measured, Gains) and len(measured.per_prompt) > 1:
-        draws = np.array([_compare(h, mean) for mean in bootstrap_means(measured.per_prompt, seed=seed)])
+        means = bootstrap_means(measured.per_prompt, seed=seed)
+        draws = np.stack(_compare(np.broadcast_to(h, means.shape), means), axis=-1)
         bounds = np.quantile(draws, [0.025, 0.975], axis=0)
         intervals = {
             name: (float(bounds[0, column]), float(bounds[1, column]))
             for column, name in enumerate(("spearman", "pearson", "relative_error"))
         }
-    return Agreement(*_compare(h, g), intervals)
+    spearman, pearson, error = (float(value[0]) for value in _compare(h[None], g[None]))
+    return Agreement(spearman, pearson, error, intervals)
 
 
-def _compare(predicted: np.ndarray, measured: np.ndarray) -> tuple[float, float, float]:
-    error = float(np.linalg.norm(predicted - measured) / max(np.linalg.norm(measured), np.finfo(float).tiny))
-    if np.ptp(predicted) == 0 or np.ptp(measured) == 0:
-        return float("nan"), float("nan"), error
-    return (
-        float(spearmanr(predicted, measured).statistic),
-        float(pearsonr(predicted, measured).statistic),
-        error,
-    )
+def _compare(predicted: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spearman, Pearson and relative error ``(n,)`` of rows ``(n, n_layers)``; NaN where a row is constant."""
+    size = np.maximum(np.linalg.norm(measured, axis=-1), np.finfo(float).tiny)
+    error = np.linalg.norm(predicted - measured, axis=-1) / size
+    ranks = [rankdata(rows, axis=-1) for rows in (predicted, measured)]
+    return _correlation(*ranks), _correlation(predicted, measured), error
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Pearson's correlation ``(n,)`` of rows ``(n, n_layers)``."""
+    constant = (np.ptp(a, axis=-1) == 0) | (np.ptp(b, axis=-1) == 0)
+    a, b = (rows - rows.mean(axis=-1, keepdims=True) for rows in (a, b))
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.where(constant, np.nan, np.clip((a * b).sum(axis=-1) / np.where(constant, 1, norms), -1, 1))

@@ -15,7 +15,9 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from html import unescape
 from importlib.resources import files
+from string import punctuation
 
 from llvlit.errors import InputError, unknown_name
 
@@ -28,10 +30,13 @@ _LONG_WORD = re.compile(r"[a-z]{5,}")
 
 
 class _Letters(dict[int, int | None]):
-    """Translation table that deletes punctuation, separators and control characters."""
+    """Translation table that deletes punctuation, separators, and control and format characters."""
 
     def __missing__(self, code: int) -> int | None:
-        self[code] = None if unicodedata.category(chr(code))[0] in "PZC" else code
+        letter = chr(code)
+        category = unicodedata.category(letter)
+        dropped = category[0] in "PZ" or category in ("Cc", "Cf") or letter in punctuation
+        self[code] = None if dropped else code
         return self[code]
 
 
@@ -47,11 +52,12 @@ def normalized(text: str) -> str:
     True
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return folded.translate(_LETTERS) or folded.strip()
+    return folded.translate(_LETTERS) or "".join(folded.split())
 
 
 def clean_text(text: str) -> str:
-    """Text on one line: ``<br />`` and runs of whitespace become one space."""
+    """Text on one line: HTML entities are read, ``<br />`` and runs of whitespace become one space."""
+    text = re.sub(r"&#?\w+;", lambda entity: unescape(entity[0]), text)
     return re.sub(r"\s+", " ", re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE)).strip()
 
 

@@ -1,26 +1,53 @@
-"""Whether the model and data hub can be reached: asked once, answered at once, no retries."""
+"""The model and data hub: whether it can be reached, and why one of its clients failed."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
+from textwrap import shorten
 from urllib.parse import urlparse
+from urllib.request import proxy_bypass
+
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+"""Where a model has no safetensors, transformers would ask a service to convert its pickle, and load a proposal
+that nobody has reviewed; the model is refused instead."""
 
 
 def hub_reachable(*, timeout: float = 2.0) -> bool:
     """Whether a connection to the hub (``HF_ENDPOINT``, else huggingface.co) opens within ``timeout`` seconds.
 
-    False under ``HF_HUB_OFFLINE=1`` (or ``TRANSFORMERS_OFFLINE=1``).  Behind a proxy (``HTTPS_PROXY``), the
-    proxy is asked instead.
+    False under ``HF_HUB_OFFLINE=1`` (or ``TRANSFORMERS_OFFLINE=1``).  Behind a proxy (``HTTPS_PROXY``, unless
+    ``NO_PROXY`` exempts the hub), the proxy is asked instead.
     """
     offline = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or "0"
     if offline.upper() in {"1", "TRUE", "YES", "ON"}:
         return False
+    address = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     proxy = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")
-    address = urlparse(proxy or os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    if proxy and not proxy_bypass(address.netloc):
+        address = urlparse(proxy)
     try:
         port = address.port or (80 if address.scheme == "http" else 443)
         with socket.create_connection((address.hostname or "", port), timeout=timeout):
             return True
     except (OSError, ValueError):  # no connection; not an address
         return False
+
+
+_MISSING = re.compile(r"[A-Z]\w+ Not Found for url: \S*[^\s.]|Unable to find '[^']+'")
+
+
+def failure(error: BaseException) -> str:
+    """Cause of an error of a hub client, in one line: what is missing, or that the transfer broke off.
+
+    The clients wrap the cause several times over; the links of ``__cause__`` and ``__context__`` are searched.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if found := _MISSING.search(str(link)):
+            return found[0]
+        if type(link).__module__.split(".")[0] in ("httpx", "httpx2"):
+            return f"the transfer broke off: {link}"
+        link = link.__cause__ or link.__context__
+    return shorten((str(error).splitlines() or [""])[0], 300) or type(error).__name__

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 from llvlit.errors import InputError
-from llvlit.grammars import EMBEDDED_TASKS, clean_text
-from llvlit.hub import hub_reachable
+from llvlit.grammars import EMBEDDED_TASKS, clean_text, normalized
+from llvlit.hub import failure, hub_reachable
 
-OFFLINE_CHOICES = f"Without a network: {', '.join(EMBEDDED_TASKS)}, or a .parquet file with columns text and label."
+OFFLINE_CHOICES = (
+    f"Without a network: {', '.join(EMBEDDED_TASKS)}, a folder of task files (data_dir), "
+    "or a .parquet file with columns text and label."
+)
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,14 @@ class HubTask:
         Arguments of ``datasets.load_dataset``.
     columns : tuple of str
         Text columns, joined by ``": "``.
+    revision : str
+        Commit or branch of the data set.
     label : str
         Column of the label; with a ``threshold``, a score that makes label 1 from there on.
+    escaped : bool
+        Whether the texts still carry the escapes of a CSV file: backslash-n, and quotes doubled or after a backslash.
     per_class : int
-        Texts of each class that are read at most.
+        Distinct texts of each class that are read at most.
     """
 
     hub_id: str
@@ -37,8 +46,10 @@ class HubTask:
     columns: tuple[str, ...]
     class_names: tuple[str, str]
     description: str
+    revision: str = "main"
     label: str = "label"
     threshold: float | None = None
+    escaped: bool = False
     per_class: int = 1200
 
 
@@ -53,8 +64,11 @@ def _read_table() -> dict[str, HubTask]:
 HUB_TASKS: Mapping[str, HubTask] = _read_table()
 
 
-def read_hub_examples(name: str) -> tuple[list[str], list[int]]:
-    """Texts and labels of a hub task, from the first rows of its stream, shuffled with a fixed seed.
+def read_hub_examples(name: str, *, revision: str | None = None) -> tuple[list[str], list[int], str]:
+    """Texts and labels of a hub task, and the commit they come from.
+
+    They are the first rows of the data set's stream, shuffled with a fixed seed; ``revision`` replaces the
+    table's.
 
     Raises
     ------
@@ -63,41 +77,95 @@ def read_hub_examples(name: str) -> tuple[list[str], list[int]]:
     """
     if not hub_reachable():
         raise InputError(f"name={name!r} lies on the hub, which cannot be reached. {OFFLINE_CHOICES}")
-    from datasets import load_dataset  # here, since it is slow to import
+    from datasets import load_dataset  # here, since they are slow to import
+    from huggingface_hub import HfApi
 
     record = HUB_TASKS[name]
+    revision = revision or record.revision
     try:
-        rows = load_dataset(record.hub_id, record.config, split=record.split, streaming=True)
-        return examples_from_rows(rows.shuffle(seed=0, buffer_size=10_000), record)
+        commit = HfApi().dataset_info(record.hub_id, revision=revision, timeout=30).sha or revision
+        with _one_reading():
+            rows = load_dataset(record.hub_id, record.config, split=record.split, revision=commit, streaming=True)
+            texts, labels = examples_from_rows(shuffled(rows), record)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"name={name!r}: {record.hub_id} could not be read ({error}). {OFFLINE_CHOICES}") from error
+        raise InputError(
+            f"name={name!r}: {record.hub_id}, revision {revision}, could not be read ({failure(error)}). "
+            f"{OFFLINE_CHOICES}"
+        ) from error
+    return texts, labels, commit
+
+
+@contextmanager
+def _one_reading() -> Iterator[None]:
+    """No repetition of ``datasets`` on top of the hub client's own: twenty of them take ten minutes."""
+    from datasets import config
+
+    once = dict.fromkeys(("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES"), 1)
+    at_once = dict.fromkeys(("STREAMING_READ_RETRY_INTERVAL", "STREAMING_OPEN_RETRY_INTERVAL"), 0)
+    before = {name: getattr(config, name) for name in once | at_once}
+    vars(config).update(once | at_once)
+    try:
+        yield
+    finally:
+        vars(config).update(before)
+
+
+def shuffled(rows: Iterable[Any], *, buffer_size: int = 10_000, seed: int = 0) -> Iterator[Any]:
+    """Rows in an order drawn from ``seed``, each at most ``buffer_size`` places ahead of its own.
+
+    Unlike that of ``datasets``, the order stays the same from version to version.
+    """
+    generator = random.Random(f"rows/{seed}")
+    buffer: list[Any] = []
+    for row in rows:
+        if len(buffer) < buffer_size:
+            buffer.append(row)
+            continue
+        chosen = generator.randrange(buffer_size)
+        buffer[chosen], row = row, buffer[chosen]
+        yield row
+    generator.shuffle(buffer)
+    yield from buffer
 
 
 def examples_from_rows(rows: Iterable[Mapping[str, Any]], record: HubTask) -> tuple[list[str], list[int]]:
-    """Texts and labels of a hub task's rows, until each class has ``record.per_class``.
+    """Texts and labels of a hub task's rows, until each class has ``record.per_class`` distinct texts.
 
-    Rows without a text or a label (-1 on the hub) are passed over.
+    Rows without a text or a label (-1 on the hub) are passed over, and so are repetitions within a class.
     """
     texts: list[str] = []
     labels: list[int] = []
-    room = {0: record.per_class, 1: record.per_class}
+    seen: tuple[set[str], set[str]] = (set(), set())
     for row in rows:
         if missing := {*record.columns, record.label} - set(row):
             raise InputError(f"{record.hub_id} lacks {', '.join(sorted(missing))}; it has {', '.join(row)}.")
-        text = ": ".join(filter(None, (clean_text(row[column] or "") for column in record.columns)))
-        label = row[record.label]
-        if not text or label is None or label == -1:
+        text, label = _text(row, record), row[record.label]
+        if not text or label in (None, -1) or label != label:  # NaN
             continue
         if record.threshold is not None:
             label = int(label >= record.threshold)
         if label not in (0, 1):
             raise InputError(f"{record.hub_id} has {record.label}={label!r}; 0 or 1 was expected.")
-        if room[label]:
-            room[label] -= 1
+        known, identity = seen[int(label)], normalized(text)
+        if len(known) < record.per_class and identity not in known:
+            known.add(identity)
             texts.append(text)
             labels.append(int(label))
-        if not any(room.values()):
+        if min(map(len, seen)) >= record.per_class:
             break
     return texts, labels
+
+
+def _text(row: Mapping[str, Any], record: HubTask) -> str:
+    """Text of a row: its text columns without escapes, on one line."""
+    parts = []
+    for column in record.columns:
+        part = row[column] or ""
+        if not isinstance(part, str):
+            raise InputError(f"{record.hub_id} has {column}={part!r}; a string was expected.")
+        if record.escaped:
+            part = part.replace("\\n", " ").replace('\\"', '"').replace('""', '"')
+        parts.append(clean_text(part))
+    return ": ".join(filter(None, parts))

@@ -28,7 +28,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from llvlit.errors import InputError, ModelError, unknown_name
-from llvlit.hub import hub_reachable
+from llvlit.hub import failure, hub_reachable
 
 EMBEDDED_FOLDER = Path(__file__).parent / "data" / "models"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -174,8 +174,7 @@ def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dty
     >>> model.n_layers
     12
     """
-    name = str(name)
-    torch_device = _device(device)
+    name, place = str(name), torch_device(device)
     torch_dtype = _dtype(dtype)
     folder = _resolve(name)
     source = str(folder if folder is not None else name)
@@ -197,7 +196,7 @@ def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dty
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=offline)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         choices = "" if folder is not None else f" {_choices(name)}"
-        raise ModelError(f"Could not load model {name!r}: {_first_line(error)}{choices}") from error
+        raise ModelError(f"Could not load model {name!r}: {failure(error)}{choices}") from error
     module, loading = loaded
     if wrong := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
         raise ModelError(
@@ -206,7 +205,7 @@ def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dty
         )
     if not len(tokenizer("a")["input_ids"]):
         raise ModelError(f"{name!r} has no tokenizer that knows a token. Add one with save_pretrained().")
-    return wrap_model(module.to(device=torch_device), tokenizer, name=name)
+    return wrap_model(module.to(device=place), tokenizer, name=name)
 
 
 @contextmanager
@@ -227,7 +226,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _device(device: str) -> torch.device:
+def torch_device(device: str) -> torch.device:
+    """Device by name, ``auto`` for CUDA where there is one; InputError if it cannot be used."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,8 +33,9 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
+@cache
 def commit() -> str:
-    """Commit of the checkout that holds the package (``+`` if changed since), or ``unknown``."""
+    """Commit of the checkout that holds the package (``+`` if changed since), or ``unknown``; asked once a process."""
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
         return "unknown"

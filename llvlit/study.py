@@ -1,205 +1,189 @@
-"""One experiment: a model, a task, a split; every predictor's agreement with the measured gains."""
+"""Studies: a grid of experiments, checked before anything runs, resumed where it stopped."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
 
-from llvlit.bases import BASES
-from llvlit.concepts import concept_directions, random_directions, separation
-from llvlit.depth import MAX_TOKENS, last_token_states
-from llvlit.errors import FileError, InputError, NumericalError
+from llvlit.errors import ConceptNotVisibleError, FileError
+from llvlit.experiment import Experiment, run_experiment
 from llvlit.files import FORMAT_VERSION, write_json
-from llvlit.gains import Agreement, adjoint_gains, agreement, measured_gains
-from llvlit.models import LanguageModel, load_model
-from llvlit.progress import progress
-from llvlit.provenance import environment
-from llvlit.surrogate import identify
+from llvlit.grid import Cell, Grid
+from llvlit.models import LanguageModel, load_model, wrap_model
+from llvlit.runner import Job, Outcome, read_result, run_jobs
 from llvlit.tasks import Splits, load_task
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides an experiment besides model and task; counts are per class."""
-
-    order: int = 32
-    amplitude: float = 0.1
-    concept: int = 200
-    operating: int = 100
-    evaluation: int = 100
-    seed: int = 0
-    bases: tuple[str, ...] = BASES
-    max_tokens: int = MAX_TOKENS
+UNTRAINED = "untrained:"
+"""Before a model's name: the same architecture and tokenizer, its weights drawn anew."""
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """Result of one experiment.
+def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
+    """Model of a study: as :func:`load_model` knows it, or ``untrained:NAME``, or ``untrained-SEED:NAME``.
 
-    Attributes
-    ----------
-    profiles : dict of str to (n_layers,) list
-        ``measured``; predictions by ``adjoint`` (on the operating split, like every surrogate) and each basis;
-        ``null``: measured gains of pushes along random directions.
-    bounds : (2, n_layers) list
-        95 % bootstrap interval of the measured profile over prompts.
-    agreements : dict of str to Agreement
-        Of each prediction, and of the null, with the measured profile.
-    separation : (n_layers + 1,) list
-        Area under the ROC curve along each direction, on the evaluation split.
-    borrowed : (n_layers + 1,) list of bool
-        States whose direction is borrowed.
+    The weights of an untrained model are drawn as the architecture draws them before training: the control that
+    tells what training adds.
     """
-
-    model: str
-    task: str
-    settings: Settings
-    n_parameters: int
-    profiles: dict[str, list[float]]
-    bounds: list[list[float]]
-    agreements: dict[str, Agreement]
-    separation: list[float]
-    borrowed: list[bool]
-    metadata: dict[str, Any] = field(repr=False)
-
-    def save(self, path: str | Path) -> None:
-        """Write the result as JSON, whole or not at all."""
-        write_json(path, {"format": FORMAT_VERSION, "kind": "experiment", **asdict(self)})
-
-    @classmethod
-    def load(cls, path: str | Path) -> Experiment:
-        """Read what :meth:`save` wrote; FileError if it is cut short or of another version."""
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if (content.pop("kind"), content.pop("format")) != ("experiment", FORMAT_VERSION):
-                raise FileError(f"{path} is of another kind or version. Compute it again.")
-            content["settings"]["bases"] = tuple(content["settings"]["bases"])
-            content["settings"] = Settings(**content["settings"])
-            for name, found in content["agreements"].items():
-                found["intervals"] = {key: tuple(bounds) for key, bounds in found["intervals"].items()}
-                content["agreements"][name] = Agreement(**found)
-            return cls(**content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(f"{path} is not a whole result ({error}). Compute it again.") from error
-
-
-def run_experiment(model: LanguageModel, task: str, settings: Settings, *, splits: Splits | None = None) -> Experiment:
-    """Directions from the concept split, surrogates from the operating split, gains from the evaluation split.
-
-    Parameters
-    ----------
-    task
-        A name that :func:`llvlit.tasks.load_task` knows; only recorded where ``splits`` are given.
-    """
-    began = time.perf_counter()
-    if splits is None:
-        splits = load_task(task).split(
-            concept=settings.concept,
-            operating=settings.operating,
-            evaluation=settings.evaluation,
-            seed=settings.seed,
+    match = re.fullmatch(r"untrained(?:-(\d+))?:(.+)", name)
+    if match is None:
+        return load_model(name, device=device)
+    trained = load_model(match[2], device=device)
+    with torch.random.fork_rng():
+        torch.manual_seed(int(match[1] or 0))
+        module = AutoModelForCausalLM.from_config(
+            trained.module.config, attn_implementation="eager", dtype=trained.dtype
         )
-    max_tokens = settings.max_tokens
-    directions = concept_directions(model, splits.concept, seed=settings.seed, max_tokens=max_tokens)
-    measured = measured_gains(model, splits.evaluation, directions, amplitude=settings.amplitude, max_tokens=max_tokens)
-    vectors = random_directions(model.n_layers + 1, model.hidden_size, seed=settings.seed)
-    vectors[-1] = directions.vectors[-1]
-    null = measured_gains(model, splits.evaluation, vectors, amplitude=settings.amplitude, max_tokens=max_tokens)
-    predicted = {"adjoint": adjoint_gains(model, splits.operating, directions, max_tokens=max_tokens).mean}
-    for basis in settings.bases:
-        surrogate = identify(
+    return wrap_model(module.to(trained.device), trained.tokenizer, name=name)
+
+
+_load_subject = lru_cache(maxsize=1)(load_subject)  # a worker's cells of one model come one after another
+
+
+def cell_splits(cell: Cell) -> Splits:
+    """Splits of a cell's task."""
+    settings = cell.settings
+    task = load_task(cell.task, suffix=cell.suffix, data_dir=cell.data_dir)
+    return task.split(settings.concept, settings.operating, settings.evaluation, seed=cell.seed)
+
+
+def run_cell(cell: Cell, device: str = "auto") -> dict[str, Any]:
+    """Content of a cell's result file: an experiment, or the reason why the model does not show the concept."""
+    asked = json.loads(json.dumps(asdict(cell)))
+    model = _load_subject(cell.model, device=device)
+    try:
+        return run_experiment(
             model,
-            splits.operating,
-            directions,
-            order=min(settings.order, model.hidden_size),
-            basis=basis,
-            seed=settings.seed,
-            max_tokens=max_tokens,
-        )
-        predicted[basis] = surrogate.gains()
-    states = last_token_states(model, splits.evaluation, max_tokens=max_tokens)
-    readable = separation(states, np.array(splits.evaluation.labels), directions.vectors)
-    compared = {**predicted, "null": null.mean}
-    return Experiment(
-        model=model.name,
-        task=task,
-        settings=settings,
-        n_parameters=model.n_parameters,
-        profiles={"measured": measured.mean.tolist(), **{k: v.tolist() for k, v in compared.items()}},
-        bounds=measured.interval(seed=settings.seed).tolist(),
-        agreements={k: agreement(v, measured, seed=settings.seed) for k, v in compared.items()},
-        separation=readable.tolist(),
-        borrowed=directions.borrowed.tolist(),
-        metadata={
-            "model_fingerprint": model.fingerprint,
-            "prompts_fingerprint": splits.evaluation.fingerprint,
-            "n_cut": measured.metadata["n_cut"],
-            "seconds": round(time.perf_counter() - began, 2),
-            **environment(model.device),
-        },
-    )
+            cell_splits(cell),
+            cell.settings,
+            seed=cell.seed,
+            jacobian=cell.jacobian,
+            final_norm=cell.final_norm,
+            cell=asked,
+        ).content()
+    except ConceptNotVisibleError as error:
+        return {"format": FORMAT_VERSION, "kind": "not visible", "cell": asked, "reason": str(error)}
 
 
-def run_study(
-    models: Iterable[str],
-    tasks: Iterable[str],
-    settings: Settings,
-    folder: str | Path,
-    *,
-    device: str = "auto",
-    on_failure: Callable[[str, str, NumericalError], None] | None = None,
-) -> list[Experiment]:
-    """Grid of experiments, one result file each; those already in the folder are loaded, not run again.
-
-    Parameters
-    ----------
-    on_failure
-        Called with model, task and error where a model does not show a concept; the rest of the grid goes on.
-        Without it, such an error ends the study.
+def check_cells(cells: Sequence[Cell], *, device: str = "auto") -> None:
+    """Load every model and split once, so that a wrong name or a short file is told before anything runs.
 
     Raises
     ------
-    InputError
-        If there is no model or no task.
-    FileError
-        If a result in the folder cannot be read.
+    InputError, ModelError
+        Naming the model, the task or the file.
     """
-    models, tasks = tuple(models), tuple(tasks)
-    if not models or not tasks:
-        raise InputError("A study needs at least one model and one task.")
-    paths = {
-        (model, task): Path(folder) / f"{_slug(model)}--{_slug(task)}--{_digest(settings)}.json"
-        for model in models
-        for task in tasks
-    }
-    loaded: dict[str, LanguageModel] = {}
-    results = []
-    for (name, task), path in progress(paths.items(), "study", total=len(paths)):
-        if not path.is_file():
-            if name not in loaded:
-                loaded = {name: load_model(name, device=device)}
-            try:
-                run_experiment(loaded[name], task, settings).save(path)
-            except NumericalError as error:
-                if on_failure is None:
-                    raise
-                on_failure(name, task, error)
-                continue
-        results.append(Experiment.load(path))
-    return results
+    for name in dict.fromkeys(cell.model for cell in cells):
+        _load_subject(name, device=device)
+    seen = set()
+    for cell in cells:
+        if (key := (cell.task, cell.seed)) not in seen:
+            seen.add(key)
+            cell_splits(cell)
 
 
-def _digest(settings: Settings) -> str:
-    return hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode()).hexdigest()[:8]
+def run_study(
+    grid: Grid,
+    folder: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    workers: int = 1,
+    scheduler: str | None = None,
+    progress: bool = True,
+) -> Outcome:
+    """Every cell of a grid that has no result yet; killed at any moment, it goes on where it stopped.
+
+    Parameters
+    ----------
+    folder
+        Gets ``grid.json``, ``cells/KEY.json`` for every finished cell, ``failed/KEY.txt`` for every failed one.
+    data_dir
+        Folder of parquet files that serve tasks by name.
+    workers, scheduler
+        See :func:`llvlit.runner.run_jobs`.
+
+    Raises
+    ------
+    InputError, ModelError
+        If a model or a task of the grid cannot be had; nothing has run then.
+    FileError
+        If the folder holds another grid's results or is in use, or a result cannot be written.
+    """
+    cells = grid.cells(data_dir=None if data_dir is None else str(Path(data_dir).resolve()))
+    _claim(grid, Path(folder))
+    waiting = [cell for cell in cells if read_result(folder, cell.key) is None]
+    check_cells(waiting, device=device)
+    _claim(grid, Path(folder), write=True)
+    jobs = [Job(cell.key, run_cell, (cell, device), group=cell.model, cost=_weight(cell)) for cell in cells]
+    return run_jobs(jobs, folder, workers=workers, scheduler=scheduler, progress=progress)
 
 
-def _slug(name: str) -> str:
-    tail = hashlib.sha256(name.encode()).hexdigest()[:6] if Path(name).is_absolute() else ""
-    return "-".join(filter(None, [*Path(name).parts[-2:], tail])).replace("/", "-").replace("\\", "-")
+def _weight(cell: Cell) -> float:
+    """Relative cost of a cell, for the time left."""
+    return float(cell.settings.concept + cell.settings.operating + cell.settings.evaluation)
+
+
+def _claim(grid: Grid, folder: Path, *, write: bool = False) -> None:
+    """Refuse a folder of another grid; with ``write``, note in it which grid it is for."""
+    path = folder / "grid.json"
+    content = {"fingerprint": grid.fingerprint, **asdict(grid)}
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FileError(f"{path} cannot be read ({error}). Choose another folder.") from error
+        if found != grid.fingerprint:
+            raise FileError(
+                f"{folder} holds the results of another grid ({found}; this one is {grid.fingerprint}), and the two "
+                "must not be mixed. Choose another --out, or the grid of that folder."
+            )
+    elif (folder / "cells").is_dir() and any((folder / "cells").iterdir()):
+        raise FileError(f"{folder} holds results, but not of which grid (no grid.json). Choose another --out.")
+    elif write:
+        write_json(path, content)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a folder of results holds.
+
+    Attributes
+    ----------
+    experiments : tuple of Experiment
+    not_visible : tuple of dict
+        Cells whose model does not show the concept, with the reason.
+    """
+
+    experiments: tuple[Experiment, ...]
+    not_visible: tuple[dict[str, Any], ...]
+
+
+def load_results(folder: str | Path, keys: Iterable[str] | None = None) -> Results:
+    """Finished cells of a folder, in the order of their keys.
+
+    Raises
+    ------
+    FileError
+        If there is no result, or one cannot be read.
+    """
+    paths = sorted((Path(folder) / "cells").glob("*.json"))
+    if keys is not None:
+        wanted = set(keys)
+        paths = [path for path in paths if path.stem in wanted]
+    if not paths:
+        raise FileError(f"{folder} holds no results. Run `llvlit study` with --out {folder} first.")
+    experiments, not_visible = [], []
+    for path in paths:
+        content = read_result(folder, path.stem) or {}
+        if content.get("kind") == "not visible":
+            not_visible.append(content)
+        else:
+            experiments.append(Experiment.load(path))
+    return Results(tuple(experiments), tuple(not_visible))

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import chain
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from llvlit.bases import BASES, krylov_basis, random_basis, reachability_basis
-from llvlit.concepts import Directions, direction_vectors
-from llvlit.depth import MAX_TOKENS, FrozenLayer, sweep
-from llvlit.errors import InputError, NumericalError, unknown_name
+from llvlit.errors import InputError
 from llvlit.files import load_tensors, save_tensors
-from llvlit.models import LanguageModel
-from llvlit.prompting import tokenize
-from llvlit.provenance import environment
-from llvlit.tasks import Prompts
-
-JACOBIANS = ("jvp", "central")
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
-"""Deflation tolerance: well above the rounding of products in the model's type."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +78,29 @@ class LLV:
         """Gains of each prompt's own surrogate, ``(n_prompts, n_layers)`` float64."""
         return markov_parameters(self.per_prompt.astype(np.float64), self.C)
 
+    def truncate(self, order: int) -> LLV:
+        """The surrogate of a smaller order, for nothing.
+
+        Every basis here is nested: its first d columns are the basis of order d, and the leading blocks of A
+        are the operators in it (a random basis becomes another random basis).
+
+        Raises
+        ------
+        InputError
+            If the order is not between 1 and the present one.
+        """
+        if not 1 <= order <= self.order:
+            raise InputError(f"order={order} is not between 1 and {self.order}, the order of this surrogate.")
+        return replace(
+            self,
+            A=self.A[:, :order, :order],
+            C=self.C[:order],
+            bases=self.bases[:, :, :order],
+            orders=np.minimum(self.orders, order),
+            per_prompt=self.per_prompt[:, :, :order, :order],
+            metadata={**self.metadata, "order": order},
+        )
+
     def simulate(self, inputs: np.ndarray) -> Trajectory:
         """Response to inputs u ``(..., n_layers)``, from the operating point.
 
@@ -140,121 +149,3 @@ def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
         adjoint = np.einsum("...ij,...i->...j", operators[..., layer, :, :], adjoint)
         gains.append(adjoint[..., 0])
     return np.stack(gains[::-1], axis=-1)
-
-
-def identify(
-    model: LanguageModel,
-    prompts: Prompts,
-    directions: Directions | torch.Tensor | np.ndarray,
-    *,
-    order: int = 32,
-    basis: str = "krylov",
-    jacobian: str = "jvp",
-    output: torch.Tensor | np.ndarray | None = None,
-    max_tokens: int = MAX_TOKENS,
-    final_norm: bool = False,
-    seed: int = 0,
-) -> LLV:
-    """LLV surrogate of a model around the operating points of the prompts (the operating split).
-
-    Parameters
-    ----------
-    directions
-        Concept directions, or vectors ``(n_layers + 1, hidden_size)``.
-    order
-        d, from 1 to the hidden size.
-    basis
-        ``krylov`` (v, J v, J^2 v, ... with each layer's own mean Jacobian), ``reachability`` (v and what
-        earlier inputs have become, newest first), or ``random``.
-    jacobian
-        ``jvp`` (exact) or ``central`` (central differences).
-    output : (hidden_size,), optional
-        c, the readout of the last state; v_L unless given.
-    seed
-        Of the random basis.
-
-    Raises
-    ------
-    InputError
-        If order, basis, jacobian, directions or output do not fit.
-    NumericalError
-        If a state or an operator is not finite.
-
-    Notes
-    -----
-    Costs ``order`` Jacobian-vector products per prompt and layer.  No Jacobian is formed; one layer's context
-    is held at a time.
-    """
-    _check_settings(model, order, basis, jacobian)
-    vectors = direction_vectors(directions, model)
-    readout = vectors[-1] if output is None else torch.as_tensor(output)
-    if tuple(readout.shape) != (model.hidden_size,) or not torch.isfinite(readout).all() or not readout.any():
-        raise InputError(f"output has shape {tuple(readout.shape)}; expected ({model.hidden_size},), finite, not zero.")
-    tokenized = tokenize(model, prompts, max_tokens=max_tokens)
-    tolerance = TOLERANCE[model.dtype]
-    generator = torch.Generator().manual_seed(seed)
-    bases: list[torch.Tensor] = []
-    orders: list[int] = []
-    operators: list[torch.Tensor] = []
-    images = torch.zeros(len(prompts), 0, model.hidden_size, device=model.device, dtype=model.dtype)
-    layers = sweep(model, tokenized, final_norm=final_norm, description=f"identify ({basis})")
-    for index, layer in enumerate(chain(layers, [None])):
-        direction = vectors[index].to("cpu", torch.float64)
-        mean_images = images.to(torch.float64).mean(dim=0).to("cpu").T
-        next_images = None
-        if basis == "krylov" and layer is not None:
-            columns: list[torch.Tensor] = []
-            image = partial(_mean_image, layer, jacobian, columns)
-            P, rank, _ = krylov_basis(image, direction, order=order, tolerance=tolerance)
-            next_images = torch.cat([*columns, columns[0].new_zeros(len(prompts), order - rank, P.shape[0])], dim=1)
-        elif basis == "random":
-            P, rank = random_basis(direction, order=order, generator=generator)
-        else:
-            P, rank = reachability_basis(mean_images, direction, order=order, tolerance=tolerance)
-        bases.append(P)
-        orders.append(rank)
-        if index:
-            operators.append(torch.einsum("hi,njh->nij", P.to(images), images).cpu())
-        if layer is not None:
-            images = _images(layer, P, jacobian) if next_images is None else next_images
-    per_prompt = torch.stack(operators, dim=1)
-    if not torch.isfinite(per_prompt).all():
-        raise NumericalError(f"The surrogate of {model.name} is not finite. Check the model's weights and directions.")
-    settings = {"basis": basis, "order": order, "jacobian": jacobian, "final_norm": final_norm, "seed": seed}
-    return LLV(
-        A=per_prompt.to(torch.float64).mean(dim=0).numpy(),
-        C=(bases[-1].T @ readout.to("cpu", torch.float64)).numpy(),
-        bases=torch.stack(bases).numpy(),
-        orders=np.array(orders),
-        per_prompt=per_prompt.to(torch.float32).numpy(),
-        metadata={
-            "model": model.name,
-            "model_fingerprint": model.fingerprint,
-            "prompts_fingerprint": prompts.fingerprint,
-            "n_prompts": len(prompts),
-            "n_cut": tokenized.n_cut,
-            **settings,
-            **environment(model.device),
-        },
-    )
-
-
-def _check_settings(model: LanguageModel, order: int, basis: str, jacobian: str) -> None:
-    if not 1 <= order <= model.hidden_size:
-        raise InputError(f"order={order} is not between 1 and the hidden size of {model.name}, {model.hidden_size}.")
-    if basis not in BASES:
-        raise InputError(unknown_name("basis", basis, BASES))
-    if jacobian not in JACOBIANS:
-        raise InputError(unknown_name("jacobian", jacobian, JACOBIANS))
-
-
-def _images(layer: FrozenLayer, columns: torch.Tensor, jacobian: str) -> torch.Tensor:
-    """Products of each prompt's Jacobian with the columns of a basis, ``(n_prompts, order, hidden_size)``."""
-    tangents = columns.T.to(layer.states).expand(len(layer.states), -1, -1)
-    return layer.jvp(tangents, method=jacobian)
-
-
-def _mean_image(layer: FrozenLayer, jacobian: str, kept: list[torch.Tensor], column: torch.Tensor) -> torch.Tensor:
-    """Mean over the prompts of J q ``(hidden_size,)``; each prompt's own product is appended to ``kept``."""
-    kept.append(_images(layer, column.unsqueeze(1), jacobian))
-    return kept[-1].to(torch.float64).mean(dim=(0, 1))

@@ -15,8 +15,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from llvlit.errors import InputError, unknown_name
-from llvlit.grammars import EMBEDDED_TASKS, clean_text, distinct_groups, draw, generate, load_grammar
-from llvlit.hub_tasks import HUB_TASKS, OFFLINE_CHOICES, read_hub_examples
+from llvlit.grammars import EMBEDDED_TASKS, distinct_groups, draw, generate, load_grammar
+from llvlit.hub_tasks import HUB_TASKS, read_hub_examples
+from llvlit.task_files import is_label, read_parquet_examples, task_files
 
 
 @dataclass(frozen=True, init=False)
@@ -52,7 +53,7 @@ class Prompts:
         for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
             if not isinstance(text, str):
                 raise InputError(f"texts[{row}]={text!r} is not a string. Every text must be one.")
-            if not _is_label(label):
+            if not is_label(label):
                 raise InputError(f"labels[{row}]={label!r} is neither 0 nor 1 (1: concept present).")
         object.__setattr__(self, "texts", tuple(str(text) for text in texts))
         object.__setattr__(self, "labels", tuple(int(label) for label in labels))
@@ -86,13 +87,6 @@ class Prompts:
     def fingerprint(self) -> str:
         """SHA-256 of texts and labels, first 16 hexadecimal digits."""
         return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()[:16]
-
-
-def _is_label(value: Any) -> bool:
-    try:
-        return not isinstance(value, str) and bool(value in (0, 1))
-    except (TypeError, ValueError, RuntimeError):
-        return False
 
 
 def length_auc(prompts: Prompts) -> float:
@@ -177,13 +171,15 @@ class Task:
         if not _is_whole(seed):
             raise InputError(f"seed={seed!r} must be a whole number.")
         groups = distinct_groups(self.texts, self.labels, self.groups or range(len(self.texts)))
-        for label in (0, 1):
-            available, needed = sum(len(group[label]) for group in groups), sum(counts.values())
-            if available < needed:
-                raise InputError(
-                    f"Class {label} ({self.class_names[label]!r}) of task {self.name!r} has {available} "
-                    f"distinct prompts; concept + operating + evaluation need {needed}. Ask for fewer."
-                )
+        available = [sum(len(group[label]) for group in groups) for label in (0, 1)]
+        if min(available) < (needed := sum(counts.values())):
+            zero, one = self.class_names
+            raise InputError(
+                f"Task {self.name!r} has {available[0]} distinct texts of label 0 ({zero!r}) and {available[1]} of "
+                f"label 1 ({one!r}); concept={concept} + operating={operating} + evaluation={evaluation} need {needed} "
+                f"of each. Lower them to a sum of {min(available)} at most, or add texts. (Texts that differ in case, "
+                "punctuation and whitespace alone count once, and not at all if their labels disagree.)"
+            )
         random.Random(f"split/{index(seed)}").shuffle(groups)
         drawn = {}
         for part, count in counts.items():
@@ -202,30 +198,57 @@ def _is_whole(value: Any) -> bool:
     return hasattr(type(value), "__index__") and not isinstance(value, bool)
 
 
-def task_names() -> dict[str, str]:
-    """Names of embedded tasks, then of hub tasks, each with its description."""
+def task_names(data_dir: str | Path | None = None) -> dict[str, str]:
+    """Names of embedded tasks, of hub tasks and of the files in ``data_dir``, each with its description."""
     embedded = {name: load_grammar(name).description for name in EMBEDDED_TASKS}
-    return embedded | {name: f"{task.description} (hub: {task.hub_id})" for name, task in HUB_TASKS.items()}
+    hub = {name: f"{task.description} (hub: {task.hub_id})" for name, task in HUB_TASKS.items()}
+    filed = {name: f"{_file_facts(name)[0]} (file: {path})" for name, path in task_files(data_dir).items()}
+    return embedded | hub | filed
 
 
-def load_task(name: str | Path, *, suffix: str | None = None) -> Task:
+def load_task(
+    name: str | Path,
+    *,
+    suffix: str | None = None,
+    data_dir: str | Path | None = None,
+    revision: str | None = None,
+) -> Task:
     """Task by the name of an embedded or hub task, or from a ``.parquet`` file with ``text`` and ``label``.
 
-    ``suffix`` replaces the task's own.  A hub task is streamed from the hub's first rows, shuffled with a
-    fixed seed.
+    Parameters
+    ----------
+    name
+        A name of :func:`task_names`, or the path of a file.
+    suffix
+        Replaces the task's own.
+    data_dir
+        Folder of task files: ``NAME.parquet`` there serves the task NAME, and the hub is not asked.
+    revision
+        Commit or branch of a hub task in place of the pinned one.
 
     Raises
     ------
     InputError
-        If the name is unknown, the hub or the file cannot be read, or the file's columns, texts or labels
-        (0 or 1) are not what they must be.
+        If the name is unknown, ``data_dir`` lacks it, the hub or the file cannot be read, or the file's columns,
+        texts or labels (0 or 1) are not what they must be.
     """
-    if name in EMBEDDED_TASKS:
+    filed = task_files(data_dir)
+    on_hub = name in HUB_TASKS and data_dir is None
+    if revision is not None and not on_hub:
+        raise InputError(
+            f"revision={revision!r} is of use on the hub alone; name={str(name)!r} is not read from there."
+        )
+    if name in filed:
+        task = _file_task(filed[str(name)], *_file_facts(str(name)))
+    elif name in EMBEDDED_TASKS:
         task = _embedded_task(str(name))
-    elif name in HUB_TASKS:
-        task = _hub_task(str(name))
     elif isinstance(name, Path) or str(name).endswith(".parquet"):
-        task = _parquet_task(Path(name))
+        task = _file_task(Path(name))
+    elif on_hub:
+        task = _hub_task(str(name), revision)
+    elif data_dir is not None:
+        files = ", ".join(path.name for path in filed.values()) or "no .parquet file"
+        raise InputError(f"data_dir={str(data_dir)!r} has no {name}.parquet; it has {files}. Embedded tasks work too.")
     else:
         hint = "Or name a .parquet file with columns text and label."
         raise InputError(unknown_name("name", name, task_names(), hint=hint))
@@ -246,32 +269,22 @@ def _embedded_task(name: str) -> Task:
     )
 
 
-def _parquet_task(path: Path) -> Task:
-    from pyarrow import ArrowException, parquet  # here, since it is slow to import
-
-    if not path.is_file():
-        raise InputError(f"name={str(path)!r}: there is no such file. {OFFLINE_CHOICES}")
-    try:
-        columns = parquet.read_schema(path).names
-        if missing := {"text", "label"} - set(columns):
-            raise InputError(f"{path} lacks {' and '.join(sorted(missing))}; its columns: {', '.join(columns)}.")
-        table = parquet.read_table(path, columns=["text", "label"])
-    except (ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read as a parquet file ({error}). Write it again.") from error
-    texts, labels = table["text"].to_pylist(), table["label"].to_pylist()
-    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        if not isinstance(text, str) or not clean_text(text):
-            raise InputError(f"{path}, row {row} (from 0): text={text!r} is not a string with content.")
-        if not _is_label(label):
-            raise InputError(f"{path}, row {row} (from 0): label={label!r} is neither 0 nor 1.")
-    if not texts:
-        raise InputError(f"{path} has no rows.")
-    cleaned = tuple(clean_text(text) for text in texts)
-    return Task(path.stem, "local file", ("label 0", "label 1"), cleaned, tuple(labels), source=path.name)
+FILE_FACTS = ("local file", ("label 0", "label 1"))  # description and class names of a file nobody described
 
 
-def _hub_task(name: str) -> Task:
+def _file_facts(name: str) -> tuple[str, tuple[str, str]]:
+    """Description and class names of a file in a folder of task files: the hub task's of that name, if any."""
+    record = HUB_TASKS.get(name)
+    return (record.description, record.class_names) if record else FILE_FACTS
+
+
+def _file_task(path: Path, description: str = FILE_FACTS[0], class_names: tuple[str, str] = FILE_FACTS[1]) -> Task:
+    texts, labels = read_parquet_examples(path)
+    return Task(path.stem, description, class_names, tuple(texts), tuple(labels), source=f"file: {path.name}")
+
+
+def _hub_task(name: str, revision: str | None) -> Task:
     record = HUB_TASKS[name]
-    texts, labels = read_hub_examples(name)
-    source = f"hub: {record.hub_id}, {record.config or 'default'}, {record.split}"
+    texts, labels, commit = read_hub_examples(name, revision=revision)
+    source = f"hub: {record.hub_id}, {record.config or 'default'}, {record.split}, commit {commit}"
     return Task(name, record.description, record.class_names, tuple(texts), tuple(labels), source=source)

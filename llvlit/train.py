@@ -7,6 +7,7 @@ batches it would have seen.  Checkpoints are safetensors, the optimizers' state 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -32,6 +33,7 @@ class Size:
     n_heads: int
 
 
+HEAD_SIZE = 32
 SIZES = {
     "small": Size(n_layers=12, hidden_size=64, n_heads=2),
     "medium": Size(n_layers=18, hidden_size=96, n_heads=3),
@@ -82,11 +84,27 @@ class TrainingState:
     curve: tuple[dict[str, float], ...]
 
 
+def shape_of(size: str) -> Size:
+    """Shape of a member by name, or by ``LAYERSxHIDDEN`` such as ``24x64`` (32 numbers a head, as in all members).
+
+    Raises
+    ------
+    InputError
+        If there is no such member, or the hidden size is no multiple of 32.
+    """
+    if size in SIZES:
+        return SIZES[size]
+    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
+    if not numbers or int(numbers[2]) % HEAD_SIZE:
+        raise InputError(
+            unknown_name("size", size, SIZES, hint="Or LAYERSxHIDDEN, such as 24x64, hidden a multiple of 32.")
+        )
+    return Size(int(numbers[1]), int(numbers[2]), int(numbers[2]) // HEAD_SIZE)
+
+
 def build_model(size: str, *, vocabulary: int, length: int, seed: int) -> GPT2LMHeadModel:
     """Untrained model of a size of the family, its weights drawn from ``seed``."""
-    if size not in SIZES:
-        raise InputError(unknown_name("size", size, SIZES))
-    shape = SIZES[size]
+    shape = shape_of(size)
     config = GPT2Config(
         vocab_size=vocabulary,
         n_positions=length,
@@ -160,6 +178,7 @@ def train_model(
     compiled: bool = False,
     checkpoint_every: int = 100,
     progress: Callable[[int, int, str], None] | None = None,
+    visit: Callable[[int, GPT2LMHeadModel], None] | None = None,
 ) -> tuple[GPT2LMHeadModel, TrainingState]:
     """Model of a size, trained from scratch or from its checkpoint.
 
@@ -170,6 +189,8 @@ def train_model(
         the same recipe and corpus; only ``steps`` may differ, and only before the learning rate falls.
     compiled
         Run ``torch.compile`` first (needs a C++ compiler on the CPU).
+    visit
+        Called with the number of steps done and the model, before the first step and after each.
 
     Raises
     ------
@@ -190,6 +211,8 @@ def train_model(
     curve = list(state.curve)
     began = time.perf_counter() - state.seconds
     running: list[torch.Tensor] = []
+    if visit is not None:
+        visit(state.step, model)
     for step in range(state.step, recipe.steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -204,6 +227,8 @@ def train_model(
             optimizer.step()
             optimizer.zero_grad()
         running.append(per_token.mean())
+        if visit is not None:
+            visit(step + 1, model)
         if progress is not None:
             progress(step + 1, recipe.steps, f"loss {running[-1].item():.3f}")
         if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps:

@@ -24,10 +24,10 @@ from llvlit.corpus import (
     train_tokenizer,
     window_streams,
 )
-from llvlit.errors import InputError, unknown_name
+from llvlit.errors import InputError
 from llvlit.files import write_atomically, write_json
 from llvlit.provenance import environment
-from llvlit.train import SIZES, Recipe, held_out_loss, train_model
+from llvlit.train import SIZES, Recipe, held_out_loss, shape_of, train_model
 
 VOCABULARY = 4096
 TOKENIZER_SAMPLE = 4
@@ -46,20 +46,20 @@ def train_family(
     seed: int = 0,
     device: str = "auto",
     compiled: bool = False,
+    keep: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Train models of the family, from scratch or from where an earlier run in ``out`` was killed.
 
     ``out`` gets ``tokenizer.json``, ``corpus.safetensors`` (the tokens), a checkpoint and, at the end,
-    ``models/SIZE`` for every size.  Returns each size's held-out losses.
+    ``models/SIZE`` for every size, named as in :data:`SIZES` or as ``24x64``.  The model after each of the steps
+    in ``keep`` (0: untrained) is exported too, as ``models/SIZE-STEP``.  Returns each size's held-out losses.
 
     Raises
     ------
     InputError
         If a size is unknown, the corpus holds no reviews, or ``out`` holds a run with other settings.
     """
-    for size in sizes:
-        if size not in SIZES:
-            raise InputError(unknown_name("size", size, SIZES))
+    shapes = {size: shape_of(size) for size in sizes}
     if steps is not None and steps < 1:
         raise InputError(f"steps={steps} must be at least 1.")
     out = Path(out)
@@ -77,6 +77,11 @@ def train_family(
                 bar.update(step - bar.n)
                 bar.set_postfix_str(message)
 
+            def export(step: int, model: GPT2LMHeadModel, size: str = size) -> None:
+                if step in keep:
+                    where = out / "models" / f"{size}-{step}"
+                    export_model(model, tokenizer, where, training={"size": asdict(shapes[size]), "steps_done": step})
+
             model, state = train_model(
                 size,
                 recipe,
@@ -87,10 +92,11 @@ def train_family(
                 device=chosen,
                 compiled=compiled,
                 progress=report,
+                visit=export,
             )
         held_out = held_out_loss(model, streams[1], n_batches=FINAL_BATCHES, n_windows=recipe.n_windows)
         training = {
-            "size": asdict(SIZES[size]),
+            "size": asdict(shapes[size]),
             "recipe": asdict(recipe),
             "corpus": {"fingerprint": tokens.fingerprint, "reviews": len(tokens.ratings)},
             "tokens_seen": recipe.steps * recipe.n_windows * recipe.length,

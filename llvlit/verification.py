@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from llvlit.control import energy
 from llvlit.depth import MAX_TOKENS, DepthSystem, depth_system
 from llvlit.errors import InputError
 from llvlit.models import LanguageModel
+from llvlit.progress import progress
 from llvlit.tasks import Prompts
 
 PROMPTS_PER_SYSTEM = 32
@@ -104,24 +106,58 @@ def required_energy(
     -----
     A target out of reach is a status, not an error: see ``status`` and ``help``.
     """
+    return required_energies(
+        model,
+        prompts,
+        directions,
+        {"shape": shape},
+        target,
+        weights=weights,
+        relative_tolerance=relative_tolerance,
+        max_tokens=max_tokens,
+        final_norm=final_norm,
+    )["shape"]
+
+
+def required_energies(
+    model: LanguageModel,
+    prompts: Prompts,
+    directions: Directions | torch.Tensor | np.ndarray,
+    shapes: Mapping[str, np.ndarray],
+    target: float,
+    *,
+    weights: np.ndarray | None = None,
+    relative_tolerance: float = 1e-3,
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
+) -> dict[str, RequiredEnergy]:
+    """The same for several shapes, which share the prompts' frozen contexts; see :func:`required_energy`."""
     vectors = direction_vectors(directions, model)
-    shape = np.asarray(shape, dtype=np.float64)
-    if shape.shape != (model.n_layers,) or not np.isfinite(shape).all() or not shape.any():
-        raise InputError(f"shape has shape {shape.shape}; expected ({model.n_layers},), finite and not zero.")
+    units = {name: _unit(name, shape, model.n_layers) for name, shape in shapes.items()}
     if not (np.isfinite(target) and target):
         raise InputError(f"target={target} must be finite and not zero.")
-    unit = shape / np.linalg.norm(shape)
-    scales, shifts = [], []
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in shapes}
     for members in np.array_split(np.arange(len(prompts)), -(-len(prompts) // PROMPTS_PER_SYSTEM)):
         system = depth_system(model, prompts.select(members), max_tokens=max_tokens, final_norm=final_norm)
-        scale, shift = _first_crossing(system, vectors, unit, target, relative_tolerance)
-        scales.append(scale)
-        shifts.append(shift)
-    norm = np.concatenate(scales)
-    missed = np.isnan(norm)
-    cost = np.where(missed, np.inf, norm**2 * energy(unit, weights=weights))
-    status = OUT_OF_REACH if missed.any() else REACHED
-    return RequiredEnergy(norm / np.linalg.norm(shape), cost, np.concatenate(shifts), float(target), status)
+        for name, unit in progress(units.items(), "energies"):
+            found[name].append(_first_crossing(system, vectors, unit, target, relative_tolerance))
+    results = {}
+    for name, parts in found.items():
+        norm, shifts = (np.concatenate(column) for column in zip(*parts, strict=True))
+        missed = np.isnan(norm)
+        cost = np.where(missed, np.inf, norm**2 * energy(units[name], weights=weights))
+        status = OUT_OF_REACH if missed.any() else REACHED
+        scale = norm / np.linalg.norm(np.asarray(shapes[name], dtype=np.float64))
+        results[name] = RequiredEnergy(scale, cost, shifts, float(target), status)
+    return results
+
+
+def _unit(name: str, shape: np.ndarray, n_layers: int) -> np.ndarray:
+    """The shape scaled to norm 1."""
+    shape = np.asarray(shape, dtype=np.float64)
+    if shape.shape != (n_layers,) or not np.isfinite(shape).all() or not shape.any():
+        raise InputError(f"{name} has shape {shape.shape}; expected ({n_layers},), finite and not zero.")
+    return shape / np.linalg.norm(shape)
 
 
 def output_shifts(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray) -> np.ndarray:
@@ -150,9 +186,7 @@ def _first_crossing(
     reference = system.states[:, 0].to("cpu", torch.float64).norm(dim=-1).numpy() * 1e-3
     slope = np.abs(shifts(reference[:, None])[:, 0]) / reference
     guess = wanted / np.maximum(slope, wanted / (LARGEST_PUSH * reference))
-    factors = np.concatenate(
-        [np.geomspace(1 / 16, 1, 9), np.geomspace(1.25, 64, 12), np.geomspace(128, LARGEST_PUSH, 6)]
-    )
+    factors = np.concatenate([np.geomspace(1 / 16, 1, 7), np.geomspace(1.5, 64, 9), np.geomspace(128, LARGEST_PUSH, 6)])
     grid = guess[:, None] * np.concatenate([factors, -factors])
     seen = shifts(grid)
     order = np.argsort(np.abs(grid), axis=1, kind="stable")

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from llvlit.bases import BASES, krylov_basis, orthonormal_basis, random_basis, reachability_basis
+from llvlit.bases import BASES, krylov_basis, orthonormal_basis, principal_basis, random_basis, reachability_basis
 from llvlit.concepts import (
+    METHODS,
     concept_directions,
     direction_vectors,
+    directions_of_states,
     mean_difference,
     random_directions,
     separation,
@@ -151,7 +153,50 @@ def test_every_basis_starts_at_the_direction(generator):
         "krylov": krylov_basis(lambda q: q.flip(0), direction, order=3)[0],
         "reachability": reachability_basis(images, direction, order=3)[0],
         "random": random_basis(direction, order=3, generator=generator)[0],
+        "pca": principal_basis(images.T, direction, order=3)[0],
     }
     assert set(starts) == set(BASES)
     for basis in starts.values():
         assert torch.allclose(basis[:, 0], unit, atol=EXACT)
+
+
+def test_the_principal_basis_holds_the_directions_of_largest_variance(generator):
+    spread = torch.diag(torch.tensor([0.1, 5.0, 1.0, 0.01, 0.0, 0.0], dtype=torch.float64))
+    states = 7 + torch.randn(400, 6, generator=generator, dtype=torch.float64) @ spread
+    basis, rank = principal_basis(states, torch.eye(6, dtype=torch.float64)[5], order=6)
+    assert rank == 5  # the direction, and four components with any variance
+    assert abs(basis[1, 1]) > 0.999 and abs(basis[2, 2]) > 0.999 and abs(basis[0, 3]) > 0.999
+
+
+def two_classes(generator, *, n=4000):
+    """States of two Gaussian classes: mean difference along e0 + e1, variance within classes large along e0."""
+    labels = np.arange(n) % 2
+    noise = torch.randn(n, 2, 4, generator=generator, dtype=torch.float64) * torch.tensor([3.0, 1.0, 0.5, 0.5])
+    shift = torch.from_numpy(labels - 0.5)[:, None] * torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    return noise + shift[:, None], labels
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_each_method_finds_the_direction_of_its_theory(generator, method):
+    states, labels = two_classes(generator)
+    whitened = np.array([1 / 9, 1, 0, 0])
+    expected = {
+        "mean_difference": np.array([1, 1, 0, 0]) / np.sqrt(2),
+        "lda": whitened / np.linalg.norm(whitened),  # Sigma^-1 (mean difference)
+        "logistic": whitened / np.linalg.norm(whitened),  # the same for Gaussians of equal covariance
+        "principal_component": np.array([1, 0, 0, 0]),  # the noise of pairs, not the concept
+    }[method]
+    found = directions_of_states(states, labels, method=method)
+    assert found.method == method
+    for vector in found.vectors:
+        assert vector.norm().item() == pytest.approx(1)
+        assert vector.numpy() @ expected > 0.99  # 4,000 prompts: errors of a few percent
+    with pytest.raises(InputError, match="method"):
+        directions_of_states(states, labels, method="pca")
+
+
+def test_a_state_without_the_concept_borrows_whatever_the_method(generator):
+    states, labels = two_classes(generator, n=400)
+    states[:, 0] = 1.0  # the same for every prompt, as where all end in one token
+    found = directions_of_states(states, labels, method="lda")
+    assert found.borrowed.tolist() == [True, False] and torch.equal(found.vectors[0], found.vectors[1])

@@ -483,5 +483,5 @@ def test_every_error_of_ours_is_caught_by_one_name() -> None:
     from llvlit import errors
 
     ours = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(ours) == 6 and all(issubclass(error, LlvlitError) for error in ours)
+    assert len(ours) == 8 and all(issubclass(error, LlvlitError) for error in ours)
     assert issubclass(InputError, ValueError)

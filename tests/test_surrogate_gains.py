@@ -12,10 +12,11 @@ from scipy.stats import pearsonr, spearmanr
 
 from llvlit.bases import BASES
 from llvlit.concepts import random_directions
-from llvlit.depth import depth_system
+from llvlit.depth import depth_system, last_token_states
 from llvlit.errors import FileError, InputError
-from llvlit.gains import Gains, adjoint_gains, agreement, measured_gains
-from llvlit.surrogate import LLV, identify
+from llvlit.gains import Gains, adjoint_gains, agreement, measured_gains, measured_gains_of
+from llvlit.identification import JACOBIANS, Plan, identify, identify_all
+from llvlit.surrogate import LLV
 from llvlit.tasks import Prompts
 
 FLOAT32 = 2e-6
@@ -60,7 +61,7 @@ def test_operators_are_the_projected_mean_jacobians(gpt2, directions, jacobians,
     assert np.allclose(llv.C, llv.bases[-1].T @ directions[-1].numpy(), atol=EXACT)
 
 
-@pytest.mark.parametrize("basis", BASES)
+@pytest.mark.parametrize("basis", ("krylov", "reachability", "random"))  # pca: no more columns than prompts
 def test_full_order_is_the_full_chain(gpt2, directions, jacobians, basis):
     llv = identify(gpt2, PROMPTS, directions, order=24, basis=basis)
     assert np.allclose(llv.gains(), chain_gains(jacobians.mean(0), directions), rtol=1e-9)
@@ -94,6 +95,55 @@ def test_adjoint_gains_are_the_chain_of_each_prompts_jacobians(gpt2, directions,
     assert np.allclose(
         adjoint_gains(gpt2, PROMPTS, directions).per_prompt, expected, atol=1e-10 * np.abs(expected).max()
     )
+
+
+@pytest.mark.parametrize("jacobian", JACOBIANS)
+def test_one_sweep_gives_what_single_identifications_give(gpt2, directions, jacobian):
+    """Many plans make the sweep form Jacobians (order 4 x 9 > 24); one plan goes through the layer."""
+    others = random_directions(5, 24, seed=8)
+    plans = {
+        (basis, seed): Plan(vectors, basis, 4) for basis in BASES for seed, vectors in ((2, directions), (8, others))
+    }
+    found = identify_all(gpt2, PROMPTS, plans, jacobian=jacobian)
+    for (basis, _), plan in ((key, plans[key]) for key in plans):
+        alone = identify(gpt2, PROMPTS, plan.directions, order=4, basis=basis, jacobian=jacobian)
+        together = found.surrogates[basis, _]
+        size = np.abs(alone.A).max()
+        # central differences along other columns round differently; their own error is about 1e-5
+        assert np.allclose(together.A, alone.A, atol=size * (1e-9 if jacobian == "jvp" else 1e-3))
+        assert together.metadata == alone.metadata
+    assert torch.equal(found.states, last_token_states(gpt2, PROMPTS))
+
+
+@pytest.mark.parametrize("bases", [BASES, ("krylov",)], ids=["dense", "products"])
+def test_full_order_products_forward_are_the_adjoint_gains(gpt2, directions, bases):
+    found = identify_all(gpt2, PROMPTS, {basis: Plan(directions, basis, 8) for basis in bases})
+    expected = adjoint_gains(gpt2, PROMPTS, directions).per_prompt
+    for gains in found.linear.values():
+        assert np.allclose(gains.per_prompt, expected, atol=1e-10 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("basis", ("krylov", "reachability", "pca"))
+def test_a_truncated_surrogate_is_the_one_of_smaller_order(gpt2, directions, basis):
+    cut = identify(gpt2, PROMPTS, directions, order=5, basis=basis).truncate(3)
+    alone = identify(gpt2, PROMPTS, directions, order=3, basis=basis)
+    assert np.allclose(cut.A, alone.A, atol=1e-10) and np.allclose(cut.gains(), alone.gains(), atol=1e-10)
+    assert cut.order == 3 and cut.metadata == alone.metadata and (cut.orders == alone.orders).all()
+    for order in (0, 6):
+        with pytest.raises(InputError, match="order"):
+            identify(gpt2, PROMPTS, directions, order=5).truncate(order)
+
+
+def test_pushes_measured_together_are_those_measured_alone(gpt2, directions):
+    others = random_directions(5, 24, seed=8)
+    together = measured_gains_of(gpt2, PROMPTS, [(directions, 0.1), (directions, 1.0), (others, 0.5)])
+    for gains, (vectors, amplitude) in zip(
+        together, [(directions, 0.1), (directions, 1.0), (others, 0.5)], strict=True
+    ):
+        alone = measured_gains(gpt2, PROMPTS, vectors, amplitude=amplitude)
+        assert np.allclose(gains.per_prompt, alone.per_prompt, rtol=1e-9) and gains.amplitude == amplitude
+    with pytest.raises(InputError, match="pushes"):
+        measured_gains_of(gpt2, PROMPTS, [])
 
 
 def test_measured_gains_tend_to_adjoint_gains_with_second_order(gpt2, directions):

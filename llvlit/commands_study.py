@@ -1,0 +1,135 @@
+"""What ``llvlit study`` does: run a grid, foretell its cost, or report its results."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llvlit.commands import say
+from llvlit.errors import CellError, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from llvlit.grid import Grid
+
+
+def study(options: argparse.Namespace) -> Any:
+    """Run or resume a grid of experiments; or list its cells and their cost; or report what is there."""
+    from llvlit.grid import load_grid
+
+    grid = load_grid(options.grid)
+    axes = {key: getattr(options, key) for key in ("models", "tasks", "seeds")}
+    changed: dict[str, Any] = {key: tuple(value) for key, value in axes.items() if value}
+    grid = replace(grid, **changed)
+    if (n := options.prompts) is not None:
+        if n < 1:
+            raise InputError(f"prompts={n} must be at least 1 per class.")
+        grid = replace(grid, settings=replace(grid.settings, concept=2 * n, operating=n, evaluation=n), per_task={})
+    folder = Path(options.out or f"study-{grid.name}")
+    if options.dry_run:
+        return _dry_run(grid, options)
+    if not options.report:
+        _run(grid, folder, options)
+    return _report(grid, folder, options)
+
+
+def _run(grid: Grid, folder: Path, options: argparse.Namespace) -> None:
+    from llvlit.runner import failure_path
+    from llvlit.study import run_study
+
+    outcome = run_study(
+        grid,
+        folder,
+        data_dir=options.data_dir,
+        device=options.device,
+        workers=options.workers,
+        scheduler=options.scheduler,
+        progress=not options.json,
+    )
+    say(options, f"{grid.name}: {len(outcome.done)} cells computed, {len(outcome.kept)} kept.")
+    if outcome.failed:
+        lines = [f"  {key}: {reason} ({failure_path(folder, key)})" for key, reason in outcome.failed.items()]
+        total = len(outcome.failed) + len(outcome.done) + len(outcome.kept)
+        raise CellError(
+            f"{len(outcome.failed)} of {total} cells failed; the others are in {folder}, and the same command tries "
+            "again.\n" + "\n".join(lines)
+        )
+
+
+def _dry_run(grid: Grid, options: argparse.Namespace) -> list[dict[str, Any]]:
+    from llvlit.estimate import estimate, product_rate, shape_by_name
+    from llvlit.models import torch_device
+
+    device = torch_device(options.device)
+    rate = product_rate(device)
+    rows = []
+    shapes = {name: shape_by_name(name) for name in grid.models}
+    say(options, f"{'cell':<60} {'TFLOP':>9} {'memory, GB':>11} {'minutes':>8}")
+    for cell in grid.cells(data_dir=options.data_dir):
+        found = estimate(cell, shapes[cell.model], rate, device=device)
+        row: dict[str, Any] = {"cell": cell.key, "tflop": found.operations / 1e12, "gigabytes": found.memory / 1e9}
+        row["minutes"] = found.minutes
+        say(options, "{cell:<60} {tflop:>9.2f} {gigabytes:>11.2f} {minutes:>8.1f}".format(**row))
+        rows.append(row)
+    total = sum(row["minutes"] for row in rows)
+    say(options, f"\n{len(rows)} cells, {total:.0f} minutes one after the other on {device}")
+    say(options, f"({rate / 1e9:.0f} GFLOP/s in float32 matrix products; counted operations, see llvlit.estimate).")
+    return rows
+
+
+def _report(grid: Grid, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    from llvlit.report import summarize, tables, write_tables
+    from llvlit.study import load_results
+
+    results = load_results(folder)
+    frames = tables(results)
+    frame = frames["agreement"]
+    order = frame["order"].max()
+    largest = frame[
+        (frame["order"].isna() | (frame["order"] == frame.groupby("model")["order"].transform("max")))
+        & (frame["amplitude"] == frame["amplitude"].iloc[0])
+        & (frame["direction"] == frame["direction"].iloc[0])
+        & (frame["n_operating"] == frame.groupby(["model", "task"])["n_operating"].transform("max"))
+        & ~frame["predictor"].str.contains(", ")
+    ]
+    labels = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "rel. error"}
+    found = {"agreement": summarize(largest, ["model", "predictor", "layers"], list(labels))}
+    say(options, f"Agreement with measured gains at order {order:g}, means over tasks and seeds with 95 % intervals\n")
+    _print(options, found["agreement"], labels)
+    if len(frames["energy"]):
+        found["energy"] = summarize(frames["energy"], ["model", "metric", "layers", "schedule"], ["ratio"])
+        say(options, "\nEnergy in units of the first surrogate's optimum\n")
+        _print(options, found["energy"], {"ratio": "energy / optimum"})
+    for missing in results.not_visible:
+        cell = missing["cell"]
+        say(options, f"Left out: {cell['model']} does not show {cell['task']} (seed {cell['seed']}).")
+    out = Path(options.save or folder / "report")
+    paths = write_tables(results, grid, out)
+    paths += _figures(found, out)
+    say(options, "\nWritten: " + ", ".join(str(path) for path in paths))
+    return {name: rows.to_dict("records") for name, rows in found.items()}
+
+
+def _print(options: argparse.Namespace, summary: pd.DataFrame, values: dict[str, str]) -> None:
+    keys = [name for name in summary.columns if summary[name].dtype == object or str(summary[name].dtype) == "str"]
+    widths = [max(len(key), *(len(str(value)) for value in summary[key])) for key in keys]
+    head = "  ".join(f"{key:<{width}}" for key, width in zip(keys, widths, strict=True))
+    say(options, head + "".join(f"{label:>28}" for label in values.values()))
+    for _, row in summary.iterrows():
+        line = "  ".join(f"{row[key]!s:<{width}}" for key, width in zip(keys, widths, strict=True))
+        cells = (f"{row[v]:.3f} [{row[f'{v}_low']:.3f}, {row[f'{v}_high']:.3f}]" for v in values)
+        say(options, line + "".join(f"{cell:>28}" for cell in cells))
+
+
+def _figures(found: dict[str, pd.DataFrame], out: Path) -> list[Path]:
+    """Figures of the report, as PNG."""
+    from llvlit import figures
+
+    paths = []
+    for name, summary in found.items():
+        figure = figures.agreement_summary(summary) if name == "agreement" else figures.energy_summary(summary)
+        paths.append(figures.save(figure, out / f"{name}.png"))
+    return paths

@@ -1,0 +1,275 @@
+"""One experiment: a model on one split of a task; how every predictor agrees, and what every schedule costs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llvlit.concepts import Directions, directions_of_states, random_directions, separation
+from llvlit.control import relative_weights
+from llvlit.depth import last_token_states
+from llvlit.energies import schedule_energies
+from llvlit.errors import FileError
+from llvlit.files import FORMAT_VERSION, write_json
+from llvlit.gains import Gains, adjoint_gains, agreement, measured_gains_of
+from llvlit.grid import Settings
+from llvlit.identification import Identification, Plan, identify_all
+from llvlit.models import LanguageModel
+from llvlit.provenance import environment
+from llvlit.tasks import Prompts, Splits, length_auc
+
+PARTS = {"all": slice(None), "not 0": slice(1, None)}
+"""Layers that a number is about; layer 0, where the state is small, is often a case of its own."""
+
+SAME_PROMPTS = 100
+"""Held-out prompts whose own first-order gains are compared with their measured ones: linearity without transfer."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Result of one experiment.
+
+    Attributes
+    ----------
+    cell : dict
+        Model, task, seed, settings: what was asked.
+    model : dict
+        ``parameters``, ``layers``, ``hidden_size``, ``fingerprint``.
+    data : dict
+        ``fingerprint`` (of the held-out prompts), ``length_auc``, ``n_cut``.
+    directions : dict of str to dict
+        For each method: ``gaps``, ``borrowed`` and ``separation`` (on the operating split), one value a state.
+    profiles : dict of str to dict
+        For each method: ``measured`` with its interval ``low`` and ``high``, ``adjoint``, ``null``, every basis.
+    agreements : list of dict
+        One row for each predictor, order, amplitude, number of operating prompts, and part of the layers.
+    energies : list of dict
+        One row for each schedule, metric and part of the layers.
+    """
+
+    cell: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    directions: dict[str, dict[str, Any]]
+    profiles: dict[str, dict[str, list[float]]]
+    agreements: list[dict[str, Any]] = field(repr=False)
+    energies: list[dict[str, Any]] = field(repr=False)
+    metadata: dict[str, Any] = field(repr=False)
+
+    def content(self) -> dict[str, Any]:
+        """The result as it stands in a file."""
+        return {"format": FORMAT_VERSION, "kind": "experiment", **asdict(self)}
+
+    def save(self, path: str | Path) -> None:
+        """Write the result as JSON, whole or not at all."""
+        write_json(path, self.content())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Experiment:
+        """Read what :meth:`save` wrote; FileError if it is cut short or of another version."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if (content.pop("kind"), content.pop("format")) != ("experiment", FORMAT_VERSION):
+                raise FileError(f"{path} is of another kind or version. Compute it again.")
+            return cls(**content)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FileError(f"{path} is not a whole result ({error}). Compute it again.") from error
+
+
+def run_experiment(
+    model: LanguageModel,
+    splits: Splits,
+    settings: Settings,
+    *,
+    seed: int = 0,
+    jacobian: str = "jvp",
+    final_norm: bool = False,
+    cell: Mapping[str, Any] | None = None,
+) -> Experiment:
+    """Directions from the concept split, surrogates from the operating split, gains from the evaluation split.
+
+    Parameters
+    ----------
+    cell
+        What was asked, for the record.
+
+    Raises
+    ------
+    ConceptNotVisibleError
+        If no state separates the classes of the concept split better than permuted labels do.
+    """
+    began = time.perf_counter()
+    options: dict[str, Any] = {"max_tokens": settings.max_tokens, "final_norm": final_norm}
+    states = last_token_states(model, splits.concept, **options)
+    labels = np.array(splits.concept.labels)
+    directions = {
+        method: directions_of_states(states, labels, method=method, seed=seed) for method in settings.directions
+    }
+    order = min(settings.orders[-1], model.hidden_size)
+    plans = {
+        (method, basis): Plan(directions[method], basis, order, seed=seed)
+        for method in settings.directions
+        for basis in settings.bases
+    }
+    found = identify_all(model, splits.operating, plans, jacobian=jacobian, **options)
+    first = settings.directions[0]
+    fewer = [
+        identify_all(model, splits.operating.select(range(count)), _of(first, plans), jacobian=jacobian, **options)
+        for count in settings.operating_counts
+        if count < len(splits.operating)
+    ]
+    measured = _measure(model, splits.evaluation, directions, settings, seed, options)
+    rows: list[dict[str, Any]] = []
+    profiles = {}
+    n_same = min(SAME_PROMPTS, len(splits.evaluation))
+    for method in settings.directions:
+        gains = {kind: one for (name, kind), one in measured.items() if name == method}
+        rows += _compare_all(method, found, gains, settings, seed)
+        profiles[method] = _profiles(method, found, gains, settings, seed)
+        same = adjoint_gains(model, splits.evaluation.select(range(n_same)), directions[method], **options).mean
+        for amplitude, one in gains.items():
+            if amplitude != "null":
+                rows += _agreements(method, "adjoint, same prompts", None, n_same, same, one.head(n_same), seed)
+    for part in fewer:
+        for name, at, h in _predictions(first, part, settings):
+            if at in (None, order):
+                reference = measured[first, settings.amplitudes[0]]
+                rows += _agreements(first, name, at, len(part.states), h, reference, seed)
+    energies: list[dict[str, Any]] = []
+    if settings.energy_prompts:
+        energies = schedule_energies(
+            model,
+            splits.evaluation.select(range(min(2 * settings.energy_prompts, len(splits.evaluation)))),
+            directions[first],
+            {basis: found.surrogates[first, basis].gains() for basis in settings.bases},
+            relative_weights(found.states),
+            settings.target,
+            seed=seed,
+            **options,
+        )
+    return Experiment(
+        cell=dict(cell or {}),
+        model={
+            "parameters": model.n_parameters,
+            "layers": model.n_layers,
+            "hidden_size": model.hidden_size,
+            "fingerprint": model.fingerprint,
+        },
+        data={
+            "fingerprint": splits.evaluation.fingerprint,
+            "length_auc": length_auc(splits.evaluation),
+            "n_cut": measured[first, "null"].metadata["n_cut"],
+            "n_evaluation": len(splits.evaluation),
+        },
+        directions={
+            method: {
+                "gaps": one.gaps.tolist(),
+                "borrowed": one.borrowed.tolist(),
+                "separation": separation(found.states, np.array(splits.operating.labels), one.vectors).tolist(),
+            }
+            for method, one in directions.items()
+        },
+        profiles=profiles,
+        agreements=rows,
+        energies=energies,
+        metadata={"seconds": round(time.perf_counter() - began, 2), **environment(model.device)},
+    )
+
+
+def _of(method: str, plans: Mapping[tuple[str, str], Plan]) -> dict[tuple[str, str], Plan]:
+    return {key: plan for key, plan in plans.items() if key[0] == method}
+
+
+def _measure(
+    model: LanguageModel,
+    prompts: Prompts,
+    directions: Mapping[str, Directions],
+    settings: Settings,
+    seed: int,
+    options: Mapping[str, Any],
+) -> dict[tuple[str, Any], Gains]:
+    """Measured gains by method and amplitude, and of the null: pushes along random directions, the same output.
+
+    Methods other than the first are measured at the reference amplitude alone.
+    """
+    pushes: dict[tuple[str, Any], tuple[torch.Tensor, float]] = {}
+    for method, one in directions.items():
+        amplitudes = settings.amplitudes if method == settings.directions[0] else settings.amplitudes[:1]
+        pushes |= {(method, amplitude): (one.vectors, amplitude) for amplitude in amplitudes}
+        null = random_directions(*one.vectors.shape, seed=seed)
+        null[-1] = one.vectors[-1]
+        pushes[method, "null"] = (null, settings.amplitudes[0])
+    found = measured_gains_of(model, prompts, list(pushes.values()), **options)
+    return dict(zip(pushes, found, strict=True))
+
+
+def _predictions(method: str, found: Identification, settings: Settings) -> list[tuple[str, int | None, np.ndarray]]:
+    """Predictor, order and predicted gains ``(n_layers,)`` of everything that was identified."""
+    predicted: list[tuple[str, int | None, np.ndarray]] = []
+    predicted.append(("adjoint", None, found.linear[method, settings.bases[0]].mean))
+    for basis in settings.bases:
+        surrogate = found.surrogates[method, basis]
+        orders = sorted({min(order, surrogate.order) for order in settings.orders})
+        predicted += [(basis, order, surrogate.truncate(order).gains()) for order in orders]
+        predicted.append((f"{basis}, per prompt", surrogate.order, surrogate.per_prompt_gains().mean(axis=0)))
+    return predicted
+
+
+def _compare_all(
+    method: str, found: Identification, gains: Mapping[Any, Gains], settings: Settings, seed: int
+) -> list[dict[str, Any]]:
+    """Rows of every prediction at the first amplitude, and of those of full or largest order at the others."""
+    n_operating, largest = len(found.states), min(settings.orders[-1], found.states.shape[-1])
+    predicted = _predictions(method, found, settings)
+    reference = gains[settings.amplitudes[0]]
+    rows = _agreements(method, "null", None, n_operating, gains["null"].mean, reference, seed)
+    for amplitude in (amplitude for amplitude in gains if amplitude != "null"):
+        for name, order, h in predicted:
+            if amplitude == reference.amplitude or order in (None, largest):
+                rows += _agreements(method, name, order, n_operating, h, gains[amplitude], seed)
+    return rows
+
+
+def _agreements(
+    method: str, predictor: str, order: int | None, n_operating: int, h: np.ndarray, measured: Gains, seed: int
+) -> list[dict[str, Any]]:
+    """A row for each part of the layers; every number with its 95 % interval over the held-out prompts."""
+    rows = []
+    for layers, part in PARTS.items():
+        result = agreement(h[part], measured.select(part), seed=seed)
+        row: dict[str, Any] = {
+            "direction": method,
+            "predictor": predictor,
+            "order": order,
+            "n_operating": n_operating,
+            "amplitude": measured.amplitude,
+            "layers": layers,
+        }
+        for name, value in result.row().items():
+            low, high = result.intervals[name]
+            row |= {name: _rounded(value), f"{name}_low": _rounded(low), f"{name}_high": _rounded(high)}
+        rows.append(row)
+    return rows
+
+
+def _profiles(
+    method: str, found: Identification, gains: Mapping[Any, Gains], settings: Settings, seed: int
+) -> dict[str, list[float]]:
+    reference = gains[settings.amplitudes[0]]
+    low, high = reference.interval(seed=seed)
+    kept = {"measured": reference.mean, "low": low, "high": high, "null": gains["null"].mean}
+    kept["adjoint"] = found.linear[method, settings.bases[0]].mean
+    kept |= {basis: found.surrogates[method, basis].gains() for basis in settings.bases}
+    return {name: [float(f"{value:.6g}") for value in values] for name, values in kept.items()}
+
+
+def _rounded(value: float) -> float | None:
+    """Six digits; None where there is no number (the correlation with a constant)."""
+    return float(f"{value:.6g}") if np.isfinite(value) else None

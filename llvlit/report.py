@@ -1,0 +1,153 @@
+"""Tables of a study: one row an agreement, an energy or a cell; means with intervals over tasks and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from llvlit.errors import FileError
+from llvlit.files import write_atomically, write_json
+from llvlit.grid import Grid
+from llvlit.study import Results
+
+TABLES = ("cells", "agreement", "energy")
+N_BOOTSTRAP = 2000
+DIGITS = 5
+
+
+def tables(results: Results) -> dict[str, pd.DataFrame]:
+    """The tables ``cells``, ``agreement`` and ``energy`` of a study's results.
+
+    Every row starts with the cell it belongs to: model, task, seed, jacobian, final_norm.
+    """
+    cells, agreements, energies = [], [], []
+    for one in results.experiments:
+        asked = {key: one.cell[key] for key in ("model", "task", "seed", "jacobian", "final_norm")}
+        first = one.directions[one.cell["settings"]["directions"][0]]
+        own = np.array(first["separation"])[~np.array(first["borrowed"])]
+        cells.append(
+            {
+                **asked,
+                "suffix": one.cell["suffix"],
+                "parameters": one.model["parameters"],
+                "n_layers": one.model["layers"],
+                "hidden_size": one.model["hidden_size"],
+                "model_fingerprint": one.model["fingerprint"],
+                "data_fingerprint": one.data["fingerprint"],
+                "n_evaluation": one.data["n_evaluation"],
+                "n_cut": one.data["n_cut"],
+                "length_auc": one.data["length_auc"],
+                "best_separation": float(own.max()),
+                "n_borrowed": int(np.sum(first["borrowed"])),
+                "class_gap": first["gaps"][-1],
+                "seconds": one.metadata["seconds"],
+                "device": one.metadata["device"],
+                "commit": one.metadata["commit"],
+                "visible": True,
+            }
+        )
+        agreements += [{**asked, **row} for row in one.agreements]
+        energies += [{**asked, **row} for row in one.energies]
+    for missing in results.not_visible:
+        asked = {key: missing["cell"][key] for key in ("model", "task", "seed", "jacobian", "final_norm", "suffix")}
+        cells.append({**asked, "visible": False})
+    frames = (pd.DataFrame(rows) for rows in (cells, agreements, energies))
+    return dict(zip(TABLES, frames, strict=True))
+
+
+def summarize(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
+    """Means over tasks and seeds, with 95 % bootstrap intervals.
+
+    Tasks are drawn with replacement, then seeds within each: what varies most is what a conclusion must
+    survive.  With one task the interval is over its seeds.
+
+    Parameters
+    ----------
+    frame
+        Has the columns ``task`` and ``seed``, ``by`` and ``values``.
+
+    Returns
+    -------
+    DataFrame
+        ``by``, then for each value its mean, ``_low`` and ``_high``, then ``n_tasks``.
+    """
+    generator = np.random.default_rng(seed)
+    rows = []
+    for key, group in frame.groupby(list(by), sort=False, dropna=False):
+        row: dict[str, Any] = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
+        for value in values:
+            tasks = [part[value].dropna().to_numpy(float) for _, part in group.groupby("task", sort=True)]
+            tasks = [part for part in tasks if len(part)]
+            if not tasks:
+                row |= {value: np.nan, f"{value}_low": np.nan, f"{value}_high": np.nan}
+                continue
+            draws = np.empty((N_BOOTSTRAP, len(tasks)))
+            for number, part in enumerate(tasks):
+                draws[:, number] = part[generator.integers(len(part), size=(N_BOOTSTRAP, len(part)))].mean(axis=1)
+            chosen = generator.integers(len(tasks), size=(N_BOOTSTRAP, len(tasks)))
+            means = np.take_along_axis(draws, chosen, axis=1).mean(axis=1)
+            low, high = np.quantile(means, [0.025, 0.975])
+            row |= {value: np.mean([part.mean() for part in tasks]), f"{value}_low": low, f"{value}_high": high}
+        rows.append({**row, "n_tasks": group["task"].nunique()})
+    return pd.DataFrame(rows)
+
+
+def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:
+    """CSV files of the tables, and ``provenance.json``, each written whole or not at all."""
+    paths = []
+    for name, frame in tables(results).items():
+        if len(frame):
+            path = Path(out) / f"{name}.csv"
+            write_atomically(path, partial(_short(frame).to_csv, index=False, lineterminator="\n"))
+            paths.append(path)
+    path = Path(out) / "provenance.json"
+    write_json(path, _provenance(results, grid))
+    return [*paths, path]
+
+
+def read_table(folder: str | Path, name: str) -> pd.DataFrame:
+    """A table that :func:`write_tables` wrote: ``cells``, ``agreement`` or ``energy``.
+
+    Raises
+    ------
+    FileError
+        If it is not there or cannot be read.
+    """
+    path = Path(folder) / f"{name}.csv"
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read ({error}). Run `llvlit study --report` on that study.") from error
+
+
+def _short(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same numbers with five digits; whole numbers stay whole where some are missing."""
+    short = frame.copy()
+    for column in short.columns:
+        if short[column].dtype == float:
+            known = short[column].dropna()
+            if len(known) and (known == known.round()).all():
+                short[column] = short[column].astype("Int64")
+            else:
+                short[column] = short[column].map(lambda value: float(f"{value:.{DIGITS}g}"))
+    return short
+
+
+def _provenance(results: Results, grid: Grid) -> dict[str, Any]:
+    """Grid, versions, devices and commits of all experiments."""
+    keys = sorted({key for one in results.experiments for key in one.metadata} - {"seconds"})
+    found = {key: sorted({str(one.metadata.get(key)) for one in results.experiments}) for key in keys}
+    return {
+        "grid": grid.name,
+        "grid_fingerprint": grid.fingerprint,
+        "description": grid.description,
+        "n_experiments": len(results.experiments),
+        "n_not_visible": len(results.not_visible),
+        "seconds": round(sum(one.metadata["seconds"] for one in results.experiments)),
+        **{key: values[0] if len(values) == 1 else values for key, values in found.items()},
+    }

@@ -1,0 +1,78 @@
+"""Cells for test_runner: at the top level of a module, so that worker processes can import them by name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+
+def note(folder: Path, name: str) -> None:
+    """One more line ``NAME PID`` in the folder's list of calls, in one write."""
+    descriptor = os.open(folder / "calls", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(descriptor, f"{name} {os.getpid()}\n".encode())
+    os.close(descriptor)
+
+
+def calls(folder: Path) -> list[tuple[str, int]]:
+    """Name and process of each call so far."""
+    path = folder / "calls"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [(name, int(pid)) for name, pid in (line.split() for line in lines)]
+
+
+def times_called(folder: Path) -> dict[str, int]:
+    names = [name for name, _ in calls(folder)]
+    return {name: names.count(name) for name in names}
+
+
+def value(folder: Path, name: str) -> dict[str, object]:
+    note(folder, name)
+    return {"name": name, "pid": os.getpid()}
+
+
+def threads(folder: Path, name: str) -> dict[str, object]:
+    return {"torch": torch.get_num_threads(), "openmp": os.environ.get("OMP_NUM_THREADS")}
+
+
+def gated(folder: Path, name: str) -> dict[str, object]:
+    """Not before there is a file ``open``."""
+    note(folder, name)
+    while not (folder / "open").exists():
+        time.sleep(0.02)
+    return {"name": name}
+
+
+def deadly(folder: Path, name: str, deaths: int) -> dict[str, object]:
+    """End the process the first ``deaths`` times: by a signal, then by leaving."""
+    note(folder, name)
+    if times_called(folder)[name] <= deaths:
+        if times_called(folder)[name] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(7)
+    return {"name": name}
+
+
+def raising(folder: Path, name: str) -> dict[str, object]:
+    note(folder, name)
+    raise ArithmeticError(f"no gain in {name}")
+
+
+def greedy(folder: Path, name: str) -> dict[str, object]:
+    note(folder, name)
+    raise MemoryError
+
+
+def interrupted(folder: Path, name: str) -> dict[str, object]:
+    raise KeyboardInterrupt
+
+
+def listed(folder: Path, name: str) -> list[str]:
+    return [name]
+
+
+def foreign(folder: Path, name: str) -> dict[str, object]:
+    return {"set": {name}}

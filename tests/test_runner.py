@@ -1,0 +1,363 @@
+"""The runner: every cell once, whatever dies on the way."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import runner_jobs as cells
+
+from llvlit import runner, runner_workers
+from llvlit.errors import FileError, InputError, LlvlitError
+from llvlit.runner import Job, Outcome, Run, failure_path, read_result, result_path, run_jobs
+
+HERE = Path(__file__).parent
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])),
+}
+PATIENCE = 120.0
+"""Seconds after which a test gives up; nothing here should take a tenth of it."""
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import runner_jobs as cells
+from llvlit.runner import Job, run_jobs
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    names = {"a": cells.value, "b": cells.value, "c": cells.gated, "d": cells.gated, "e": cells.value}
+    run_jobs([Job(k, f, (folder, k), group="") for k, f in names.items()], folder, workers=int(sys.argv[2]))
+"""
+SCRIPT_KEYS = ["a", "b", "c", "d", "e"]
+
+
+def job(folder: Path, key: str, function: Callable = cells.value, *more: object, group: str = "", **options) -> Job:
+    return Job(key, function, (folder, key, *more), group=group, **options)
+
+
+def stored(folder: Path) -> list[str]:
+    """Names of all files in the folder of results, hidden ones included."""
+    return sorted(path.name for path in (folder / "cells").iterdir())
+
+
+def files(*keys: str) -> list[str]:
+    return [f"{key}.json" for key in keys]
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < limit, "gave up waiting"
+        time.sleep(0.02)
+
+
+@contextmanager
+def script(folder: Path, workers: int) -> Iterator[subprocess.Popen]:
+    """The script above in a process of its own, which waits within its gated cells."""
+    command = [sys.executable, "script.py", str(folder), str(workers)]
+    (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
+    process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE)
+    try:
+        wait_until(lambda: process.poll() is not None or len(cells.times_called(folder)) >= 2 + workers)
+        assert process.poll() is None
+        yield process
+    finally:
+        (folder / "open").touch()
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+
+
+def test_cells_here_keep_groups_together_and_the_order_otherwise(tmp_path):
+    jobs = [job(tmp_path, key, group=key[0]) for key in ("a1", "b1", "a2", "b2")]
+    outcome = run_jobs(jobs, tmp_path)
+    assert outcome == Outcome(done=("a1", "b1", "a2", "b2"), kept=(), failed={})
+    assert cells.calls(tmp_path) == [(key, os.getpid()) for key in ("a1", "a2", "b1", "b2")]
+    assert read_result(tmp_path, "b1") == {"name": "b1", "pid": os.getpid()}
+
+
+def test_finished_cells_are_kept_and_damaged_ones_computed_again(tmp_path):
+    jobs = [job(tmp_path, key) for key in "abcd"]
+    run_jobs(jobs[:3], tmp_path)
+    result_path(tmp_path, "b").write_text('{"name": "b", ', encoding="utf-8")
+    result_path(tmp_path, "c").write_text("3", encoding="utf-8")
+    assert read_result(tmp_path, "b") is None
+    assert run_jobs(jobs, tmp_path) == Outcome(done=("b", "c", "d"), kept=("a",), failed={})
+    assert cells.times_called(tmp_path) == {"a": 1, "b": 2, "c": 2, "d": 1}
+    assert read_result(tmp_path, "b")["name"] == "b"
+
+
+def test_result_that_cannot_be_read_is_an_error_not_a_reason_to_compute(tmp_path):
+    result_path(tmp_path, "a").mkdir(parents=True)
+    with pytest.raises(FileError, match=r"a\.json"):
+        run_jobs([job(tmp_path, "a")], tmp_path)
+    assert cells.calls(tmp_path) == []
+
+
+def test_worker_takes_its_own_group_then_one_that_nobody_has_then_any(tmp_path):
+    jobs = [job(tmp_path, key, group=key[0]) for key in ("a1", "b1", "c1", "b2", "a2")]
+    run = Run(tmp_path, {one.key: one for one in jobs}, show_bar=False)
+    taken = [run.take("b", ["a"]), run.take("b", ["a"]), run.take("b", ["a"]), run.take("b", ["a"])]
+    assert [one.key for one in taken] == ["b1", "b2", "c1", "a1"]
+
+
+def test_workers_share_the_cells_and_have_their_own_threads(tmp_path, monkeypatch):
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    jobs = [job(tmp_path, "t", cells.threads), job(tmp_path, "a"), job(tmp_path, "b"), job(tmp_path, "c")]
+    before = dict(os.environ)
+    outcome = run_jobs(jobs, tmp_path, workers=2, threads=3)
+    assert outcome == Outcome(done=("t", "a", "b", "c"), kept=(), failed={})
+    assert read_result(tmp_path, "t") == {"torch": 3, "openmp": "3"}
+    assert dict(os.environ) == before
+    assert os.getpid() not in {pid for _, pid in cells.calls(tmp_path)}
+    assert stored(tmp_path) == files("a", "b", "c", "t")
+    assert multiprocessing.active_children() == []
+
+
+def test_run_killed_on_the_way_goes_on_where_it_was(tmp_path):
+    with script(tmp_path, workers=2) as process:  # both workers are within a cell
+        process.kill()
+        process.communicate(timeout=PATIENCE)  # returns once the workers have left, too: they share its output
+        assert stored(tmp_path) == files("a", "b")
+        (tmp_path / "cells" / ".c.json.x7").write_text("{", encoding="utf-8")  # as if killed while it wrote
+    jobs = [job(tmp_path, key) for key in SCRIPT_KEYS]
+    assert run_jobs(jobs, tmp_path) == Outcome(done=("c", "d", "e"), kept=("a", "b"), failed={})
+    assert cells.times_called(tmp_path) == {"a": 1, "b": 1, "c": 2, "d": 2, "e": 1}
+    assert stored(tmp_path) == files(*SCRIPT_KEYS)
+
+
+def test_folder_belongs_to_one_run_until_it_ends_or_is_killed(tmp_path):
+    with script(tmp_path, workers=1) as process:
+        with pytest.raises(FileError, match=rf"in use by process {process.pid} on .*[Ww]ait.*another folder"):
+            run_jobs([job(tmp_path, "z")], tmp_path)
+        assert "z" not in cells.times_called(tmp_path)
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+        assert run_jobs([job(tmp_path, "z")], tmp_path).done == ("z",)
+    assert run_jobs([job(tmp_path, "z")], tmp_path).kept == ("z",)
+
+
+def test_cell_on_which_workers_die_fails_after_three_attempts(tmp_path):
+    jobs = [
+        job(tmp_path, "k", cells.deadly, 99),
+        job(tmp_path, "once", cells.deadly, 1),
+        *(job(tmp_path, key) for key in "abcd"),
+    ]
+    outcome = run_jobs(jobs, tmp_path, workers=2)
+    assert outcome.done == ("once", "a", "b", "c", "d")
+    assert cells.times_called(tmp_path) == {"k": 3, "once": 2, "a": 1, "b": 1, "c": 1, "d": 1}
+    assert "3 attempts" in outcome.failed["k"]
+    assert "exit code 7" in outcome.failed["k"]
+    lines = failure_path(tmp_path, "k").read_text(encoding="utf-8").splitlines()
+    assert [("SIGKILL" in line, "exit code 7" in line) for line in lines] == [
+        (True, False),
+        (False, True),
+        (False, True),
+    ]
+    assert stored(tmp_path) == sorted(files("a", "b", "c", "d", "once"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_exception_fails_its_cell_at_once_and_only_in_this_run(tmp_path, workers):
+    bad = {"r": cells.raising, "m": cells.greedy, "list": cells.listed, "set": cells.foreign}
+    jobs = [*(job(tmp_path, key, function) for key, function in bad.items()), job(tmp_path, "a")]
+    outcome = run_jobs(jobs, tmp_path, workers=workers)
+    assert outcome.done == ("a",)
+    assert list(outcome.failed) == ["r", "m", "list", "set"]
+    assert outcome.failed["r"] == "ArithmeticError: no gain in r"
+    assert outcome.failed["m"].startswith("MemoryError")
+    assert "listed returned list" in outcome.failed["list"]
+    assert "not JSON serializable" in outcome.failed["set"]
+    text = failure_path(tmp_path, "r").read_text(encoding="utf-8")
+    assert "Traceback" in text
+    assert 'raise ArithmeticError(f"no gain in {name}")' in text
+    assert cells.times_called(tmp_path) == {"r": 1, "m": 1, "a": 1}
+    assert run_jobs([job(tmp_path, "r"), jobs[-1]], tmp_path) == Outcome(done=("r",), kept=("a",), failed={})
+    assert not failure_path(tmp_path, "r").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_full_disk_ends_the_run_and_leaves_what_is_finished(tmp_path, workers, monkeypatch):
+    def full(path, content):
+        if Path(path).name == "b.json":
+            raise FileError(f"Could not write {path}: no space left on device.")
+        write_json(path, content)
+
+    write_json = runner.write_json
+    jobs = [job(tmp_path, "a"), job(tmp_path, "b"), job(tmp_path, "c", cells.gated)]
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "write_json", full)
+        with pytest.raises(FileError, match="no space left"):
+            run_jobs(jobs, tmp_path, workers=workers)
+    assert multiprocessing.active_children() == []
+    assert set(stored(tmp_path)) <= {"a.json"}
+    (tmp_path / "open").touch()
+    outcome = run_jobs(jobs, tmp_path)
+    assert set(outcome.done) | set(outcome.kept) == {"a", "b", "c"}
+    if workers == 1:
+        assert outcome.kept == ("a",)
+
+
+def test_interrupt_stops_the_workers_and_passes_on(tmp_path, monkeypatch):
+    def interrupting(self, one, answer):
+        record(self, one, answer)
+        raise KeyboardInterrupt
+
+    record = Run.record
+    jobs = [job(tmp_path, "a"), job(tmp_path, "g", cells.gated)]
+    monkeypatch.setattr(Run, "record", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, tmp_path, workers=2)
+    monkeypatch.undo()
+    assert multiprocessing.active_children() == []
+    assert stored(tmp_path) == files("a")
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs([jobs[0], job(tmp_path, "i", cells.interrupted)], tmp_path)
+    assert run_jobs([jobs[0], job(tmp_path, "i")], tmp_path) == Outcome(done=("i",), kept=("a",), failed={})
+
+
+def test_workers_that_cannot_start_end_the_run_with_advice(tmp_path):
+    spawn = multiprocessing.spawn
+    before = spawn.get_executable()
+    spawn.set_executable("/bin/false")
+    try:
+        with pytest.raises(LlvlitError, match=r"exit code 1.*__main__"):
+            run_jobs([job(tmp_path, "a"), job(tmp_path, "b")], tmp_path, workers=2)
+    finally:
+        spawn.set_executable(before)
+    assert multiprocessing.active_children() == []
+
+
+def test_bar_shows_the_share_of_the_cost_the_cell_and_the_failures(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(runner, "DELAY", -1.0)
+    jobs = [job(tmp_path, "big", cells.raising, cost=3e12), job(tmp_path, "small", cost=1e12)]
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    run_jobs(jobs, tmp_path)
+    (last,) = [line for line in terminal.getvalue().split("\r") if "small" in line][-1:]
+    assert "1/2 cells:  75%" in last
+    assert "1 failed, small" in last
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    run_jobs(jobs, tmp_path, progress=False)
+    assert terminal.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": "../a"}, "cannot name a file"),
+        ({"key": ".a"}, "cannot name a file"),
+        ({"key": "k" * 201}, "cannot name a file"),
+        ({"key": "B"}, "two jobs"),
+        ({"cost": 0.0}, "cost"),
+        ({"cost": float("nan")}, "cost"),
+        ({"function": lambda folder, key: {}}, "importable"),
+    ],
+)
+def test_jobs_that_cannot_run_are_refused_before_any_does(tmp_path, change, message):
+    wrong = {"key": "a", "function": cells.value, "arguments": (tmp_path, "a"), "group": "", **change}
+    with pytest.raises(InputError, match=message):
+        run_jobs([job(tmp_path, "b"), Job(**wrong)], tmp_path)
+    assert cells.calls(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["workers", "threads", "attempts"])
+def test_numbers_start_at_one(tmp_path, name):
+    with pytest.raises(InputError, match=f"{name}=0"):
+        run_jobs([], tmp_path, **{name: 0})
+
+
+may_wait_for_workers = pytest.mark.filterwarnings("ignore:.*has no workers")
+
+
+@contextmanager
+def dask_cluster(folder: Path, n_workers: int, allowed_failures: int) -> Iterator[tuple[str, list[subprocess.Popen]]]:
+    """Address of a real scheduler, and its workers, each a process of its own with one thread."""
+    contact = folder / "scheduler.json"
+    environment = {**ENVIRONMENT, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed_failures)}
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    with ExitStack() as stack:
+
+        def start(*command: str) -> subprocess.Popen:
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            process = subprocess.Popen(command, cwd=folder, env=environment, **quiet)
+            stack.callback(process.wait, PATIENCE)
+            stack.callback(process.kill)
+            return process
+
+        start(*command, "--no-dashboard", "--scheduler-file", str(contact))
+        workers = [start(*worker, "--scheduler-file", str(contact)) for _ in range(n_workers)]
+        wait_until(contact.exists)
+        yield json.loads(contact.read_text(encoding="utf-8"))["address"], workers
+
+
+@may_wait_for_workers
+def test_dask_worker_killed_on_the_way_loses_no_cell(tmp_path):
+    def kill_one() -> None:
+        wait_until(lambda: len({pid for key, pid in cells.calls(tmp_path) if key in gated}) == 2)
+        wait_until(result_path(tmp_path, "a").exists)  # what is not fetched yet would be computed again
+        workers[0].send_signal(signal.SIGKILL)
+        workers[0].wait(PATIENCE)
+        (tmp_path / "open").touch()
+
+    gated = [f"g{i}" for i in range(4)]
+    jobs = [
+        job(tmp_path, "a"),
+        *(job(tmp_path, key, cells.gated) for key in gated),
+        job(tmp_path, "r", cells.raising),
+    ]
+    with dask_cluster(tmp_path, n_workers=2, allowed_failures=3) as (scheduler, workers):
+        killer = threading.Thread(target=kill_one, daemon=True)
+        killer.start()
+        outcome = run_jobs(jobs, tmp_path, scheduler=scheduler)
+        killer.join()
+        pids = [worker.pid for worker in workers]
+        assert [worker.poll() for worker in workers] == [-signal.SIGKILL, None]
+    assert outcome == Outcome(done=("a", *gated), kept=(), failed={"r": "ArithmeticError: no gain in r"})
+    assert "Traceback" in failure_path(tmp_path, "r").read_text(encoding="utf-8")
+    assert stored(tmp_path) == files("a", *gated)
+    assert [read_result(tmp_path, key) for key in gated] == [{"name": key} for key in gated]
+    by_killed = {key for key, pid in cells.calls(tmp_path) if pid == pids[0] and key in gated}
+    assert by_killed
+    assert by_killed <= {key for key, n in cells.times_called(tmp_path).items() if n > 1}  # Dask may repeat others
+
+
+@may_wait_for_workers
+def test_dask_gives_up_on_a_cell_that_kills_its_workers(tmp_path):
+    jobs = [job(tmp_path, "k", cells.deadly, 99), *(job(tmp_path, key) for key in "abc")]
+    with dask_cluster(tmp_path, n_workers=2, allowed_failures=0) as (scheduler, _):
+        outcome = run_jobs(jobs, tmp_path, scheduler=scheduler)
+    assert outcome.done == ("a", "b", "c")
+    assert outcome.failed["k"].startswith("KilledWorker")
+    assert "died" in failure_path(tmp_path, "k").read_text(encoding="utf-8")
+
+
+def test_dask_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner_workers, "CONNECT_SECONDS", 0.5)
+    jobs = [job(tmp_path, "a")]
+    with pytest.raises(InputError, match=r"answers at scheduler=.tcp://127\.0\.0\.1:1"):
+        run_jobs(jobs, tmp_path, scheduler="tcp://127.0.0.1:1")
+    with pytest.raises(InputError, match="No Dask scheduler answers"):
+        run_jobs(jobs, tmp_path, scheduler="nonsense://x")
+    with pytest.raises(InputError, match="one or the other"):
+        run_jobs(jobs, tmp_path, scheduler="tcp://127.0.0.1:1", workers=2)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(InputError, match=r"pip install 'llvlit\[dask\]'"):
+        run_jobs(jobs, tmp_path, scheduler="tcp://127.0.0.1:1")
