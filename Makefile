@@ -7,9 +7,11 @@ PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 pyth
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/installed
 BOOK ?=
+DATA ?=
+CORPUS ?=
 PYTEST ?=
 
-.PHONY: help book test lint format links clean
+.PHONY: help book test lint format links results clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -34,6 +36,14 @@ format: $(INSTALLED) ## Put code into the project's format
 
 links: $(INSTALLED) ## Check the links of a built book to other sites (needs the network)
 	$(BIN)/jupyter-book build _build/book --path-output . --builder linkcheck
+
+results: $(INSTALLED) ## Compute the tables in results/ again: DATA=tasks CORPUS=reviews
+	@test -n "$(DATA)" -a -n "$(CORPUS)" || { echo "Say where the data lie: make results DATA=tasks CORPUS=aclImdb"; exit 1; }
+	$(BIN)/llvlit train --corpus $(CORPUS) --out run --sizes small 24x64 12x128 --keep 0 50 100 200 400 800 1000 1200 1500
+	$(BIN)/llvlit study real --data-dir $(DATA) --out study/real --save results/real --workers 2
+	for grid in ablations steps controls training; do \
+		$(BIN)/llvlit study results/grids/$$grid.toml --data-dir $(DATA) --out study/$$grid \
+			--save results/$$grid --workers 2 || exit 1; done
 
 clean: ## Remove everything that can be made again
 	rm -rf .venv _build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,8 +26,10 @@ def study(options: argparse.Namespace) -> Any:
     grid = replace(grid, **changed)
     if (n := options.prompts) is not None:
         if n < 1:
-            raise InputError(f"prompts={n} must be at least 1 per class.")
-        grid = replace(grid, settings=replace(grid.settings, concept=2 * n, operating=n, evaluation=n), per_task={})
+            raise InputError(f"prompts={n} must be at least 1 prompt per class.")
+        suffixes = {task: {"suffix": own["suffix"]} for task, own in grid.per_task.items() if "suffix" in own}
+        settings = replace(grid.settings, concept=2 * n, operating=n, evaluation=n)
+        grid = replace(grid, settings=settings, per_task=suffixes)
     folder = Path(options.out or f"study-{grid.name}")
     if options.dry_run:
         return _dry_run(grid, options)
@@ -84,7 +86,12 @@ def _report(grid: Grid, folder: Path, options: argparse.Namespace) -> dict[str, 
     from llvlit.report import summarize, tables, write_tables
     from llvlit.study import load_results
 
-    results = load_results(folder)
+    results = load_results(folder, [cell.key for cell in grid.cells()])
+    for missing in results.not_visible:
+        cell = missing["cell"]
+        say(options, f"Left out: {cell['model']} does not show {cell['task']} (seed {cell['seed']}).")
+    if not results.experiments:
+        raise CellError("No model shows its concept at the last token. Use more prompts, other tasks, or a suffix.")
     frames = tables(results)
     frame = frames["agreement"]
     order = frame["order"].max()
@@ -100,12 +107,9 @@ def _report(grid: Grid, folder: Path, options: argparse.Namespace) -> dict[str, 
     say(options, f"Agreement with measured gains at order {order:g}, means over tasks and seeds with 95 % intervals\n")
     _print(options, found["agreement"], labels)
     if len(frames["energy"]):
-        found["energy"] = summarize(frames["energy"], ["model", "metric", "layers", "schedule"], ["ratio"])
-        say(options, "\nEnergy in units of the first surrogate's optimum\n")
+        found["energy"] = summarize(frames["energy"], ["model", "metric", "layers", "schedule"], ["ratio"], log=True)
+        say(options, "\nEnergy in units of the first surrogate's optimum, geometric means\n")
         _print(options, found["energy"], {"ratio": "energy / optimum"})
-    for missing in results.not_visible:
-        cell = missing["cell"]
-        say(options, f"Left out: {cell['model']} does not show {cell['task']} (seed {cell['seed']}).")
     out = Path(options.save or folder / "report")
     paths = write_tables(results, grid, out)
     paths += _figures(found, out)

@@ -10,6 +10,7 @@ import torch
 from llvlit.frozen import numbers_per_batch
 from llvlit.grid import Cell
 from llvlit.hub_tasks import HUB_TASKS
+from llvlit.models import LanguageModel
 from llvlit.study import load_subject
 from llvlit.tasks import load_task
 
@@ -57,7 +58,11 @@ def shape_by_name(name: str) -> ModelShape:
     """Shape of a model; those of the paper need no hub, others are loaded."""
     if name in PAPER_SHAPES:
         return PAPER_SHAPES[name]
-    model = load_subject(name, device="cpu")
+    return model_shape(load_subject(name, device="cpu"))
+
+
+def model_shape(model: LanguageModel) -> ModelShape:
+    """Shape of a loaded model."""
     layer = sum(p.numel() for p in model.layers[0].parameters() if p.ndim > 1)
     return ModelShape(model.n_layers, model.hidden_size, layer, model.n_parameters)
 

@@ -16,6 +16,11 @@ from llvlit.grid import Grid
 from llvlit.study import Results
 
 TABLES = ("cells", "agreement", "energy")
+FIRST_COLUMNS = (
+    *("model", "task", "seed", "jacobian", "final_norm"),
+    *("direction", "predictor", "order", "n_operating", "amplitude"),
+    *("schedule", "metric", "layers", "layer"),
+)
 N_BOOTSTRAP = 2000
 DIGITS = 5
 
@@ -57,10 +62,19 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
         asked = {key: missing["cell"][key] for key in ("model", "task", "seed", "jacobian", "final_norm", "suffix")}
         cells.append({**asked, "visible": False})
     frames = (pd.DataFrame(rows) for rows in (cells, agreements, energies))
-    return dict(zip(TABLES, frames, strict=True))
+    return {name: _ordered(frame) for name, frame in zip(TABLES, frames, strict=True)}
 
 
-def summarize(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str], *, seed: int = 0) -> pd.DataFrame:
+def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns that say what a row is about first, then the numbers, each with its interval."""
+    first = [name for name in FIRST_COLUMNS if name in frame.columns]
+    rest = [name for name in frame.columns if name not in first]
+    return frame[first + (rest if "suffix" in rest else sorted(rest))]
+
+
+def summarize(
+    frame: pd.DataFrame, by: Sequence[str], values: Sequence[str], *, log: bool = False, seed: int = 0
+) -> pd.DataFrame:
     """Means over tasks and seeds, with 95 % bootstrap intervals.
 
     Tasks are drawn with replacement, then seeds within each: what varies most is what a conclusion must
@@ -70,6 +84,8 @@ def summarize(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str], *, 
     ----------
     frame
         Has the columns ``task`` and ``seed``, ``by`` and ``values``.
+    log
+        Geometric means, as fits ratios: of positive values only.
 
     Returns
     -------
@@ -82,7 +98,7 @@ def summarize(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str], *, 
         row: dict[str, Any] = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
         for value in values:
             tasks = [part[value].dropna().to_numpy(float) for _, part in group.groupby("task", sort=True)]
-            tasks = [part for part in tasks if len(part)]
+            tasks = [np.log(part) if log else part for part in tasks if len(part)]
             if not tasks:
                 row |= {value: np.nan, f"{value}_low": np.nan, f"{value}_high": np.nan}
                 continue
@@ -91,8 +107,8 @@ def summarize(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str], *, 
                 draws[:, number] = part[generator.integers(len(part), size=(N_BOOTSTRAP, len(part)))].mean(axis=1)
             chosen = generator.integers(len(tasks), size=(N_BOOTSTRAP, len(tasks)))
             means = np.take_along_axis(draws, chosen, axis=1).mean(axis=1)
-            low, high = np.quantile(means, [0.025, 0.975])
-            row |= {value: np.mean([part.mean() for part in tasks]), f"{value}_low": low, f"{value}_high": high}
+            found = np.array([np.mean([part.mean() for part in tasks]), *np.quantile(means, [0.025, 0.975])])
+            row |= dict(zip((value, f"{value}_low", f"{value}_high"), np.exp(found) if log else found, strict=True))
         rows.append({**row, "n_tasks": group["task"].nunique()})
     return pd.DataFrame(rows)
 
@@ -120,9 +136,23 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     """
     path = Path(folder) / f"{name}.csv"
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])  # "null" is the name of a predictor
     except (OSError, ValueError) as error:
         raise FileError(f"{path} cannot be read ({error}). Run `llvlit study --report` on that study.") from error
+
+
+def committed(study: str, *, start: str | Path = ".") -> Path:
+    """Folder ``results/STUDY`` of the checkout around ``start``, with tables that were computed once and committed.
+
+    Raises
+    ------
+    FileError
+        If there is none.
+    """
+    for folder in (Path(start).resolve(), *Path(start).resolve().parents):
+        if (folder / "results" / study / "provenance.json").is_file():
+            return folder / "results" / study
+    raise FileError(f"There is no results/{study} here. Work in a checkout of llvlit, or run that study yourself.")
 
 
 def _short(frame: pd.DataFrame) -> pd.DataFrame:

@@ -44,12 +44,13 @@ def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
 
 
 _load_subject = lru_cache(maxsize=1)(load_subject)  # a worker's cells of one model come one after another
+_load_task = lru_cache(maxsize=16)(load_task)  # its models meet the same tasks, which may come from the hub
 
 
 def cell_splits(cell: Cell) -> Splits:
     """Splits of a cell's task."""
     settings = cell.settings
-    task = load_task(cell.task, suffix=cell.suffix, data_dir=cell.data_dir)
+    task = _load_task(cell.task, suffix=cell.suffix, data_dir=cell.data_dir)
     return task.split(settings.concept, settings.operating, settings.evaluation, seed=cell.seed)
 
 
@@ -166,7 +167,7 @@ class Results:
 
 
 def load_results(folder: str | Path, keys: Iterable[str] | None = None) -> Results:
-    """Finished cells of a folder, in the order of their keys.
+    """Finished cells of a folder, in the order of ``keys``; without them all, by name.
 
     Raises
     ------
@@ -175,8 +176,8 @@ def load_results(folder: str | Path, keys: Iterable[str] | None = None) -> Resul
     """
     paths = sorted((Path(folder) / "cells").glob("*.json"))
     if keys is not None:
-        wanted = set(keys)
-        paths = [path for path in paths if path.stem in wanted]
+        found = {path.stem: path for path in paths}
+        paths = [found[key] for key in keys if key in found]
     if not paths:
         raise FileError(f"{folder} holds no results. Run `llvlit study` with --out {folder} first.")
     experiments, not_visible = [], []

@@ -22,7 +22,7 @@ from llvlit.concepts import concept_directions
 from llvlit.gains import measured_gains
 from llvlit.grammars import EMBEDDED_TASKS
 from llvlit.models import embedded_names
-from llvlit.study import Experiment, Settings
+from llvlit.study import load_results
 
 COMMANDS = ("book", "gains", "steer", "study", "train", "models", "tasks")
 SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")
@@ -198,28 +198,30 @@ def test_steer_refuses(arguments: list[str], message: str, fail) -> None:
 @pytest.fixture(scope="module")
 def study(last_words: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """A study whose results are there already: its arguments, the last of them its folder."""
-    arguments = ("study", "--models", "embedded/small", "--tasks", "film-sentiment", str(last_words))
-    arguments += ("--prompts", "12", "--device", "cpu", "--out", str(tmp_path_factory.mktemp("study")))
+    arguments = ("study", "--models", "embedded/small", "--tasks", "film-sentiment", "last-words")
+    arguments += ("--data-dir", str(last_words.parent), "--prompts", "12", "--device", "cpu")
+    arguments += ("--out", str(tmp_path_factory.mktemp("study")))
     assert main(arguments) == 0
     return arguments
 
 
-def test_study_saves_one_result_for_each_experiment(study: tuple[str, ...], last_words: Path, run) -> None:
-    paths = sorted(Path(study[-1]).iterdir(), key=lambda path: "film" not in path.name)
-    results = [Experiment.load(path) for path in paths]
-    assert [(result.model, result.task) for result in results] == [
+def test_study_writes_a_file_for_each_cell_and_reports_them(study: tuple[str, ...], run) -> None:
+    results = load_results(study[-1]).experiments
+    assert [(one.cell["model"], one.cell["task"]) for one in results] == [
         ("embedded/small", "film-sentiment"),
-        ("embedded/small", str(last_words)),
+        ("embedded/small", "last-words"),
     ]
-    assert results[0].settings == Settings(concept=24, operating=12, evaluation=12)
-    rows = run(*study, "--json")
-    assert len(rows) == 2 * 5  # adjoint, three bases, the null
-    assert rows[0] == {
-        "model": "embedded/small",
-        "task": "film-sentiment",
-        "predictor": "adjoint",
-        **results[0].agreements["adjoint"].row(),
-    }
+    assert {one.cell["settings"]["operating"] for one in results} == {12}
+    rows = run(*study, "--report", "--json")["agreement"]
+    (row,) = [row for row in rows if row["predictor"] == "adjoint" and row["layers"] == "all"]
+    both = [
+        r["spearman"] for one in results for r in one.agreements if r["predictor"] == "adjoint" and r["layers"] == "all"
+    ]
+    assert row["spearman"] == pytest.approx(np.mean(both)) and row["n_tasks"] == 2
+    text = run(*study, "--report")
+    assert "reachability" in text and "uniform" in text
+    written = {path.name for path in (Path(study[-1]) / "report").iterdir()}
+    assert written == {"cells.csv", "agreement.csv", "energy.csv", "provenance.json", "agreement.png", "energy.png"}
 
 
 def test_study_loads_what_it_has(study: tuple[str, ...], run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,41 +229,37 @@ def test_study_loads_what_it_has(study: tuple[str, ...], run, monkeypatch: pytes
         raise AssertionError("computed again")
 
     monkeypatch.setattr("llvlit.study.run_experiment", never)
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path(study[-1]).iterdir()}
-    text = run(*study)
-    assert study[-1] in text and "reachability" in text
-    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in Path(study[-1]).iterdir()} == before
-    with pytest.raises(AssertionError, match="computed again"):
-        main([*study, "--seed", "1"])  # another experiment, another file
+    assert "0 cells computed, 2 kept" in run(*study)
 
 
-def test_study_names_the_result_that_is_cut_short(study: tuple[str, ...], fail, tmp_path: Path) -> None:
-    whole = sorted(Path(study[-1]).iterdir())
-    for path in whole:
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    torn = tmp_path / whole[1].name
-    torn.write_bytes(torn.read_bytes()[:-20])
-    message = fail(*study[:-1], tmp_path)
-    assert str(torn) in message and "not a whole result" in message and str(whole[0].name) not in message
-    assert len(list(tmp_path.iterdir())) == 2
+def test_study_of_another_grid_is_not_mixed_in(study: tuple[str, ...], fail) -> None:
+    assert "another grid" in fail(*study, "--seeds", "1")
 
 
-def test_study_names_the_result_of_another_version(study: tuple[str, ...], fail, tmp_path: Path) -> None:
-    path = sorted(Path(study[-1]).iterdir())[0]
-    other = tmp_path / path.name
-    other.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    message = fail(*study[:-1], tmp_path)
-    assert str(other) in message and "version" in message
+def test_a_failed_cell_is_named_and_the_exit_status_tells(
+    study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llvlit import study as module
+
+    original = module.run_experiment
+
+    def sometimes(model, splits, settings, **options):
+        if options["cell"]["task"] == "last-words":
+            raise RuntimeError("a fault of the test")
+        return original(model, splits, settings, **options)
+
+    monkeypatch.setattr(module, "run_experiment", sometimes)
+    assert main([*study[:-1], str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "1 of 2 cells failed" in error and "a fault of the test" in error
+    (traceback,) = (tmp_path / "failed").iterdir()
+    assert "RuntimeError: a fault of the test" in traceback.read_text() and "sometimes" in traceback.read_text()
+    assert len(list((tmp_path / "cells").iterdir())) == 1
 
 
-def test_study_without_prompts_option_takes_the_profiles_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[object] = []
-    monkeypatch.setattr("llvlit.study.run_study", lambda *arguments, **options: seen.append((arguments, options)) or [])
-    assert main(["study", "--profile", "paper", "--out", "results", "--seed", "4"]) == 0
-    (((models, tasks, settings, out), options),) = seen
-    assert models == ("gpt2", "gpt2-medium", "gpt2-large") and len(tasks) == 10
-    assert settings == Settings(concept=400, operating=200, evaluation=200, seed=4)
-    assert (out, options["device"]) == ("results", "auto")
+def test_dry_run_runs_nothing(study: tuple[str, ...], run, tmp_path: Path) -> None:
+    rows = run(*study[:-1], tmp_path / "none", "--dry-run", "--json")
+    assert len(rows) == 2 and all(row["minutes"] > 0 for row in rows) and not (tmp_path / "none").exists()
 
 
 # Failures
@@ -282,7 +280,9 @@ def test_study_without_prompts_option_takes_the_profiles_counts(monkeypatch: pyt
         (["gains", "--prompts", "0"], ["at least 1 prompt per class"]),
         (["gains", "--prompts", "5000"], ["film-sentiment", "1200", "20000"]),
         (["gains", "--model", "embedded/small", "--device", "cpux"], ["device='cpux'"]),
-        (["study", "--profile", "embeded"], ["Did you mean 'embedded'"]),
+        (["study", "embeded"], ["Did you mean 'embedded'", ".toml"]),
+        (["study", "--data-dir", "absent"], ["absent' is no folder"]),
+        (["study", "--report", "--out", "absent"], ["holds no results"]),
         (["study", "--models", "embedded/smal", "--tasks", "tense"], ["Did you mean 'embedded/small'"]),
         (["study", "--models", "embedded/small", "--tasks", "hostilty"], ["Did you mean 'hostility'"]),
         (["study", "--models", "embedded/small", "--prompts", "0"], ["at least 1 prompt per class"]),

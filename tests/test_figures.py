@@ -1,0 +1,82 @@
+"""Profiles name their parts; figures refuse to be mute."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from llvlit import figures
+from llvlit.errors import InputError
+from llvlit.profiles import load_profile
+
+
+def test_profiles_are_known_or_folders_of_models(tmp_path):
+    assert load_profile("paper").models == ("gpt2", "gpt2-medium", "gpt2-large")
+    assert len(load_profile("paper").tasks) == 10
+    with pytest.raises(InputError, match="embedded"):
+        load_profile("embeded")
+    with pytest.raises(InputError, match="no model"):
+        load_profile(str(tmp_path))
+    for name, size in (("big", 20), ("little", 10)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"x" * size)
+    models = load_profile(str(tmp_path)).models
+    assert [figures.short_name(model) for model in models] == ["little", "big"]
+
+
+@pytest.mark.parametrize("missing", ["name", "alt", "caption"])
+def test_a_figure_without_name_alt_or_caption_is_refused(missing):
+    figure, _ = figures.new()
+    words = {"name": "fig-a", "alt": "A line.", "caption": "What to see.", missing: " "}
+    with pytest.raises(InputError, match=missing):
+        figures.show(figure, **words)
+
+
+def test_measured_is_solid_predicted_dashed_and_layers_are_named():
+    _, (axes,) = figures.new()
+    figures.gain_profile(
+        np.arange(5.0), [np.zeros(5), np.ones(5)], {"krylov": np.ones(5), "mine": np.ones(5)}, axes=axes
+    )
+    styles = {line.get_label(): line.get_linestyle() for line in axes.get_lines()}
+    assert styles == {"measured": "-", "krylov": "--", "mine": "--"}
+    assert axes.get_xlabel() == "Layer"
+    assert "Gain" in axes.get_ylabel()
+
+
+def summary(**columns):
+    """Rows for two models with the intervals that `summarize` would give."""
+    rows = pd.DataFrame({"model": ["a/small", "a/large"], **columns})
+    for name in ("spearman", "ratio"):
+        if name in rows:
+            rows[f"{name}_low"], rows[f"{name}_high"] = rows[name] - 0.25, rows[name] + 0.5
+    return rows
+
+
+def test_agreement_is_drawn_with_its_intervals_models_in_order():
+    rows = summary(predictor="krylov", layers="all", spearman=[0.5, 0.75])
+    figure = figures.agreement_summary(rows, {"spearman": "Spearman"})
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["small", "large"]
+    line, _, (bars,) = axes.containers[0].lines
+    assert line.get_ydata().tolist() == [0.5, 0.75] and line.get_linestyle() == "--"
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.25, 1.0], [0.5, 1.25]]
+
+
+def test_energies_are_drawn_on_a_log_axis_for_the_layers_asked_for():
+    rows = pd.concat(
+        [
+            summary(schedule="uniform", metric="absolute", layers="all", ratio=[2.0, 4.0]),
+            summary(schedule="uniform", metric="absolute", layers="not 0", ratio=[1.0, 1.5]),
+        ]
+    )
+    (axes,) = figures.energy_summary(rows, layers="not 0").axes
+    assert axes.get_xscale() == "log" and "log" in axes.get_xlabel()
+    assert [box.lines[0].get_xdata().tolist() for box in axes.containers] == [[1.0], [1.5]]
+
+
+def test_a_saved_figure_is_whole_or_absent(tmp_path):
+    figure, _ = figures.new()
+    assert figures.save(figure, tmp_path / "a" / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["figure.png"]

@@ -1,0 +1,102 @@
+"""Grids: every mistake in a file is named before anything runs; every cell has a name of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from llvlit.errors import InputError
+from llvlit.grid import GRIDS, load_grid
+from llvlit.hub_tasks import HUB_TASKS
+
+WHOLE = """
+description = "A grid."
+models = ["embedded/small"]
+tasks = ["tense", "hostility"]
+seeds = [0, 1]
+jacobians = ["jvp", "central"]
+final_norms = [false, true]
+
+[settings]
+concept = 8
+orders = [4, 2]
+amplitudes = [0.1, 1]
+
+[task.tense]
+suffix = " Now"
+evaluation = 3
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text):
+        path = tmp_path / "mine.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def test_a_grid_is_the_product_of_its_axes_and_tasks_have_their_own_counts(written):
+    grid = load_grid(written(WHOLE))
+    cells = grid.cells(data_dir="folder")
+    assert len(cells) == 2 * 2 * 2 * 2 and len({cell.key for cell in cells}) == len(cells)
+    assert grid.name == "mine" and grid.settings.orders == (2, 4)
+    for cell in cells:
+        assert cell.settings.concept == 8 and cell.data_dir == "folder"
+        assert (cell.suffix, cell.settings.evaluation) == ((" Now", 3) if cell.task == "tense" else (None, 200))
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_shipped_grids_load(name):
+    grid = load_grid(name)
+    assert grid.description and grid.cells()
+    if name == "paper":  # three sizes, the ten tasks, its sizes of splits
+        assert grid.models == ("gpt2", "gpt2-medium", "gpt2-large") and set(grid.tasks) == set(HUB_TASKS)
+        settings = grid.settings
+        assert (settings.concept, settings.operating, settings.evaluation) == (400, 200, 200)
+        assert settings.orders[-1] == 32 and settings.amplitudes[0] == 0.1
+
+
+def test_the_fingerprint_is_of_what_decides_the_results(written):
+    original = load_grid(written(WHOLE)).fingerprint
+    assert load_grid(written(WHOLE.replace("A grid.", "Another description."))).fingerprint == original
+    for old, new in (
+        ("orders = [4, 2]", "orders = [4, 3]"),
+        ('" Now"', '" Then"'),
+        ("seeds = [0, 1]", "seeds = [0, 2]"),
+    ):
+        assert load_grid(written(WHOLE.replace(old, new))).fingerprint != original
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seeds =", "seed =", r"key='seed' is not known\. Did you mean 'seeds'"),
+        ("orders =", "order =", r"key='settings.order' is not known\. Did you mean 'settings.orders'"),
+        ("suffix =", "sufix =", r"key='task.tense.sufix' is not known"),
+        ("[task.tense]", "[task.imdb]", r"\[task.imdb\] names no task of this grid"),
+        ('models = ["embedded/small"]', "", "lacks 'models'"),
+        ('models = ["embedded/small"]', "models = []", "models="),
+        ('models = ["embedded/small"]', 'models = "embedded/small"', "models='embedded/small' must be a list"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "distinct"),
+        ("seeds = [0, 1]", "seeds = [true]", "seeds="),
+        ('"central"', '"centrl"', "Did you mean 'central'"),
+        ("concept = 8", "concept = 0", "settings.concept=0 must be a whole number, at least 1"),
+        ("concept = 8", "concept = 8.0", "settings.concept=8.0"),
+        ("concept = 8", 'bases = ["krilov"]', "Did you mean 'krylov'"),
+        ("concept = 8", "target = 0", "settings.target=0"),
+        ("orders = [4, 2]", "orders = [0]", "must be positive"),
+        ("description =", "description", "is not TOML"),
+        ("[task.tense]", "[task.tense", "is not TOML"),
+    ],
+)
+def test_a_mistake_is_named(written, old, new, message):
+    assert old in WHOLE
+    with pytest.raises(InputError, match=message):
+        load_grid(written(WHOLE.replace(old, new)))
+
+
+def test_an_unknown_grid_is_named():
+    with pytest.raises(InputError, match="Did you mean 'real'"):
+        load_grid("reel")

@@ -1,0 +1,95 @@
+"""The paper's grid would run: the same path over a hub on the loopback, and on folders of the real shapes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_module
+from hub_server import client_environment, serve, write_task_repositories
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from llvlit.cli import main
+from llvlit.estimate import PAPER_SHAPES, model_shape
+from llvlit.grid import load_grid
+from llvlit.models import load_model
+from llvlit.study import load_results, run_study
+
+SHAPES = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16), "gpt2-large": (36, 1280, 20)}
+"""Layers, hidden size, heads, as in the published configurations."""
+
+
+def test_the_whole_grid_runs_through_the_hub(tmp_path):
+    """Real clients, nothing patched; small models under the three names, ten data sets, one torn transfer, one gap."""
+    hub_folder = tmp_path / "hub"
+    write_task_repositories(hub_folder, n_per_class=24)
+    for number, name in enumerate(SHAPES):
+        folder = hub_folder / "models" / "openai-community" / name
+        tiny_module("gpt2", seed=number).float().save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
+    weights = hub_folder / "models" / "openai-community" / "gpt2-large" / "model.safetensors"
+    command = [sys.executable, "-m", "llvlit", "study", "paper", "--prompts", "4", "--device", "cpu", "--json"]
+    command += ["--tasks", "sst2", "amazon_polarity", "civil_comments", "--out", str(tmp_path / "out")]
+    with serve(hub_folder) as hub:
+
+        def study(home):  # the clients remember what a commit lacks, so each gets a cache of its own
+            environment = client_environment(hub, tmp_path / home)
+            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+
+        kept = weights.rename(tmp_path / "aside")
+        refused = study("first")  # one weight file is missing: said by name before anything has run
+        assert refused.returncode == 1 and "gpt2-large" in refused.stderr and not (tmp_path / "out").exists()
+        kept.rename(weights)
+        hub.drops["openai-community/gpt2-large/model.safetensors"] = 1
+        found = study("second")
+        assert found.returncode == 0, found.stderr
+        assert hub.drops["openai-community/gpt2-large/model.safetensors"] == 0  # it did break off, once
+        assert any("/api/datasets/stanfordnlp/sst2" in line for line in hub.requests)
+    results = load_results(tmp_path / "out")
+    cells = [one.cell for one in results.experiments] + [one["cell"] for one in results.not_visible]
+    assert len(cells) == 9 and {cell["model"] for cell in cells} == set(SHAPES)
+    assert results.experiments and {row["predictor"] for row in json.loads(found.stdout)["agreement"]} >= {"krylov"}
+    for one in results.experiments:
+        assert {row["amplitude"] for row in one.agreements} == set(load_grid("paper").settings.amplitudes)
+        assert {row["schedule"] for row in one.energies} >= {"optimal, krylov", "uniform", "best layer"}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_model_of_the_real_shape_runs_from_a_local_folder(name, tmp_path):
+    """Random weights, four prompts a split; small orders, one amplitude and no energies keep the largest short."""
+    n_layers, hidden_size, n_heads = SHAPES[name]
+    folder = tmp_path / name
+    config = GPT2Config(
+        n_layer=n_layers, n_embd=hidden_size, n_head=n_heads, vocab_size=50257, bos_token_id=0, eos_token_id=0
+    )
+    with torch.random.fork_rng(), torch.device("cpu"):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(config).half().save_pretrained(folder)  # float32 once loaded
+    byte_tokenizer().save_pretrained(folder)
+    grid = load_grid("paper")
+    four = {"concept": 2, "operating": 2, "evaluation": 2, "max_tokens": 48}
+    small = replace(grid.settings, **four, orders=(2, 4), amplitudes=(0.1,), energy_prompts=0)
+    grid = replace(grid, models=(str(folder),), tasks=("film-sentiment",), settings=small)
+    outcome = run_study(grid, tmp_path / "out", device="cpu", progress=False)
+    assert len(outcome.done) == 1 and not outcome.failed
+    (one,) = load_results(tmp_path / "out").experiments
+    shape = model_shape(load_model(folder, device="cpu"))
+    assert (one.model["layers"], one.model["hidden_size"]) == (n_layers, hidden_size)
+    predicted = PAPER_SHAPES[name]  # what a dry run without the hub goes by
+    assert (predicted.n_layers, predicted.hidden_size) == (n_layers, hidden_size)
+    assert predicted.layer_parameters == shape.layer_parameters
+    assert predicted.parameters == pytest.approx(one.model["parameters"], rel=1e-3)
+    shutil.rmtree(folder)
+
+
+def test_a_dry_run_of_the_papers_grid_lists_every_cell_without_the_hub(capsys):
+    assert main(["study", "paper", "--dry-run", "--device", "cpu", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 30 and all(min(row["tflop"], row["gigabytes"], row["minutes"]) > 0 for row in rows)
+    costs = {name: sum(row["tflop"] for row in rows if row["cell"].startswith(f"{name}--")) for name in SHAPES}
+    assert costs["gpt2"] < costs["gpt2-medium"] < costs["gpt2-large"]

@@ -1,0 +1,369 @@
+"""An experiment's numbers are those of the functions behind it; a study checks, resumes, and mixes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import PROMPTS, tiny_model
+from pyarrow import Table, parquet
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from llvlit.concepts import directions_of_states, random_directions
+from llvlit.depth import last_token_states
+from llvlit.energies import schedule_energies
+from llvlit.errors import FileError, InputError, ModelError
+from llvlit.estimate import count_operations, model_shape
+from llvlit.experiment import Experiment, run_experiment
+from llvlit.gains import adjoint_gains, agreement, measured_gains
+from llvlit.grid import Cell, Grid, Settings
+from llvlit.identification import identify
+from llvlit.report import committed, read_table, summarize, tables, write_tables
+from llvlit.study import Results, load_results, load_subject, run_cell, run_study
+from llvlit.tasks import Splits
+from llvlit.verification import required_energy
+
+SETTINGS = Settings(
+    concept=3,
+    operating=3,
+    evaluation=3,
+    directions=("mean_difference", "principal_component"),
+    orders=(2, 4),
+    amplitudes=(0.1, 1.0),
+    operating_counts=(2,),
+    energy_prompts=1,
+)
+CELL = {"model": "m", "task": "t", "seed": 0, "jacobian": "jvp", "final_norm": False, "suffix": None}
+CELL |= {"settings": {"directions": ["mean_difference"]}}
+
+
+@pytest.fixture(scope="module")
+def experiment(gpt2):
+    return run_experiment(gpt2, Splits(PROMPTS, PROMPTS, PROMPTS), SETTINGS, cell=CELL)
+
+
+def rows_of(experiment, **wanted):
+    return [row for row in experiment.agreements if all(row[key] == value for key, value in wanted.items())]
+
+
+@pytest.mark.parametrize("method", SETTINGS.directions)
+def test_rows_are_what_the_functions_give_one_by_one(experiment, gpt2, method):
+    directions = directions_of_states(last_token_states(gpt2, PROMPTS), np.array(PROMPTS.labels), method=method)
+    measured = measured_gains(gpt2, PROMPTS, directions)
+    predictions = {
+        ("adjoint", None): adjoint_gains(gpt2, PROMPTS, directions).mean,
+        ("adjoint, same prompts", None): adjoint_gains(gpt2, PROMPTS, directions).mean,
+    }
+    for basis in ("krylov", "reachability", "pca"):
+        for order in SETTINGS.orders:
+            surrogate = identify(gpt2, PROMPTS, directions, order=order, basis=basis)
+            predictions[basis, order] = surrogate.gains()
+        predictions[f"{basis}, per prompt", 4] = surrogate.per_prompt_gains().mean(axis=0)
+    for (predictor, order), h in predictions.items():
+        for layers, part in (("all", slice(None)), ("not 0", slice(1, None))):
+            (row,) = rows_of(
+                experiment,
+                direction=method,
+                predictor=predictor,
+                order=order,
+                layers=layers,
+                amplitude=0.1,
+                n_operating=6,
+            )
+            expected = agreement(h[part], measured.select(part))
+            for name, value in expected.row().items():
+                assert row[name] == pytest.approx(value, rel=1e-5, abs=1e-6)  # six digits are kept
+                assert row[f"{name}_low"] <= row[f"{name}_high"]
+
+
+def test_other_amplitudes_and_fewer_prompts_have_rows_of_their_own(experiment, gpt2):
+    directions = directions_of_states(last_token_states(gpt2, PROMPTS), np.array(PROMPTS.labels))
+    large = measured_gains(gpt2, PROMPTS, directions, amplitude=1.0)
+    (row,) = rows_of(experiment, predictor="adjoint", layers="all", amplitude=1.0)
+    expected = agreement(adjoint_gains(gpt2, PROMPTS, directions), large)
+    assert row["relative_error"] == pytest.approx(expected.relative_error, rel=1e-5)
+    few = identify(gpt2, PROMPTS.select(range(2)), directions, order=4)
+    (row,) = rows_of(experiment, predictor="krylov", layers="all", n_operating=2)
+    expected = agreement(few.gains(), measured_gains(gpt2, PROMPTS, directions))
+    assert row["relative_error"] == pytest.approx(expected.relative_error, rel=1e-5)
+
+
+def test_energies_are_those_of_required_energy(experiment, gpt2):
+    directions = directions_of_states(last_token_states(gpt2, PROMPTS), np.array(PROMPTS.labels))
+    chosen = PROMPTS.select(range(2))
+    target = SETTINGS.target * directions.gaps[-1]
+    found = required_energy(gpt2, chosen, directions, np.ones(4), target)
+    (row,) = [
+        row
+        for row in experiment.energies
+        if (row["schedule"], row["metric"], row["layers"]) == ("uniform", "absolute", "all")
+    ]
+    if found.n_out_of_reach:
+        assert row["n_out_of_reach"] == found.n_out_of_reach
+    else:
+        assert row["energy"] == pytest.approx(found.median, rel=1e-5)
+
+
+def test_energies_of_a_linear_model_follow_from_its_gains():
+    """Layer norms of weight zero make every layer x + b: y = sum of u_l (v_l . c), exactly."""
+    model = tiny_model("gpt2", seed=9)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.ln_1.weight.zero_()
+            layer.ln_2.weight.zero_()
+    vectors = random_directions(5, 24, seed=3)
+    vectors[1:-1] += vectors[-1]  # no gain near zero
+    vectors /= vectors.norm(dim=-1, keepdim=True)
+    directions = replace(
+        directions_of_states(last_token_states(model, PROMPTS), np.array(PROMPTS.labels)), vectors=vectors
+    )
+    h = (vectors[:-1] @ vectors[-1]).numpy()
+    weights = np.array([4.0, 1.0, 0.5, 0.25])
+    rows = schedule_energies(model, PROMPTS, directions, {"true": h}, weights, 0.5)
+    goal = 0.5 * directions.gaps[-1]
+    for metric, w in (("absolute", np.ones(4)), ("relative", weights)):
+        for layers, first in (("all", 0), ("not 0", 1)):
+            inside = np.arange(4) >= first
+            least = goal**2 / (h**2 / w)[inside].sum()
+            single = goal**2 * w / h**2
+            expected = {
+                "optimal, true": least,
+                "uniform": goal**2 * inside.sum() / (h / np.sqrt(w))[inside].sum() ** 2,
+                "last layer": single[-1],
+                "best layer": single[inside].min(),
+                "random layer": np.median(single[inside]),
+            }
+            for schedule, energy in expected.items():
+                (row,) = [r for r in rows if (r["schedule"], r["metric"], r["layers"]) == (schedule, metric, layers)]
+                assert row["energy"] == pytest.approx(energy, rel=5e-3)  # brackets of 1e-3, squared
+                assert row["ratio"] == pytest.approx(energy / least, rel=5e-3)
+                assert row["energy"] >= least * 0.995 and row["n_out_of_reach"] == 0
+
+
+def test_an_experiment_survives_saving(experiment, tmp_path):
+    experiment.save(tmp_path / "result.json")
+    assert Experiment.load(tmp_path / "result.json") == replace(experiment, cell=CELL)
+
+
+@pytest.mark.parametrize("damage", ["cut", "version", "kind", "absent"])
+def test_a_damaged_result_is_refused_by_name(experiment, tmp_path, damage):
+    path = tmp_path / "result.json"
+    experiment.save(path)
+    if damage == "cut":
+        path.write_text(path.read_text()[:200])
+    elif damage == "absent":
+        path.unlink()
+    else:
+        key, value = {"version": ("format", 99), "kind": ("kind", "gains")}[damage]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(FileError, match=r"result\.json"):
+        Experiment.load(path)
+
+
+def test_an_untrained_twin_has_the_shapes_and_none_of_the_weights():
+    trained, twin = load_subject("embedded/small", device="cpu"), load_subject("untrained:embedded/small", device="cpu")
+    again, other = (load_subject(f"untrained-{seed}:embedded/small", device="cpu") for seed in (0, 1))
+    assert (
+        twin.fingerprint == again.fingerprint and len({trained.fingerprint, twin.fingerprint, other.fingerprint}) == 3
+    )
+    assert (twin.n_layers, twin.hidden_size, twin.n_parameters) == (12, 64, trained.n_parameters)
+    assert twin.tokenizer is not None and twin.name == "untrained:embedded/small"
+
+
+# Studies
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Two tasks that any model can read: the last word is the class."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name in ("one", "two"):
+        texts = [f"{name} {number} of {number + 3}: {word}" for number in range(60) for word in ("bad", "good")]
+        parquet.write_table(Table.from_pydict({"text": texts, "label": [0, 1] * 60}), folder / f"{name}.parquet")
+    return folder
+
+
+GRID = Grid(
+    name="toy",
+    description="",
+    models=("embedded/small",),
+    tasks=("one", "two"),
+    seeds=(0, 1),
+    settings=Settings(concept=12, operating=3, evaluation=3, orders=(2,), max_tokens=32),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "results"
+    outcome = run_study(GRID, folder, data_dir=data_dir, device="cpu")
+    assert len(outcome.done) == 4 and not outcome.failed
+    return folder
+
+
+def test_a_study_keeps_what_it_has(finished, data_dir):
+    before = {path: path.stat().st_mtime_ns for path in (finished / "cells").iterdir()}
+    outcome = run_study(GRID, finished, data_dir=data_dir, device="cpu")
+    assert len(outcome.kept) == 4 and not outcome.done
+    assert {path: path.stat().st_mtime_ns for path in (finished / "cells").iterdir()} == before
+    experiments = load_results(finished).experiments
+    assert [(one.cell["task"], one.cell["seed"]) for one in experiments] == [
+        (t, s) for t in ("one", "two") for s in (0, 1)
+    ]
+    assert len({one.data["fingerprint"] for one in experiments}) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"seeds": (0, 1, 2)}, FileError, "another grid"),
+        ({"settings": replace(GRID.settings, orders=(3,))}, FileError, "another grid"),
+    ],
+)
+def test_results_of_another_grid_are_not_mixed_in(finished, data_dir, change, error, message):
+    before = sorted(path.name for path in (finished / "cells").iterdir())
+    with pytest.raises(error, match=message):
+        run_study(replace(GRID, **change), finished, data_dir=data_dir, device="cpu")
+    assert sorted(path.name for path in (finished / "cells").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"models": ("embedded/small", "embedded/smal")}, ModelError, "Did you mean 'embedded/small'"),
+        ({"models": ("untrained:embedded/smal",)}, ModelError, "Did you mean"),
+        ({"tasks": ("one", "three")}, InputError, "three.parquet"),
+        ({"settings": replace(GRID.settings, concept=100)}, InputError, "60 distinct"),
+    ],
+)
+def test_what_cannot_run_is_told_before_anything_does(data_dir, tmp_path, change, error, message):
+    with pytest.raises(error, match=message):
+        run_study(replace(GRID, **change), tmp_path / "results", data_dir=data_dir, device="cpu")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_concept_that_is_not_visible_is_a_result_and_no_failure(data_dir, tmp_path):
+    hidden = replace(GRID, tasks=("one",), seeds=(0,), per_task={"one": {"suffix": " and that is all there is to say"}})
+    untrained = replace(hidden, models=("untrained:embedded/small",))
+    outcome = run_study(untrained, tmp_path, data_dir=data_dir, device="cpu")
+    assert len(outcome.done) == 1 and not outcome.failed
+    (missing,) = load_results(tmp_path).not_visible
+    assert "permuted labels" in missing["reason"]
+    frame = tables(load_results(tmp_path))["cells"]
+    assert frame["visible"].tolist() == [False]
+
+
+def test_a_killed_study_goes_on_where_it_stopped(data_dir, tmp_path):
+    grid = tmp_path / "toy.toml"
+    grid.write_text(
+        'description = "toy"\nmodels = ["embedded/small"]\ntasks = ["one", "two"]\nseeds = [0, 1, 2]\n'
+        "[settings]\nconcept = 12\noperating = 3\nevaluation = 3\norders = [2]\n"
+    )
+    command = [sys.executable, "-m", "llvlit", "study", grid, "--data-dir", data_dir, "--out", tmp_path / "out"]
+    command += ["--device", "cpu", "--workers", "2", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        while not list((tmp_path / "out" / "cells").glob("*.json")):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*.json")}
+    assert 1 <= len(done) < 6
+    after = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(after.stdout)["agreement"]
+    paths = sorted((tmp_path / "out" / "cells").glob("*.json"))
+    assert len(paths) == 6 and all(paths[0].parent.joinpath(name).stat().st_mtime_ns == t for name, t in done.items())
+
+
+# Tables
+
+
+def test_tables_hold_every_row_with_its_cell_and_survive_a_file(finished, tmp_path):
+    results = load_results(finished)
+    frames = tables(results)
+    assert len(frames["agreement"]) == sum(len(one.agreements) for one in results.experiments)
+    assert list(frames["agreement"].columns[:3]) == ["model", "task", "seed"]
+    paths = write_tables(results, GRID, tmp_path)
+    assert {path.name for path in paths} == {"cells.csv", "agreement.csv", "provenance.json"}  # no energies asked for
+    again = read_table(tmp_path, "agreement")
+    assert again["predictor"].tolist() == frames["agreement"]["predictor"].tolist()  # "null" is a name
+    assert np.allclose(again["relative_error"], frames["agreement"]["relative_error"], rtol=1e-4)
+    assert read_table(tmp_path, "cells")["model_fingerprint"].nunique() == 1
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert provenance["grid_fingerprint"] == GRID.fingerprint and provenance["n_experiments"] == 4
+    assert {"torch", "llvlit", "commit", "device", "python"} <= set(provenance)
+    with pytest.raises(FileError, match=r"energy\.csv"):
+        read_table(tmp_path, "energy")
+
+
+def test_committed_tables_are_found_from_below(tmp_path):
+    inner = tmp_path / "results" / "real"
+    inner.mkdir(parents=True)
+    (inner / "provenance.json").write_text("{}")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    assert committed("real", start=tmp_path / "a" / "b") == inner
+    with pytest.raises(FileError, match="results/absent"):
+        committed("absent", start=tmp_path)
+
+
+def test_means_weigh_tasks_alike_and_intervals_cover_them():
+    generator = np.random.default_rng(0)
+    rows = [{"model": "m", "task": f"t{i}", "seed": s, "x": i + generator.normal()} for i in range(8) for s in range(3)]
+    rows += [{"model": "m", "task": "t0", "seed": s, "x": 0.0} for s in range(3, 30)]  # more seeds, no more weight
+    frame = pd.DataFrame(rows)
+    (row,) = summarize(frame, ["model"], ["x"]).to_dict("records")
+    assert row["x"] == pytest.approx(frame.groupby("task")["x"].mean().mean()) and row["n_tasks"] == 8
+    spread = frame.groupby("task")["x"].mean().std() / np.sqrt(8)
+    assert row["x_high"] - row["x_low"] == pytest.approx(2 * 1.96 * spread, rel=0.25)
+    flat = summarize(frame.assign(x=2.0), ["model"], ["x"]).iloc[0]
+    assert flat["x_low"] == flat["x_high"] == 2.0
+    ratios = frame.assign(x=np.exp(frame["x"]))
+    (logged,) = summarize(ratios, ["model"], ["x"], log=True).to_dict("records")
+    assert logged["x"] == pytest.approx(np.exp(row["x"])) and logged["x_high"] == pytest.approx(np.exp(row["x_high"]))
+    assert np.isnan(summarize(frame.assign(x=np.nan), ["model"], ["x"]).iloc[0]["x"])
+
+
+def test_a_folder_without_results_is_named(tmp_path):
+    with pytest.raises(FileError, match="llvlit study"):
+        load_results(tmp_path)
+    assert Results((), ()).experiments == ()
+
+
+# Cost
+
+
+class Operations(TorchDispatchMode):
+    """Floating-point operations of the matrix products inside (torch's own counter hooks modules, which breaks
+    derivatives with respect to leaves)."""
+
+    def __enter__(self):
+        self.total = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if count := flop_registry.get(function._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def test_counted_operations_are_those_that_torch_counts(data_dir):
+    """Torch counts matrix products; ours adds nothing to them but rounded token counts and replay checks."""
+    settings = Settings(concept=30, operating=12, evaluation=12, orders=(4,), bases=("krylov", "pca"), energy_prompts=2)
+    cell = Cell("embedded/small", "one", 0, "jvp", False, settings, None, str(data_dir))
+    model = load_subject("embedded/small", device="cpu")
+    texts = [f"one {number} of {number + 3}: good" for number in range(60)]
+    n_tokens = float(np.mean([len(model.tokenizer(text)["input_ids"]) for text in texts]))
+    with Operations() as counted:
+        run_cell(cell, "cpu")
+    predicted = count_operations(cell, model_shape(model), n_tokens)
+    assert 0.6 < predicted / counted.total < 1.6
