@@ -10,12 +10,14 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("llvlit", "torch", "transformers", "numpy", "scipy")
+from llvlit import __version__
+
+PACKAGES = ("torch", "transformers", "numpy", "scipy")
 
 
 def environment(device: torch.device | None = None) -> dict[str, str]:
     """Versions of Python and the packages that matter, the commit, and the device's name."""
-    versions = {"python": platform.python_version(), "commit": commit()}
+    versions = {"llvlit": __version__, "python": platform.python_version(), "commit": commit()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)

@@ -20,7 +20,9 @@ import runner_jobs as cells
 
 from llvlit import runner, runner_workers
 from llvlit.errors import FileError, InputError, LlvlitError
+from llvlit.grid import Grid, Settings
 from llvlit.runner import Job, Outcome, Run, failure_path, read_result, result_path, run_jobs
+from llvlit.study import run_study
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {
@@ -337,6 +339,28 @@ def test_dask_worker_killed_on_the_way_loses_no_cell(tmp_path):
     by_killed = {key for key, pid in cells.calls(tmp_path) if pid == pids[0] and key in gated}
     assert by_killed
     assert by_killed <= {key for key, n in cells.times_called(tmp_path).items() if n > 1}  # Dask may repeat others
+
+
+@may_wait_for_workers
+def test_a_study_on_a_cluster_loses_no_cell_when_a_worker_is_killed(tmp_path):
+    """Real cells, so that what a worker imports and sends back is the real thing."""
+
+    def kill_one() -> None:
+        wait_until(lambda: any((tmp_path / "results" / "cells").glob("*.json")))
+        workers[0].send_signal(signal.SIGKILL)
+
+    settings = Settings(concept=20, operating=4, evaluation=4, orders=(4,), bases=("krylov",))
+    grid = Grid("toy", "", ("embedded/small",), ("film-sentiment", "food-sentiment"), (0, 1, 2), settings=settings)
+    with dask_cluster(tmp_path, n_workers=2, allowed_failures=3) as (scheduler, workers):
+        killer = threading.Thread(target=kill_one, daemon=True)
+        killer.start()
+        outcome = run_study(grid, tmp_path / "results", device="cpu", scheduler=scheduler)
+        killer.join()
+    assert len(outcome.done) == 6 and not outcome.failed
+    assert stored(tmp_path / "results") == sorted(files(*(cell.key for cell in grid.cells())))
+    content = [read_result(tmp_path / "results", cell.key) for cell in grid.cells()]
+    assert {one["kind"] for one in content} <= {"experiment", "not visible"}
+    assert [one["cell"]["seed"] for one in content] == [0, 1, 2, 0, 1, 2]
 
 
 @may_wait_for_workers
