@@ -18,12 +18,10 @@ if TYPE_CHECKING:
 
 def study(options: argparse.Namespace) -> Any:
     """Run or resume a grid of experiments; or list its cells and their cost; or report what is there."""
-    from llvlit.grid import load_grid
+    from llvlit.grid import change_axes, load_grid
 
     grid = load_grid(options.grid)
-    axes = {key: getattr(options, key) for key in ("models", "tasks", "seeds")}
-    changed: dict[str, Any] = {key: tuple(value) for key, value in axes.items() if value}
-    grid = replace(grid, **changed)
+    grid = change_axes(grid, {key: getattr(options, key) for key in ("models", "tasks", "seeds")})
     if (n := options.prompts) is not None:
         if n < 1:
             raise InputError(f"prompts={n} must be at least 1 prompt per class.")
@@ -62,13 +60,16 @@ def _run(grid: Grid, folder: Path, options: argparse.Namespace) -> None:
 
 
 def _dry_run(grid: Grid, options: argparse.Namespace) -> list[dict[str, Any]]:
-    from llvlit.estimate import estimate, product_rate, shape_by_name
+    from llvlit.estimate import PAPER_SHAPES, estimate, model_shape, product_rate
     from llvlit.models import torch_device
+    from llvlit.study import load_subject
 
     device = torch_device(options.device)
     rate = product_rate(device)
     rows = []
-    shapes = {name: shape_by_name(name) for name in grid.models}
+    shapes = {  # those of the paper need no hub
+        name: PAPER_SHAPES.get(name) or model_shape(load_subject(name, device="cpu")) for name in grid.models
+    }
     say(options, f"{'cell':<60} {'TFLOP':>9} {'memory, GB':>11} {'minutes':>8}")
     for cell in grid.cells(data_dir=options.data_dir):
         found = estimate(cell, shapes[cell.model], rate, device=device)
@@ -84,30 +85,37 @@ def _dry_run(grid: Grid, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _report(grid: Grid, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     from llvlit.report import summarize, tables, write_tables
-    from llvlit.study import load_results
+    from llvlit.study import claim_folder, load_results
 
+    claim_folder(grid, folder)
     results = load_results(folder, [cell.key for cell in grid.cells()])
     for missing in results.not_visible:
         cell = missing["cell"]
         say(options, f"Left out: {cell['model']} does not show {cell['task']} (seed {cell['seed']}).")
     if not results.experiments:
         raise CellError("No model shows its concept at the last token. Use more prompts, other tasks, or a suffix.")
+    n_missing = len(grid.cells()) - len(results.experiments) - len(results.not_visible)
+    if n_missing:
+        say(options, f"{n_missing} of {len(grid.cells())} cells are not there yet.")
     frames = tables(results)
     frame = frames["agreement"]
     order = frame["order"].max()
+    frame = frame[~frame["predictor"].str.contains(", ")]
     largest = frame[
         (frame["order"].isna() | (frame["order"] == frame.groupby("model")["order"].transform("max")))
         & (frame["amplitude"] == frame["amplitude"].iloc[0])
         & (frame["direction"] == frame["direction"].iloc[0])
         & (frame["n_operating"] == frame.groupby(["model", "task"])["n_operating"].transform("max"))
-        & ~frame["predictor"].str.contains(", ")
     ]
     labels = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "rel. error"}
-    found = {"agreement": summarize(largest, ["model", "predictor", "layers"], list(labels))}
+    varied = [name for name in ("jacobian", "final_norm") if frame[name].nunique() > 1]
+    found = {"agreement": summarize(largest, ["model", *varied, "predictor", "layers"], list(labels))}
     say(options, f"Agreement with measured gains at order {order:g}, means over tasks and seeds with 95 % intervals\n")
     _print(options, found["agreement"], labels)
     if len(frames["energy"]):
-        found["energy"] = summarize(frames["energy"], ["model", "metric", "layers", "schedule"], ["ratio"], log=True)
+        found["energy"] = summarize(
+            frames["energy"], ["model", *varied, "metric", "layers", "schedule"], ["ratio"], log=True
+        )
         say(options, "\nEnergy in units of the first surrogate's optimum, geometric means\n")
         _print(options, found["energy"], {"ratio": "energy / optimum"})
     out = Path(options.save or folder / "report")
@@ -134,6 +142,9 @@ def _figures(found: dict[str, pd.DataFrame], out: Path) -> list[Path]:
 
     paths = []
     for name, summary in found.items():
+        for axis, word in (("jacobian", "{}"), ("final_norm", "norm: {}")):
+            if axis in summary:  # a kind of its own, beside the model's name
+                summary = summary.assign(model=summary["model"] + "\n" + summary[axis].map(word.format))
         figure = figures.agreement_summary(summary) if name == "agreement" else figures.energy_summary(summary)
         paths.append(figures.save(figure, out / f"{name}.png"))
     return paths

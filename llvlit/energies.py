@@ -52,7 +52,8 @@ def schedule_energies(
     list of dict
         ``schedule``, ``metric``, ``layers``, median energy with its 95 % bootstrap interval over prompts
         (None: out of reach), ``ratio`` to the first optimum in the same metric with its interval (of the median
-        over prompts), ``n_prompts``, ``n_out_of_reach``, and the ``layer`` of a single push.
+        over prompts), ``n_prompts``, ``n_out_of_reach`` (of ``random layer``: prompts and layers), and the
+        ``layer`` of a single push.
     """
     scales = {"absolute": np.ones_like(weights), "relative": weights}
     shapes: dict[tuple[Any, ...], np.ndarray] = {}
@@ -101,7 +102,7 @@ def _summary(values: np.ndarray, reference: np.ndarray, seed: int) -> dict[str, 
     n_prompts = len(reference)
     draws = np.random.default_rng(seed).integers(n_prompts, size=(N_BOOTSTRAP, n_prompts))
     with np.errstate(invalid="ignore"):
-        ratios = np.where(np.isinf(reference), np.nan, values / reference)
+        ratios = np.where(np.isinf(reference), np.where(np.isinf(values), np.nan, 0.0), values / reference)
     summary: dict[str, Any] = {"n_prompts": n_prompts, "n_out_of_reach": int(np.isinf(values).sum())}
     for name, one in (("energy", values), ("ratio", ratios)):
         known = one[..., ~np.isnan(one).any(axis=tuple(range(one.ndim - 1)))] if name == "ratio" else one

@@ -11,11 +11,10 @@ from llvlit.frozen import numbers_per_batch
 from llvlit.grid import Cell
 from llvlit.hub_tasks import HUB_TASKS
 from llvlit.models import LanguageModel
-from llvlit.study import load_subject
 from llvlit.tasks import load_task
 
 EFFICIENCY = 0.3
-"""Share of the matrix-product rate that whole cells reached on two cores of a server (results/real)."""
+"""Share of the matrix-product rate that whole cells are taken to reach; of the right order, no more."""
 
 CHARACTERS_PER_TOKEN = 4.0
 CANDIDATES_PER_ENERGY = 60
@@ -52,13 +51,6 @@ PAPER_SHAPES = {
     for name, n_layers, hidden in (("gpt2", 12, 768), ("gpt2-medium", 24, 1024), ("gpt2-large", 36, 1280))
 }
 """Public shapes of the paper's models, so that their cost can be told without the hub."""
-
-
-def shape_by_name(name: str) -> ModelShape:
-    """Shape of a model; those of the paper need no hub, others are loaded."""
-    if name in PAPER_SHAPES:
-        return PAPER_SHAPES[name]
-    return model_shape(load_subject(name, device="cpu"))
 
 
 def model_shape(model: LanguageModel) -> ModelShape:

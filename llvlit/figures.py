@@ -241,7 +241,7 @@ def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
         axes.set_xscale("log")
         axes.set_yticks(range(len(schedules)), schedules)
         axes.invert_yaxis()
-        axes.set_xlabel("Energy over the optimum's (log)")
+        axes.set_xlabel("Energy over the first optimum's (log)")
         axes.set_title(f"{metric} energy", loc="left")
     _shared_legend(figure, panels)
     return figure

@@ -7,9 +7,10 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,12 @@ def load_grid(name: str | Path) -> Grid:
     return _read(Path(name).stem, str(name), content)
 
 
+def change_axes(grid: Grid, axes: Mapping[str, list[Any] | None]) -> Grid:
+    """The grid with other models, tasks or seeds, where given; InputError as for a file."""
+    changed: dict[str, Any] = {key: _value("grid", key, value) for key, value in axes.items() if value is not None}
+    return replace(grid, **changed)
+
+
 _NUMBERS = {"concept", "operating", "evaluation", "max_tokens", "energy_prompts"}
 _LISTS: dict[str, type | tuple[type, ...]] = {
     "models": str,
@@ -172,12 +179,12 @@ def _read(name: str, place: str, content: dict[str, Any]) -> Grid:
             raise InputError(f"{place} lacks {key!r}.")
     settings = content.pop("settings", {})
     per_task = content.pop("task", {})
+    content["tasks"] = _value(place, "tasks", content["tasks"])
+    _known(place, "task.", per_task, content["tasks"])
     _known(place, "settings.", settings, [one.name for one in fields(Settings)])
     for task, own in per_task.items():
-        if task not in content["tasks"]:
-            raise InputError(f"{place}: [task.{task}] names no task of this grid ({', '.join(content['tasks'])}).")
         _known(place, f"task.{task}.", own, _PER_TASK)
-    values = {key: _value(place, key, value) for key, value in content.items()}
+    values = {key: value if key == "tasks" else _value(place, key, value) for key, value in content.items()}
     chosen = Settings(**{key: _value(place, f"settings.{key}", value) for key, value in settings.items()})
     own_values = {
         task: {key: _value(place, f"task.{task}.{key}", value) for key, value in own.items()}
@@ -207,8 +214,10 @@ def _value(place: str, key: str, value: Any) -> Any:
         for one in value:
             if one not in _NAMES.get(short, (one,)):
                 raise InputError(f"{place}: {unknown_name(key, one, _NAMES[short])}")
-        if short in ("orders", "amplitudes", "operating_counts") and not min(value, default=1) > 0:
-            raise InputError(f"{place}: {key}={value!r} must be positive.")
+        if short in ("orders", "amplitudes", "operating_counts") and not all(0 < one < inf for one in value):
+            raise InputError(f"{place}: {key}={value!r} must be positive and finite.")
+        if short == "seeds" and min(value) < 0:
+            raise InputError(f"{place}: {key}={value!r} must not be negative.")
         return tuple(sorted(value)) if short in ("orders", "operating_counts") else tuple(value)
     if short in _NUMBERS:
         least = 0 if short == "energy_prompts" else 1
@@ -225,6 +234,7 @@ def _value(place: str, key: str, value: Any) -> Any:
 def _slug(name: str) -> str:
     """A name that can be part of a file's; local folders keep their last parts and a few digits of a hash."""
     kind, _, bare = name.rpartition(":")
-    tail = hashlib.sha256(name.encode()).hexdigest()[:6] if Path(bare).is_dir() or bare.endswith(".parquet") else ""
+    is_path = bare.count("/") > 1 or bare.startswith((".", "/", "~")) or "\\" in bare or bare.endswith(".parquet")
+    tail = hashlib.sha256(name.encode()).hexdigest()[:6] if is_path else ""
     parts = [kind, *Path(bare).parts[-2:], tail]
     return re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts))).strip("-.")

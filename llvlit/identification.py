@@ -146,7 +146,8 @@ def identify_all(
         **environment(model.device),
     }
     reductions = {name: _Reduction(plan, model) for name, plan in plans.items()}
-    chains = {name: _Chain(reduction.vectors) for name, reduction in reductions.items() if linear}
+    readouts = {name: (id(plan.directions), id(plan.output)) for name, plan in plans.items() if linear}
+    chains = {readouts[name]: _Chain(one.vectors, one.readout) for name, one in reductions.items() if linear}
     products = sum(plan.order for plan in plans.values()) + len(chains) * model.n_layers // 2
     states = []
     layers = sweep(model, tokenized, final_norm=final_norm, description="identify")
@@ -161,7 +162,7 @@ def identify_all(
     settings = {"jacobian": jacobian, "final_norm": final_norm}
     return Identification(
         {name: reduction.finish(metadata | settings) for name, reduction in reductions.items()},
-        {name: one.finish(metadata) for name, one in chains.items()},
+        {name: chains[key].finish(metadata) for name, key in readouts.items()},
         torch.stack(states, dim=1),
     )
 
@@ -258,8 +259,8 @@ class _Reduction:
 class _Chain:
     """What inputs at all earlier layers have become, prompt by prompt, at full order."""
 
-    def __init__(self, vectors: torch.Tensor) -> None:
-        self.vectors = vectors
+    def __init__(self, vectors: torch.Tensor, readout: torch.Tensor) -> None:
+        self.vectors, self.readout = vectors, readout
         self.reached: torch.Tensor | None = None
 
     def take(self, index: int, layer: FrozenLayer | DenseLayer, jacobian: str) -> None:
@@ -271,7 +272,7 @@ class _Chain:
     def finish(self, metadata: dict[str, Any]) -> Gains:
         """Readout of what arrived: the linear gains, ``(n_prompts, n_layers)``."""
         assert self.reached is not None
-        gains = self.reached.to(torch.float64) @ self.vectors[-1].to(torch.float64)
+        gains = self.reached.to(torch.float64) @ self.readout.to(self.reached.device, torch.float64)
         return Gains(gains.cpu().numpy(), "adjoint", 0.0, metadata)
 
 

@@ -90,7 +90,13 @@ def summarize(
     Returns
     -------
     DataFrame
-        ``by``, then for each value its mean, ``_low`` and ``_high``, then ``n_tasks``.
+        ``by``, then for each value its mean, ``_low`` and ``_high``, then ``n_tasks``, the tasks that have all
+        values.
+
+    Notes
+    -----
+    A bootstrap over few tasks is too sure of itself: of intervals over nine tasks about nine in ten hold the
+    mean, over four tasks seventeen in twenty, over two tasks two in three.
     """
     generator = np.random.default_rng(seed)
     rows = []
@@ -109,7 +115,8 @@ def summarize(
             means = np.take_along_axis(draws, chosen, axis=1).mean(axis=1)
             found = np.array([np.mean([part.mean() for part in tasks]), *np.quantile(means, [0.025, 0.975])])
             row |= dict(zip((value, f"{value}_low", f"{value}_high"), np.exp(found) if log else found, strict=True))
-        rows.append({**row, "n_tasks": group["task"].nunique()})
+        used = group.dropna(subset=list(values), how="any")["task"].nunique()
+        rows.append({**row, "n_tasks": used})
     return pd.DataFrame(rows)
 
 
@@ -176,6 +183,7 @@ def _provenance(results: Results, grid: Grid) -> dict[str, Any]:
         "grid": grid.name,
         "grid_fingerprint": grid.fingerprint,
         "description": grid.description,
+        "n_cells": len(grid.cells()),
         "n_experiments": len(results.experiments),
         "n_not_visible": len(results.not_visible),
         "seconds": round(sum(one.metadata["seconds"] for one in results.experiments)),

@@ -199,7 +199,9 @@ def _end(worker: _Worker) -> str:
 
 
 def run_on_dask(run: Run, packed: Mapping[str, bytes], scheduler: str, threads: int | None) -> None:
-    """Cells on the workers of a Dask cluster, one per thread of theirs; workers may come and go on the way.
+    """Cells on the workers of a Dask cluster, one at a time on each; workers may come and go on the way.
+
+    A worker's threads would share one model in memory, whose layers a recording takes over while it runs.
 
     Raises
     ------
@@ -228,21 +230,20 @@ def run_on_dask(run: Run, packed: Mapping[str, bytes], scheduler: str, threads: 
                 if not slots and not warned:
                     warnings.warn(f"The Dask scheduler {scheduler} has no workers; waiting for some.", stacklevel=3)
                     warned = True
-                for address, n_threads in slots.items():
-                    for _ in range(n_threads - sum(meant == address for _, meant in flight.values())):
-                        job = run.take(latest.get(address), [other.group for other, _ in flight.values()])
-                        if job is None:
-                            break
-                        future = client.submit(
-                            attempt_cell,
-                            packed[job.key],
-                            threads,
-                            key=f"{job.key}-{uuid.uuid4().hex}",
-                            pure=False,
-                            workers=[address],
-                            allow_other_workers=True,
-                        )
-                        flight[future], latest[address] = (job, address), job.group
+                for address in set(slots) - {meant for _, meant in flight.values()}:
+                    job = run.take(latest.get(address), [other.group for other, _ in flight.values()])
+                    if job is None:
+                        break
+                    future = client.submit(
+                        attempt_cell,
+                        packed[job.key],
+                        threads,
+                        key=f"{job.key}-{uuid.uuid4().hex}",
+                        pure=False,
+                        workers=[address],
+                        allow_other_workers=True,
+                    )
+                    flight[future], latest[address] = (job, address), job.group
                 run.show([job for job, _ in flight.values()])
                 for future in _ended(list(flight)):
                     job, _ = flight.pop(future)

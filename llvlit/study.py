@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from llvlit.errors import ConceptNotVisibleError, FileError
+from llvlit.errors import ConceptNotVisibleError, FileError, InputError
+from llvlit.estimate import count_operations, model_shape
 from llvlit.experiment import Experiment, run_experiment
 from llvlit.files import FORMAT_VERSION, write_json
 from llvlit.grid import Cell, Grid
 from llvlit.models import LanguageModel, load_model, wrap_model
-from llvlit.runner import Job, Outcome, read_result, run_jobs
+from llvlit.provenance import environment
+from llvlit.runner import Job, Outcome, read_result, result_path, run_jobs
 from llvlit.tasks import Splits, load_task
 
-UNTRAINED = "untrained:"
-"""Before a model's name: the same architecture and tokenizer, its weights drawn anew."""
+FEWEST_LAYERS = 4
+"""Three are needed for a correlation, besides layer 0."""
+
+TYPICAL_TOKENS = 64
+"""Of a prompt, for the relative cost of cells."""
 
 
 def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
@@ -43,6 +50,9 @@ def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
     return wrap_model(module.to(trained.device), trained.tokenizer, name=name)
 
 
+_ONE_CELL = Lock()
+"""A recording takes over the layers of the model in memory: two threads of a worker must not share it."""
+
 _load_subject = lru_cache(maxsize=1)(load_subject)  # a worker's cells of one model come one after another
 _load_task = lru_cache(maxsize=16)(load_task)  # its models meet the same tasks, which may come from the hub
 
@@ -57,36 +67,68 @@ def cell_splits(cell: Cell) -> Splits:
 def run_cell(cell: Cell, device: str = "auto") -> dict[str, Any]:
     """Content of a cell's result file: an experiment, or the reason why the model does not show the concept."""
     asked = json.loads(json.dumps(asdict(cell)))
-    model = _load_subject(cell.model, device=device)
-    try:
-        return run_experiment(
-            model,
-            cell_splits(cell),
-            cell.settings,
-            seed=cell.seed,
-            jacobian=cell.jacobian,
-            final_norm=cell.final_norm,
-            cell=asked,
-        ).content()
-    except ConceptNotVisibleError as error:
-        return {"format": FORMAT_VERSION, "kind": "not visible", "cell": asked, "reason": str(error)}
+    with _ONE_CELL:
+        began = time.perf_counter()
+        model, splits = _load_subject(cell.model, device=device), cell_splits(cell)
+        options: dict[str, Any] = {"seed": cell.seed, "jacobian": cell.jacobian, "final_norm": cell.final_norm}
+        try:
+            return run_experiment(model, splits, cell.settings, **options, cell=asked).content()
+        except ConceptNotVisibleError as error:
+            return {
+                "format": FORMAT_VERSION,
+                "kind": "not visible",
+                "cell": asked,
+                "model": {"fingerprint": model.fingerprint},
+                "data": {"fingerprint": splits.evaluation.fingerprint},
+                "reason": str(error),
+                "metadata": {"seconds": round(time.perf_counter() - began, 2), **environment(model.device)},
+            }
 
 
-def check_cells(cells: Sequence[Cell], *, device: str = "auto") -> None:
-    """Load every model and split once, so that a wrong name or a short file is told before anything runs.
+def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str = "auto") -> dict[str, float]:
+    """Load every model and split once, so that whatever cannot run is told before anything does.
+
+    Returns
+    -------
+    dict of str to float
+        Counted operations of each cell, by key, for the time left.
 
     Raises
     ------
     InputError, ModelError
-        Naming the model, the task or the file.
+        Naming the model, the task or the file that cannot be had or does not fit.
+    FileError
+        If a finished cell comes from another model or other data than its names mean now.
     """
+    fingerprints, shapes = {}, {}
     for name in dict.fromkeys(cell.model for cell in cells):
-        _load_subject(name, device=device)
-    seen = set()
+        model = _load_subject(name, device=device)
+        fingerprints[name], shapes[name] = model.fingerprint, model_shape(model)
+        longest = max(cell.settings.max_tokens for cell in cells if cell.model == name)
+        if longest > model.max_positions:
+            raise InputError(f"max_tokens={longest} is beyond the context of {name}, {model.max_positions} tokens.")
+        if model.n_layers < FEWEST_LAYERS:
+            raise InputError(f"{name} has {model.n_layers} layers; profiles are compared from {FEWEST_LAYERS} on.")
+    texts = {}
     for cell in cells:
-        if (key := (cell.task, cell.seed)) not in seen:
-            seen.add(key)
-            cell_splits(cell)
+        if (split := (cell.task, cell.seed)) not in texts:
+            texts[split] = cell_splits(cell).evaluation.fingerprint
+        stored = read_result(folder, cell.key)
+        if stored is not None and not _is_current(stored):
+            result_path(folder, cell.key).unlink()
+        elif stored is not None:
+            for kind, now in (("model", fingerprints[cell.model]), ("data", texts[split])):
+                found = stored.get(kind, {}).get("fingerprint", now)
+                if found != now:
+                    raise FileError(
+                        f"{result_path(folder, cell.key)} comes from another {kind} ({found}) than {cell.model} on "
+                        f"{cell.task} is now ({now}). Choose another --out, or delete that file."
+                    )
+    return {cell.key: count_operations(cell, shapes[cell.model], TYPICAL_TOKENS) for cell in cells}
+
+
+def _is_current(content: dict[str, Any]) -> bool:
+    return content.get("format") == FORMAT_VERSION and content.get("kind") in ("experiment", "not visible")
 
 
 def run_study(
@@ -118,21 +160,15 @@ def run_study(
         If the folder holds another grid's results or is in use, or a result cannot be written.
     """
     cells = grid.cells(data_dir=None if data_dir is None else str(Path(data_dir).resolve()))
-    _claim(grid, Path(folder))
-    waiting = [cell for cell in cells if read_result(folder, cell.key) is None]
-    check_cells(waiting, device=device)
-    _claim(grid, Path(folder), write=True)
-    jobs = [Job(cell.key, run_cell, (cell, device), group=cell.model, cost=_weight(cell)) for cell in cells]
+    claim_folder(grid, Path(folder))
+    costs = check_cells(cells, folder, device=device if workers == 1 and scheduler is None else "cpu")
+    claim_folder(grid, Path(folder), write=True)
+    jobs = [Job(cell.key, run_cell, (cell, device), group=cell.model, cost=costs[cell.key]) for cell in cells]
     return run_jobs(jobs, folder, workers=workers, scheduler=scheduler, progress=progress)
 
 
-def _weight(cell: Cell) -> float:
-    """Relative cost of a cell, for the time left."""
-    return float(cell.settings.concept + cell.settings.operating + cell.settings.evaluation)
-
-
-def _claim(grid: Grid, folder: Path, *, write: bool = False) -> None:
-    """Refuse a folder of another grid; with ``write``, note in it which grid it is for."""
+def claim_folder(grid: Grid, folder: Path, *, write: bool = False) -> None:
+    """Refuse a folder of another grid (FileError); with ``write``, note in it which grid it is for."""
     path = folder / "grid.json"
     content = {"fingerprint": grid.fingerprint, **asdict(grid)}
     if path.is_file():

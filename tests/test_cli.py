@@ -236,6 +236,24 @@ def test_study_of_another_grid_is_not_mixed_in(study: tuple[str, ...], fail) -> 
     assert "another grid" in fail(*study, "--seeds", "1")
 
 
+def test_only_the_grid_of_a_folder_is_reported_from_it(study: tuple[str, ...], fail) -> None:
+    assert "another grid" in fail(*(word if word != "12" else "11" for word in study), "--report")
+
+
+def test_a_report_compares_whatever_the_sizes_of_the_splits(study: tuple[str, ...], run, tmp_path: Path) -> None:
+    grid = tmp_path / "wide.toml"
+    grid.write_text(
+        'description = ""\nmodels = ["embedded/small"]\ntasks = ["last-words"]\njacobians = ["jvp", "central"]\n'
+        "[settings]\nconcept = 20\noperating = 2\nevaluation = 8\norders = [4]\n"
+    )
+    data_dir = study[study.index("--data-dir") + 1]
+    rows = run("study", grid, "--data-dir", data_dir, "--device", "cpu", "--out", tmp_path / "out", "--json")[
+        "agreement"
+    ]
+    assert {row["jacobian"] for row in rows} == {"jvp", "central"}  # two kinds are never one mean
+    assert {row["predictor"] for row in rows} == {"adjoint", "null", "krylov", "reachability", "random", "pca"}
+
+
 def test_a_failed_cell_is_named_and_the_exit_status_tells(
     study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

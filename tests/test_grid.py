@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llvlit.errors import InputError
-from llvlit.grid import GRIDS, load_grid
+from llvlit.grid import GRIDS, change_axes, load_grid
 from llvlit.hub_tasks import HUB_TASKS
 
 WHOLE = """
@@ -75,7 +75,7 @@ def test_the_fingerprint_is_of_what_decides_the_results(written):
         ("seeds =", "seed =", r"key='seed' is not known\. Did you mean 'seeds'"),
         ("orders =", "order =", r"key='settings.order' is not known\. Did you mean 'settings.orders'"),
         ("suffix =", "sufix =", r"key='task.tense.sufix' is not known"),
-        ("[task.tense]", "[task.imdb]", r"\[task.imdb\] names no task of this grid"),
+        ("[task.tense]", "[task.imdb]", r"key='task.imdb' is not known"),
         ('models = ["embedded/small"]', "", "lacks 'models'"),
         ('models = ["embedded/small"]', "models = []", "models="),
         ('models = ["embedded/small"]', 'models = "embedded/small"', "models='embedded/small' must be a list"),
@@ -87,6 +87,10 @@ def test_the_fingerprint_is_of_what_decides_the_results(written):
         ("concept = 8", 'bases = ["krilov"]', "Did you mean 'krylov'"),
         ("concept = 8", "target = 0", "settings.target=0"),
         ("orders = [4, 2]", "orders = [0]", "must be positive"),
+        ("amplitudes = [0.1, 1]", "amplitudes = [0.1, nan]", "must be positive and finite"),
+        ("seeds = [0, 1]", "seeds = [-1]", "must not be negative"),
+        ('tasks = ["tense", "hostility"]', "tasks = 3", "tasks=3 must be a list"),
+        ("[task.tense]", "[[task]]", "task must be a table"),
         ("description =", "description", "is not TOML"),
         ("[task.tense]", "[task.tense", "is not TOML"),
     ],
@@ -95,6 +99,15 @@ def test_a_mistake_is_named(written, old, new, message):
     assert old in WHOLE
     with pytest.raises(InputError, match=message):
         load_grid(written(WHOLE.replace(old, new)))
+
+
+def test_axes_given_by_hand_are_checked_like_those_of_a_file(written):
+    grid = load_grid(written(WHOLE))
+    changed = change_axes(grid, {"seeds": [3], "models": None})
+    assert changed.seeds == (3,) and changed.models == grid.models
+    for axes in ({"seeds": [0, 0]}, {"seeds": [-1]}, {"models": []}):
+        with pytest.raises(InputError, match=next(iter(axes))):
+            change_axes(grid, axes)
 
 
 def test_an_unknown_grid_is_named():

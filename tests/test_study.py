@@ -223,6 +223,24 @@ def test_a_study_keeps_what_it_has(finished, data_dir):
     assert len({one.data["fingerprint"] for one in experiments}) == 4
 
 
+def test_results_from_other_data_or_another_model_are_not_kept(data_dir, tmp_path):
+    grid = replace(GRID, tasks=("one",), seeds=(0,))
+    run_study(grid, tmp_path / "out", data_dir=data_dir, device="cpu")
+    (path,) = (tmp_path / "out" / "cells").iterdir()
+    before = path.read_bytes()
+    texts = [f"another {number}: {word}" for number in range(60) for word in ("bad", "good")]
+    (tmp_path / "tasks").mkdir()
+    parquet.write_table(Table.from_pydict({"text": texts, "label": [0, 1] * 60}), tmp_path / "tasks" / "one.parquet")
+    with pytest.raises(FileError, match="another data"):
+        run_study(grid, tmp_path / "out", data_dir=tmp_path / "tasks", device="cpu")
+    path.write_text(json.dumps(json.loads(before) | {"model": {"fingerprint": "0"}}))
+    with pytest.raises(FileError, match="another model"):
+        run_study(grid, tmp_path / "out", data_dir=data_dir, device="cpu")
+    path.write_text(json.dumps(json.loads(before) | {"format": 99}))  # of another version: computed again
+    assert len(run_study(grid, tmp_path / "out", data_dir=data_dir, device="cpu").done) == 1
+    assert json.loads(path.read_bytes())["agreements"] == json.loads(before)["agreements"]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -244,6 +262,7 @@ def test_results_of_another_grid_are_not_mixed_in(finished, data_dir, change, er
         ({"models": ("untrained:embedded/smal",)}, ModelError, "Did you mean"),
         ({"tasks": ("one", "three")}, InputError, "three.parquet"),
         ({"settings": replace(GRID.settings, concept=100)}, InputError, "60 distinct"),
+        ({"settings": replace(GRID.settings, max_tokens=4000)}, InputError, "max_tokens=4000"),
     ],
 )
 def test_what_cannot_run_is_told_before_anything_does(data_dir, tmp_path, change, error, message):
@@ -259,6 +278,7 @@ def test_a_concept_that_is_not_visible_is_a_result_and_no_failure(data_dir, tmp_
     assert len(outcome.done) == 1 and not outcome.failed
     (missing,) = load_results(tmp_path).not_visible
     assert "permuted labels" in missing["reason"]
+    assert missing["model"]["fingerprint"] and missing["data"]["fingerprint"] and missing["metadata"]["commit"]
     frame = tables(load_results(tmp_path))["cells"]
     assert frame["visible"].tolist() == [False]
 

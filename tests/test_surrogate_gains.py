@@ -123,6 +123,17 @@ def test_full_order_products_forward_are_the_adjoint_gains(gpt2, directions, bas
         assert np.allclose(gains.per_prompt, expected, atol=1e-10 * np.abs(expected).max())
 
 
+def test_the_linear_gains_read_out_what_the_plan_says(gpt2, directions, jacobians):
+    output = random_directions(1, 24, seed=5)[0]
+    found = identify_all(
+        gpt2, PROMPTS, {"own": Plan(directions, "random", 24, output), "v": Plan(directions, "random", 24)}
+    )
+    vectors = torch.cat([directions[:-1], output[None]])
+    expected = np.stack([chain_gains(one, vectors) for one in jacobians])
+    assert np.allclose(found.linear["own"].per_prompt, expected, atol=1e-10 * np.abs(expected).max())
+    assert not np.allclose(found.linear["v"].per_prompt, expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("basis", ("krylov", "reachability", "pca"))
 def test_a_truncated_surrogate_is_the_one_of_smaller_order(gpt2, directions, basis):
     cut = identify(gpt2, PROMPTS, directions, order=5, basis=basis).truncate(3)
