@@ -18,7 +18,7 @@ from llvlit.depth import last_token_states
 from llvlit.energies import schedule_energies
 from llvlit.errors import FileError
 from llvlit.files import FORMAT_VERSION, write_json
-from llvlit.gains import Gains, adjoint_gains, agreement, measured_gains_of
+from llvlit.gains import Gains, adjoint_gains_of, agreement, measured_gains_of
 from llvlit.grid import Settings
 from llvlit.identification import Identification, Plan, identify_all
 from llvlit.models import LanguageModel
@@ -97,6 +97,8 @@ def run_experiment(
 
     Parameters
     ----------
+    seed
+        Of everything drawn, together with the held-out prompts: tasks and splits do not share a draw.
     cell
         What was asked, for the record.
 
@@ -106,6 +108,7 @@ def run_experiment(
         If no state separates the classes of the concept split better than permuted labels do.
     """
     began = time.perf_counter()
+    seed += int(splits.evaluation.fingerprint[:8], 16)
     options: dict[str, Any] = {"max_tokens": settings.max_tokens, "final_norm": final_norm}
     states = last_token_states(model, splits.concept, **options)
     labels = np.array(splits.concept.labels)
@@ -129,14 +132,15 @@ def run_experiment(
     rows: list[dict[str, Any]] = []
     profiles = {}
     n_same = min(SAME_PROMPTS, len(splits.evaluation))
+    own = adjoint_gains_of(model, splits.evaluation.select(range(n_same)), list(directions.values()), **options)
+    same = {method: one.mean for method, one in zip(directions, own, strict=True)}
     for method in settings.directions:
         gains = {kind: one for (name, kind), one in measured.items() if name == method}
         rows += _compare_all(method, found, gains, settings, seed)
         profiles[method] = _profiles(method, found, gains, settings, seed)
-        same = adjoint_gains(model, splits.evaluation.select(range(n_same)), directions[method], **options).mean
         for amplitude, one in gains.items():
             if amplitude != "null":
-                rows += _agreements(method, "adjoint, same prompts", None, n_same, same, one.head(n_same), seed)
+                rows += _agreements(method, "adjoint, same prompts", None, n_same, same[method], one.head(n_same), seed)
     for part in fewer:
         for name, at, h in _predictions(first, part, settings):
             if at in (None, order):
@@ -148,7 +152,8 @@ def run_experiment(
             model,
             splits.evaluation.select(range(min(2 * settings.energy_prompts, len(splits.evaluation)))),
             directions[first],
-            {basis: found.surrogates[first, basis].gains() for basis in settings.bases},
+            {basis: found.surrogates[first, basis].gains() for basis in settings.bases}
+            | {"adjoint": found.linear[first, settings.bases[0]].mean},
             relative_weights(found.states),
             settings.target,
             seed=seed,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,9 @@ NUMBERS_PER_BATCH = {"cpu": 1_000_000, "cuda": 16_000_000}
 
 The temporary memory of a call is about twenty times that.
 """
+
+NUMBERS_PER_GRAPH = {"cpu": 200_000, "cuda": 16_000_000}
+"""The same for products with a Jacobian, whose graph is kept: every number is in some fifty of its tensors."""
 
 CENTRAL_STEP = 2e-3
 """Step of central differences, relative to the state's norm."""
@@ -74,7 +77,7 @@ class FrozenLayer:
         ----------
         tangents : (n_prompts, k, hidden_size) tensor
         method
-            ``jvp``: forward-mode derivative, exact.  ``central``: central differences of relative step
+            ``jvp``: exact derivative.  ``central``: central differences of relative step
             ``2e-3``, an independent check.
 
         Raises
@@ -85,20 +88,16 @@ class FrozenLayer:
         self._check("tangents", tangents)
         if method not in ("jvp", "central"):
             raise InputError(f"method={method!r} is not known. Valid: 'jvp', 'central'.")
+        return self.linearize(tangents.shape[1]).jvp(tangents) if method == "jvp" else self._central(tangents)
+
+    def _central(self, tangents: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(tangents)
         with torch.no_grad():
             for batch, rows in self._pieces(tangents.shape[1]):
                 tangent = tangents[batch.members, rows]
-                point = self.states[batch.members].unsqueeze(1).expand_as(tangent).contiguous()
-                derivative = self._forward_mode if method == "jvp" else self._central_difference
-                out[batch.members, rows] = derivative(batch, point, tangent)
+                point = self.states[batch.members].unsqueeze(1).expand_as(tangent)
+                out[batch.members, rows] = self._central_difference(batch, point, tangent)
         return out
-
-    def _forward_mode(self, batch: FrozenBatch, point: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
-        def function(candidates: torch.Tensor) -> torch.Tensor:
-            return self._replay(batch, candidates)
-
-        return torch.func.jvp(function, (point,), (tangent.contiguous(),))[1]
 
     def _central_difference(self, batch: FrozenBatch, point: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
         size = tangent.norm(dim=-1, keepdim=True)
@@ -109,15 +108,17 @@ class FrozenLayer:
 
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Vector-Jacobian products A_l^T w ``(n_prompts, k, hidden_size)``; ``cotangents`` has the same shape."""
-        self._check("cotangents", cotangents)
-        out = torch.empty_like(cotangents)
-        for batch, rows in self._pieces(cotangents.shape[1]):
-            cotangent = cotangents[batch.members, rows]
-            with torch.enable_grad():
-                point = self.states[batch.members].unsqueeze(1).expand_as(cotangent).clone().requires_grad_()
-                value = self._replay(batch, point)
-                out[batch.members, rows] = torch.autograd.grad(value, point, cotangent)[0]
-        return out
+        return self.linearize(cotangents.shape[1]).vjp(cotangents)
+
+    def linearize(self, n_products: int) -> LinearizedLayer:
+        """The derivative at every prompt, for many products that come at several times.
+
+        Parameters
+        ----------
+        n_products
+            As many as will be asked for at once, at most.
+        """
+        return LinearizedLayer(self, n_products)
 
     def _replay(self, batch: FrozenBatch, candidates: torch.Tensor) -> torch.Tensor:
         recording = batch.recording
@@ -146,6 +147,89 @@ class FrozenLayer:
         expected = (len(self.states), "k", self.states.shape[1])
         if value.ndim != 3 or value.shape[0] != expected[0] or value.shape[2] != expected[2] or not value.shape[1]:
             raise InputError(f"{argument} has shape {tuple(value.shape)}; expected {expected}, k at least 1.")
+
+
+@dataclass(frozen=True)
+class LinearizedLayer:
+    """Derivative of a layer at every prompt, its graph kept, so that each product costs one pass and no more.
+
+    A vector-Jacobian product is a pass back.  It is linear in its cotangent w, so a Jacobian-vector product is
+    a pass back through it, with respect to w: d/dw <A^T w, t> = A t.  Both use the fused kernels of reverse
+    mode, and neither computes the layer's value again.
+
+    Graphs are made when first asked for, of one row a prompt for single products and of several for many, and
+    live as long as this object.
+    """
+
+    frozen: FrozenLayer = field(repr=False)
+    n_products: int
+    _graphs: dict[tuple[int, int], _Graph] = field(repr=False, default_factory=dict)
+
+    @property
+    def states(self) -> torch.Tensor:
+        """Operating points before the layer, ``(n_prompts, hidden_size)``."""
+        return self.frozen.states
+
+    @property
+    def next_states(self) -> torch.Tensor:
+        """Operating points after the layer."""
+        return self.frozen.next_states
+
+    def jvp(self, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
+        """Products A_l t ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.jvp`."""
+        if method != "jvp":
+            return self.frozen.jvp(tangents, method=method)
+        self.frozen._check("tangents", tangents)
+        return self._in_pieces(tangents, lambda graph, part: graph.forward(part))
+
+    def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
+        """Products A_l^T w ``(n_prompts, k, hidden_size)``."""
+        self.frozen._check("cotangents", cotangents)
+        return self._in_pieces(cotangents, lambda graph, part: graph.backward(part))
+
+    def _in_pieces(
+        self, vectors: torch.Tensor, product: Callable[[_Graph, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        out = torch.empty_like(vectors)
+        n_vectors, hidden_size = vectors.shape[1:]
+        for number, batch in enumerate(self.frozen.batches):
+            kind = "cpu" if vectors.device.type == "cpu" else "cuda"
+            most = max(1, NUMBERS_PER_GRAPH[kind] // (len(batch.members) * hidden_size))
+            n_rows = min(most, self.n_products) if n_vectors > 1 else 1
+            graph = self._graph(number, n_rows)
+            for start in range(0, n_vectors, n_rows):
+                part = vectors[batch.members, start : start + n_rows]
+                missing = n_rows - part.shape[1]
+                whole = nn.functional.pad(part, (0, 0, 0, missing)) if missing else part
+                out[batch.members, start : start + n_rows] = product(graph, whole)[:, : part.shape[1]]
+        return out
+
+    def _graph(self, number: int, n_rows: int) -> _Graph:
+        if (number, n_rows) not in self._graphs:
+            self._graphs[number, n_rows] = _Graph(self.frozen, self.frozen.batches[number], n_rows)
+        return self._graphs[number, n_rows]
+
+
+class _Graph:
+    """A layer's graph for one batch, each prompt's operating point in some rows."""
+
+    def __init__(self, frozen: FrozenLayer, batch: FrozenBatch, n_rows: int) -> None:
+        with torch.enable_grad():
+            point = frozen.states[batch.members].unsqueeze(1).expand(-1, n_rows, -1)
+            self.point = point.contiguous().requires_grad_()
+            self.value = frozen._replay(batch, self.point)
+        self.linear: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def backward(self, cotangents: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(self.value, self.point, cotangents, retain_graph=True)[0]
+
+    def forward(self, tangents: torch.Tensor) -> torch.Tensor:
+        if self.linear is None:
+            cotangents = torch.zeros_like(self.value, requires_grad=True)
+            with torch.enable_grad():
+                gradient = torch.autograd.grad(self.value, self.point, cotangents, create_graph=True)[0]
+            self.linear = gradient, cotangents
+        return torch.autograd.grad(*self.linear, tangents, retain_graph=True)[0]
 
 
 @dataclass(frozen=True)

@@ -165,18 +165,39 @@ def adjoint_gains(
     InputError
         If the directions do not fit.
     """
-    vectors = direction_vectors(directions, model)
+    return adjoint_gains_of(model, prompts, [directions], max_tokens=max_tokens, final_norm=final_norm)[0]
+
+
+def adjoint_gains_of(
+    model: LanguageModel,
+    prompts: Prompts,
+    several: Sequence[Directions | torch.Tensor | np.ndarray],
+    *,
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
+) -> list[Gains]:
+    """Adjoint gains along several kinds of directions, their outputs side by side in one backward pass.
+
+    Raises
+    ------
+    InputError
+        If there are no directions, or they do not fit.
+    """
+    if not several:
+        raise InputError("several is empty; pass at least one kind of directions.")
+    vectors = torch.stack([direction_vectors(directions, model) for directions in several], dim=1)
     tokenized = tokenize(model, prompts, max_tokens=max_tokens)
-    gains = np.empty((len(prompts), model.n_layers))
+    gains = np.empty((len(several), len(prompts), model.n_layers))
     for members in np.array_split(np.arange(len(prompts)), -(-len(prompts) // PROMPTS_PER_ADJOINT)):
         part = TokenizedPrompts(tuple(tokenized.ids[index] for index in members), 0)
         layers = tuple(sweep(model, part, final_norm=final_norm, description="adjoint gains"))
-        adjoint = vectors[-1].expand(len(members), 1, -1)
+        adjoints = vectors[-1].expand(len(members), -1, -1)
         for layer in reversed(layers):
-            adjoint = layer.vjp(adjoint)
-            products = adjoint[:, 0].to(torch.float64) @ vectors[layer.index].to(torch.float64)
-            gains[members, layer.index] = products.cpu().numpy()
-    return Gains(gains, "adjoint", 0.0, _metadata(model, prompts, tokenized))
+            adjoints = layer.vjp(adjoints)
+            products = torch.einsum("nkh,kh->kn", adjoints.to(torch.float64), vectors[layer.index].to(torch.float64))
+            gains[:, members, layer.index] = products.cpu().numpy()
+    metadata = _metadata(model, prompts, tokenized)
+    return [Gains(one, "adjoint", 0.0, metadata) for one in gains]
 
 
 def _metadata(model: LanguageModel, prompts: Prompts, tokenized: TokenizedPrompts) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from llvlit.bases import BASES, krylov_basis, principal_basis, random_basis, rea
 from llvlit.concepts import Directions, direction_vectors
 from llvlit.depth import MAX_TOKENS, sweep
 from llvlit.errors import InputError, NumericalError, unknown_name
-from llvlit.frozen import DenseLayer, FrozenLayer
+from llvlit.frozen import DenseLayer, LinearizedLayer
 from llvlit.gains import Gains
 from llvlit.models import LanguageModel
 from llvlit.prompting import tokenize
@@ -23,6 +23,7 @@ from llvlit.surrogate import LLV
 from llvlit.tasks import Prompts
 
 JACOBIANS = ("jvp", "central")
+Linearization = LinearizedLayer | DenseLayer
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 """Deflation tolerance: well above the rounding of products in the model's type."""
 
@@ -152,7 +153,8 @@ def identify_all(
     states = []
     layers = sweep(model, tokenized, final_norm=final_norm, description="identify")
     for index, frozen in enumerate(layers):
-        layer = frozen.dense(method=jacobian) if products > model.hidden_size else frozen
+        forms = products > model.hidden_size
+        layer: Linearization = frozen.dense(method=jacobian) if forms else frozen.linearize(products)
         states.append(frozen.states)
         for reduction in reductions.values():
             reduction.take(index, layer, jacobian)
@@ -199,7 +201,7 @@ class _Reduction:
         self.images: torch.Tensor | None = None
         self.last_states: torch.Tensor | None = None
 
-    def take(self, index: int, layer: FrozenLayer | DenseLayer, jacobian: str) -> None:
+    def take(self, index: int, layer: Linearization, jacobian: str) -> None:
         """Basis before a layer, operator of the layer before, and products with this one's Jacobians."""
         if self.plan.basis == "krylov":
             kept: list[torch.Tensor] = []
@@ -263,7 +265,7 @@ class _Chain:
         self.vectors, self.readout = vectors, readout
         self.reached: torch.Tensor | None = None
 
-    def take(self, index: int, layer: FrozenLayer | DenseLayer, jacobian: str) -> None:
+    def take(self, index: int, layer: Linearization, jacobian: str) -> None:
         """One layer further: the input before it joins those that came earlier."""
         new = self.vectors[index].expand(len(layer.states), 1, -1)
         together = new if self.reached is None else torch.cat([self.reached, new], dim=1)
@@ -281,15 +283,13 @@ def _mean(images: torch.Tensor) -> torch.Tensor:
     return images.to(torch.float64).mean(dim=0).to("cpu")
 
 
-def _images(layer: FrozenLayer | DenseLayer, columns: torch.Tensor, jacobian: str) -> torch.Tensor:
+def _images(layer: Linearization, columns: torch.Tensor, jacobian: str) -> torch.Tensor:
     """Products of each prompt's Jacobian with the columns of a basis, ``(n_prompts, order, hidden_size)``."""
     tangents = columns.T.to(layer.states).expand(len(layer.states), -1, -1)
     return layer.jvp(tangents, method=jacobian)
 
 
-def _mean_image(
-    layer: FrozenLayer | DenseLayer, jacobian: str, kept: list[torch.Tensor], column: torch.Tensor
-) -> torch.Tensor:
+def _mean_image(layer: Linearization, jacobian: str, kept: list[torch.Tensor], column: torch.Tensor) -> torch.Tensor:
     """Mean over the prompts of J q ``(hidden_size,)``; each prompt's own product is appended to ``kept``."""
     kept.append(_images(layer, column.unsqueeze(1), jacobian))
     return _mean(kept[-1])[0]
