@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -246,6 +247,11 @@ class DenseLayer:
     states: torch.Tensor = field(repr=False)
     next_states: torch.Tensor = field(repr=False)
     jacobians: torch.Tensor = field(repr=False)
+
+    @cached_property
+    def mean(self) -> torch.Tensor:
+        """Mean Jacobian over the prompts ``(hidden_size, hidden_size)``, in float64 on the CPU."""
+        return self.jacobians.mean(dim=0, dtype=torch.float64).cpu()
 
     def jvp(self, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
         """Products A_l t ``(n_prompts, k, hidden_size)``; ``method`` was chosen when the matrices were formed."""

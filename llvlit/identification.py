@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -205,14 +205,13 @@ class _Reduction:
         """Basis before a layer, operator of the layer before, and products with this one's Jacobians."""
         if self.plan.basis == "krylov":
             kept: list[torch.Tensor] = []
-            basis, rank, _ = krylov_basis(
-                partial(_mean_image, layer, jacobian, kept),
-                self._direction(index),
-                order=self.plan.order,
-                tolerance=self.tolerance,
-            )
+            apply: Callable[[torch.Tensor], torch.Tensor] = partial(_mean_image, layer, jacobian, kept)
+            if isinstance(layer, DenseLayer):
+                apply = partial(torch.mv, layer.mean)
+            direction, order = self._direction(index), self.plan.order
+            basis, rank, _ = krylov_basis(apply, direction, order=order, tolerance=self.tolerance)
             self._note(basis, rank)
-            images = torch.cat(kept, dim=1)
+            images = torch.cat(kept, dim=1) if kept else _images(layer, basis[:, :rank], jacobian)
         else:
             basis, rank = self._basis(index, layer.states)
             self._note(basis, rank)

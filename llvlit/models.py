@@ -116,7 +116,7 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     attention = getattr(config, "_attn_implementation", "eager")
     if attention != "eager":
         raise ModelError(
-            f"{name} runs {attention!r} attention, which has no forward-mode derivative. "
+            f"{name} runs {attention!r} attention, which cannot be differentiated twice. "
             "Load it with attn_implementation='eager'."
         )
     parent, layers = _find_layers(module, int(config.num_hidden_layers), name)

@@ -80,6 +80,16 @@ def tiny_model(model_type: str = "gpt2", **options: object) -> LanguageModel:
     return wrap_model(tiny_module(model_type, **options), byte_tokenizer(), name=f"tiny-{model_type}")
 
 
+def affine_model(*, seed: int = 9) -> LanguageModel:
+    """A GPT-2 whose layer norms have weight zero and so leave constants: every layer is x + b."""
+    model = tiny_model("gpt2", seed=seed)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.ln_1.weight.zero_()
+            layer.ln_2.weight.zero_()
+    return model
+
+
 PROMPTS = Prompts(
     (
         "the film was good",

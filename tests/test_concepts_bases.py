@@ -53,6 +53,21 @@ def test_a_state_without_the_concept_borrows_the_next_direction():
     assert (directions.gaps > directions.chance_gaps)[1:].all()
 
 
+def test_many_states_do_not_make_a_concept_of_noise():
+    """Asked one by one, 25 states of noise pass in seven of ten cases; asked together, in one of twenty."""
+    generator = torch.Generator().manual_seed(2)
+    labels = np.repeat([0, 1], 30)
+    n_seen = 0
+    for seed in range(40):
+        noise = torch.randn(60, 25, 8, generator=generator, dtype=torch.float64)
+        try:
+            mean_difference(noise, labels, seed=seed)
+            n_seen += 1
+        except NumericalError:
+            pass
+    assert n_seen <= 7  # of 40 at 5 %: more than 7 in one of 400 such tests
+
+
 def test_no_concept_anywhere_is_an_error():
     states, labels = planted_states(gap=0.0)
     with pytest.raises(NumericalError, match="permuted labels"):

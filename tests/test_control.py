@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import EXACT, PROMPTS, tiny_model
+from conftest import EXACT, PROMPTS, affine_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -55,11 +55,7 @@ def test_schedules_have_unit_energy_and_the_optimal_one_the_largest_output():
 
 def test_required_energy_on_an_affine_network_is_the_closed_form():
     """Every layer is x + b there, so the gain is v_L . v_l and the scale target / (h . u)."""
-    model = tiny_model("gpt2", seed=9)
-    with torch.no_grad():
-        for layer in model.layers:
-            layer.ln_1.weight.zero_()
-            layer.ln_2.weight.zero_()
+    model = affine_model()
     vectors = random_directions(5, 24, seed=3)
     gains = (vectors[:-1] @ vectors[-1]).numpy()
     for shape in (gains, -gains, np.array([0, 0, 0, 1.0])):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, EXACT, PROMPTS, REFUSED, SOFTMAX32, tiny_model
 
+from llvlit import frozen
 from llvlit.depth import depth_system, last_token_states, propagate_beside, sweep
 from llvlit.errors import InputError, ModelError, NumericalError
 from llvlit.models import LanguageModel
@@ -127,6 +128,25 @@ def test_jvp_is_second_order_limit_of_central_differences(gpt2, generator):
     slope = np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert abs(slope - 2) < 0.05
     assert (system.jvp(2, tangent, method="central") - exact).norm() < 1e-4 * exact.norm()
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("numbers", [100, 200_000], ids=["in pieces", "at once"])
+def test_products_are_those_of_forward_mode(model_type, numbers, generator, monkeypatch):
+    """Two passes back, pieces padded to one size, against torch's forward mode through the same step."""
+    monkeypatch.setitem(frozen.NUMBERS_PER_GRAPH, "cpu", numbers)
+    system = depth_system(tiny_model(model_type), PROMPTS)
+    point = system.states[:, 1:2].expand(-1, 3, -1).contiguous()
+    tangents, cotangents = torch.randn(2, *point.shape, generator=generator, dtype=torch.float64)
+    expected = torch.func.jvp(lambda x: system.step(1, x), (point,), (tangents,))[1]
+    layer = system.layers[1].linearize(3)
+    size = expected.abs().max()
+    for products in (system.jvp(1, tangents), layer.jvp(tangents), layer.jvp(tangents)):
+        assert (products - expected).abs().max() < SOFTMAX32 * size
+    one = layer.jvp(tangents[:, :1].contiguous())
+    assert (one - expected[:, :1]).abs().max() < SOFTMAX32 * size
+    both = torch.stack([(layer.vjp(cotangents) * tangents).sum(-1), (cotangents * expected).sum(-1)])
+    assert (both[0] - both[1]).abs().max() < SOFTMAX32 * both.abs().max()
 
 
 def test_taylor_remainder_is_of_second_order(gpt2, generator):

@@ -13,8 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import PROMPTS, tiny_model
+from conftest import PROMPTS, affine_model
 from pyarrow import Table, parquet
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -116,11 +115,7 @@ def test_energies_are_those_of_required_energy(experiment, gpt2):
 
 def test_energies_of_a_linear_model_follow_from_its_gains():
     """Layer norms of weight zero make every layer x + b: y = sum of u_l (v_l . c), exactly."""
-    model = tiny_model("gpt2", seed=9)
-    with torch.no_grad():
-        for layer in model.layers:
-            layer.ln_1.weight.zero_()
-            layer.ln_2.weight.zero_()
+    model = affine_model()
     vectors = random_directions(5, 24, seed=3)
     vectors[1:-1] += vectors[-1]  # no gain near zero
     vectors /= vectors.norm(dim=-1, keepdim=True)

@@ -7,14 +7,14 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import EXACT, PROMPTS, tiny_model
+from conftest import EXACT, PROMPTS, affine_model
 from scipy.stats import pearsonr, spearmanr
 
 from llvlit.bases import BASES
 from llvlit.concepts import random_directions
 from llvlit.depth import depth_system, last_token_states
 from llvlit.errors import FileError, InputError
-from llvlit.gains import Gains, adjoint_gains, agreement, measured_gains, measured_gains_of
+from llvlit.gains import Gains, adjoint_gains, adjoint_gains_of, agreement, measured_gains, measured_gains_of
 from llvlit.identification import JACOBIANS, Plan, identify, identify_all
 from llvlit.surrogate import LLV
 from llvlit.tasks import Prompts
@@ -95,6 +95,15 @@ def test_adjoint_gains_are_the_chain_of_each_prompts_jacobians(gpt2, directions,
     assert np.allclose(
         adjoint_gains(gpt2, PROMPTS, directions).per_prompt, expected, atol=1e-10 * np.abs(expected).max()
     )
+
+
+def test_adjoint_gains_of_several_directions_are_those_of_each(gpt2, directions):
+    several = [directions, random_directions(5, 24, seed=8)]
+    for vectors, together in zip(several, adjoint_gains_of(gpt2, PROMPTS, several), strict=True):
+        alone = adjoint_gains(gpt2, PROMPTS, vectors).per_prompt
+        assert np.allclose(together.per_prompt, alone, atol=EXACT * np.abs(alone).max())
+    with pytest.raises(InputError, match="several"):
+        adjoint_gains_of(gpt2, PROMPTS, [])
 
 
 @pytest.mark.parametrize("jacobian", JACOBIANS)
@@ -194,11 +203,7 @@ def test_measured_gains_equal_brute_force_with_hooks(gpt2, directions):
 
 def test_an_affine_network_is_reproduced_exactly():
     """Layer norms of weight zero leave constants: every layer is x + b, its Jacobian the identity."""
-    model = tiny_model("gpt2", seed=9)
-    with torch.no_grad():
-        for layer in model.layers:
-            layer.ln_1.weight.zero_()
-            layer.ln_2.weight.zero_()
+    model = affine_model()
     vectors = random_directions(5, 24, seed=3)
     expected = (vectors[:-1] @ vectors[-1]).numpy()
     system = depth_system(model, PROMPTS)
