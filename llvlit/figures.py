@@ -251,18 +251,3 @@ def _shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """One legend for all panels, below them."""
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
-
-
-def energies(medians: Mapping[str, Mapping[str, float]], *, axes: Axes, title: str = "") -> None:
-    """Energy of each schedule relative to the cheapest possible, on a log axis; one marker per task or model."""
-    names = list(next(iter(medians.values())))
-    for number, (group, row) in enumerate(medians.items()):
-        values = [row[name] for name in names]
-        heights = np.arange(len(names)) + 0.12 * (number - (len(medians) - 1) / 2)
-        axes.plot(values, heights, linestyle="none", label=group, **model_style(number))
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlabel("Energy, relative to the optimal schedule (log)")
-    axes.set_title(title, loc="left")
-    axes.legend()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llvlit.errors import InputError, unknown_name
+from llvlit.grammars import EMBEDDED_TASKS
+from llvlit.grid import load_grid
 from llvlit.models import embedded_names
 from llvlit.tasks import Splits, Task, load_task
 
@@ -41,19 +43,6 @@ class Profile:
         return loaded.split(concept=self.concept, operating=self.operating, evaluation=self.evaluation, seed=seed)
 
 
-EMBEDDED_TASK_NAMES = ("film-sentiment", "food-sentiment", "hostility", "tense")
-PAPER_TASK_NAMES = (
-    "sst2",
-    "amazon_polarity",
-    "yelp_polarity",
-    "imdb",
-    "civil_comments",
-    "tweeteval_irony",
-    "tweeteval_hate",
-    "tweeteval_offensive",
-    "cola",
-    "rotten_tomatoes",
-)
 PROFILES = ("embedded", "paper")
 
 
@@ -69,17 +58,20 @@ def load_profile(name: str) -> Profile:
         If there is no such profile.
     """
     if name == "embedded":
-        return Profile(name, embedded_names(), EMBEDDED_TASK_NAMES, concept=200, operating=100, evaluation=100)
+        return Profile(name, embedded_names(), EMBEDDED_TASKS, concept=200, operating=100, evaluation=100)
     if name == "paper":
-        models = ("gpt2", "gpt2-medium", "gpt2-large")
-        return Profile(name, models, PAPER_TASK_NAMES, concept=400, operating=200, evaluation=200)
+        paper = load_grid("paper")
+        sizes = paper.settings
+        return Profile(
+            name, paper.models, paper.tasks, sizes.concept, sizes.operating, sizes.evaluation, order=sizes.orders[-1]
+        )
     if not Path(name).is_dir():
         raise InputError(unknown_name("profile", name, PROFILES, hint="Or name a folder of models."))
     models_found = sorted(Path(name).glob("*/config.json"), key=_size)
     if not models_found:
         raise InputError(f"profile={name!r} holds no model: no subfolder has a config.json.")
     paths = tuple(str(path.parent) for path in models_found)
-    return Profile(name, paths, EMBEDDED_TASK_NAMES, concept=200, operating=100, evaluation=100)
+    return Profile(name, paths, EMBEDDED_TASKS, concept=200, operating=100, evaluation=100)
 
 
 def _size(config: Path) -> int:
