@@ -117,7 +117,7 @@ class FrozenLayer:
         Parameters
         ----------
         n_products
-            As many as will be asked for at once, at most.
+            As many as will most often be asked for at once.
         """
         return LinearizedLayer(self, n_products)
 
@@ -196,7 +196,7 @@ class LinearizedLayer:
         for number, batch in enumerate(self.frozen.batches):
             kind = "cpu" if vectors.device.type == "cpu" else "cuda"
             most = max(1, NUMBERS_PER_GRAPH[kind] // (len(batch.members) * hidden_size))
-            n_rows = min(most, self.n_products) if n_vectors > 1 else 1
+            n_rows = -(-self.n_products // -(-self.n_products // most)) if n_vectors > 1 else 1  # even pieces
             graph = self._graph(number, n_rows)
             for start in range(0, n_vectors, n_rows):
                 part = vectors[batch.members, start : start + n_rows]
@@ -251,7 +251,7 @@ class DenseLayer:
     @cached_property
     def mean(self) -> torch.Tensor:
         """Mean Jacobian over the prompts ``(hidden_size, hidden_size)``, in float64 on the CPU."""
-        return self.jacobians.mean(dim=0, dtype=torch.float64).cpu()
+        return self.jacobians.sum(dim=0).to("cpu", torch.float64) / len(self.jacobians)  # torch sums pairwise
 
     def jvp(self, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
         """Products A_l t ``(n_prompts, k, hidden_size)``; ``method`` was chosen when the matrices were formed."""

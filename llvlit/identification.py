@@ -149,12 +149,13 @@ def identify_all(
     reductions = {name: _Reduction(plan, model) for name, plan in plans.items()}
     readouts = {name: (id(plan.directions), id(plan.output)) for name, plan in plans.items() if linear}
     chains = {readouts[name]: _Chain(one.vectors, one.readout) for name, one in reductions.items() if linear}
+    largest = max(plan.order for plan in plans.values())
     products = sum(plan.order for plan in plans.values()) + len(chains) * model.n_layers // 2
     states = []
     layers = sweep(model, tokenized, final_norm=final_norm, description="identify")
     for index, frozen in enumerate(layers):
         forms = products > model.hidden_size
-        layer: Linearization = frozen.dense(method=jacobian) if forms else frozen.linearize(products)
+        layer: Linearization = frozen.dense(method=jacobian) if forms else frozen.linearize(largest)
         states.append(frozen.states)
         for reduction in reductions.values():
             reduction.take(index, layer, jacobian)

@@ -136,14 +136,13 @@ def required_energies(
     units = {name: _unit(name, shape, model.n_layers) for name, shape in shapes.items()}
     if not (np.isfinite(target) and target):
         raise InputError(f"target={target} must be finite and not zero.")
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in shapes}
+    parts = []
     for members in np.array_split(np.arange(len(prompts)), -(-len(prompts) // PROMPTS_PER_SYSTEM)):
         system = depth_system(model, prompts.select(members), max_tokens=max_tokens, final_norm=final_norm)
-        for name, unit in progress(units.items(), "energies"):
-            found[name].append(_first_crossing(system, vectors, unit, target, relative_tolerance))
+        parts.append(_first_crossings(system, vectors, np.stack([*units.values()]), target, relative_tolerance))
+    norms, reached = (np.concatenate(column).T for column in zip(*parts, strict=True))
     results = {}
-    for name, parts in found.items():
-        norm, shifts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    for name, norm, shifts in zip(shapes, norms, reached, strict=True):
         missed = np.isnan(norm)
         cost = np.where(missed, np.inf, norm**2 * energy(units[name], weights=weights))
         status = OUT_OF_REACH if missed.any() else REACHED
@@ -172,39 +171,63 @@ def output_shifts(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray
     return shifts.cpu().numpy().reshape(n_prompts, k)
 
 
-def _first_crossing(
-    system: DepthSystem, vectors: torch.Tensor, unit: np.ndarray, target: float, tolerance: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scale of smallest size at which the output crosses the target, and the shift there, for each prompt."""
+@dataclass(frozen=True)
+class _Bracket:
+    """Scales of one shape between which the output first crosses the target, prompt by prompt ``(n_prompts,)``.
 
-    def shifts(scales: np.ndarray) -> np.ndarray:
-        values = output_shifts(system, vectors, scales[:, :, None] * unit)
-        return np.where(np.isfinite(values), values, 0.0) * np.sign(target)
+    Where ``found`` is false no scale tried crosses it; ``reached`` is the shift at ``upper``, or the nearest seen.
+    """
 
-    n_prompts = len(system.states)
+    lower: np.ndarray
+    upper: np.ndarray
+    reached: np.ndarray
+    found: np.ndarray
+
+
+def _shifts_towards(
+    system: DepthSystem, vectors: torch.Tensor, scales: np.ndarray, units: np.ndarray, target: float
+) -> np.ndarray:
+    """Shift in the target's direction ``(n_prompts, k)`` of scales, as many, times units ``(k or 1, n_layers)``."""
+    values = output_shifts(system, vectors, scales[:, :, None] * units)
+    return np.where(np.isfinite(values), values, 0.0) * np.sign(target)
+
+
+def _bracket(system: DepthSystem, vectors: torch.Tensor, unit: np.ndarray, target: float) -> _Bracket:
+    """The first crossing on a geometric grid of scales of both signs."""
     wanted = abs(target)
     reference = system.states[:, 0].to("cpu", torch.float64).norm(dim=-1).numpy() * 1e-3
-    slope = np.abs(shifts(reference[:, None])[:, 0]) / reference
+    slope = np.abs(_shifts_towards(system, vectors, reference[:, None], unit[None], target)[:, 0]) / reference
     guess = wanted / np.maximum(slope, wanted / (LARGEST_PUSH * reference))
     factors = np.concatenate([np.geomspace(1 / 16, 1, 7), np.geomspace(1.5, 64, 9), np.geomspace(128, LARGEST_PUSH, 6)])
     grid = guess[:, None] * np.concatenate([factors, -factors])
-    seen = shifts(grid)
+    seen = _shifts_towards(system, vectors, grid, unit[None], target)
     order = np.argsort(np.abs(grid), axis=1, kind="stable")
     grid, seen = np.take_along_axis(grid, order, 1), np.take_along_axis(seen, order, 1)
     crossed = seen >= wanted
-    found = crossed.any(axis=1)
-    first = crossed.argmax(axis=1)
-    rows = np.arange(n_prompts)
+    found: np.ndarray = crossed.any(axis=1)
+    rows, first = np.arange(len(grid)), crossed.argmax(axis=1)
     upper = grid[rows, first]
     sign = np.sign(upper)
     smaller = np.where((np.sign(grid) == sign[:, None]) & (np.abs(grid) < np.abs(upper)[:, None]), np.abs(grid), 0.0)
-    lower = sign * smaller.max(axis=1)
-    reached = seen[rows, first]
+    reached = np.where(found, seen[rows, first], seen.max(axis=1))
+    return _Bracket(sign * smaller.max(axis=1), upper, reached, found)
+
+
+def _first_crossings(
+    system: DepthSystem, vectors: torch.Tensor, units: np.ndarray, target: float, tolerance: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest scale at which the output crosses the target, and the shift there, ``(n_prompts, n_shapes)``.
+
+    Each shape has a grid of its own; then the brackets of all shapes are halved together.
+    """
+    brackets = [_bracket(system, vectors, unit, target) for unit in progress(units, "energies")]
+    lower, upper, reached, found = (
+        np.stack([getattr(one, name) for one in brackets], axis=1) for name in ("lower", "upper", "reached", "found")
+    )
     while np.max(np.abs(upper - lower)[found] / np.abs(upper)[found], initial=0.0) > tolerance:
         middle = (lower + upper) / 2
-        value = shifts(middle[:, None])[:, 0]
-        enough = value >= wanted
+        value = _shifts_towards(system, vectors, middle, units, target)
+        enough = found & (value >= abs(target))
         upper, lower = np.where(enough, middle, upper), np.where(enough, lower, middle)
         reached = np.where(enough, value, reached)
-    nearest = seen.max(axis=1)
-    return np.where(found, upper, np.nan), np.sign(target) * np.where(found, reached, nearest)
+    return np.where(found, upper, np.nan), np.sign(target) * reached
