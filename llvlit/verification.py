@@ -204,7 +204,7 @@ def _bracket(system: DepthSystem, vectors: torch.Tensor, unit: np.ndarray, targe
     order = np.argsort(np.abs(grid), axis=1, kind="stable")
     grid, seen = np.take_along_axis(grid, order, 1), np.take_along_axis(seen, order, 1)
     crossed = seen >= wanted
-    found: np.ndarray = crossed.any(axis=1)
+    found = np.asarray(crossed.any(axis=1))
     rows, first = np.arange(len(grid)), crossed.argmax(axis=1)
     upper = grid[rows, first]
     sign = np.sign(upper)
