@@ -9,12 +9,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llvlit import commands, commands_study
+from llvlit import commands, commands_model, commands_study
 from llvlit.errors import LlvlitError
+
+FIRST_STEPS = """\
+llvlit: which layers of a transformer move a concept, how strongly, and what is the cheapest push?
+
+  llvlit gains                            gain of every layer of a shipped model, measured and predicted
+  llvlit steer "The plot was thin and"    generate with no push, with the cheapest, and with a uniform one
+  llvlit models; llvlit tasks             what can be named
+  llvlit --help                           all commands; each has --help with an example
+
+No network and no GPU is needed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors of ours are one line on standard error, with exit status 1."""
+    if not (sys.argv[1:] if arguments is None else arguments):
+        print(FIRST_STEPS)
+        return 0
     options = _parser().parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
@@ -62,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
     gains = add(
         "gains",
-        commands.gains,
+        commands_model.gains,
         "Gain profile of a model on a task: measured on the full model, and predicted.",
         "llvlit gains --model embedded/large --task film-sentiment --basis reachability --order 16",
     )
@@ -70,18 +83,27 @@ def _parser() -> argparse.ArgumentParser:
     gains.add_argument("--basis", default="reachability", help="krylov, reachability (default) or random")
     gains.add_argument("--order", type=int, help="order d of the surrogate (default 32, or H if that is less)")
     gains.add_argument("--amplitude", type=float, default=0.1, help="length of the measured push (default 0.1)")
+    gains.add_argument("--plot", metavar="FILE", help="PNG of the profile (default gains-MODEL-TASK.png, here)")
+    gains.add_argument("--no-plot", action="store_true", help="write no figure")
     gains.add_argument("--save", metavar="FILE", help="save the surrogate (safetensors); LLV.load reads it")
 
     steer = add(
         "steer",
-        commands.steer,
-        "Generate text with and without the cheapest push that moves the concept by a target.",
-        'llvlit steer "The plot was thin and" --target 2 --model embedded/large',
+        commands_model.steer,
+        "Generate text side by side: unsteered, with the cheapest push that moves the concept by a target, and with a "
+        "uniform push of the same energy.",
+        'llvlit steer "The plot was thin and" --target 2 --energy relative',
     )
     steer.add_argument("prompt", help="text to continue")
     _experiment(steer)
     steer.add_argument(
         "--target", type=float, default=1.0, help="shift of the output in units of the class gap (default 1)"
+    )
+    steer.add_argument(
+        "--energy",
+        choices=("absolute", "relative"),
+        default="absolute",
+        help="what is cheap: the push itself (absolute, default), or beside the state it joins (relative)",
     )
     steer.add_argument("--tokens", type=int, default=30, help="tokens to generate (default 30)")
 
@@ -144,7 +166,7 @@ def _experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default="embedded/large", help="embedded/..., a folder, or a hub id")
     command.add_argument("--task", default="film-sentiment", help="a task's name or a .parquet file")
     _data_dir(command)
-    command.add_argument("--prompts", type=int, default=100, help="prompts per class and split (default 100)")
+    command.add_argument("--prompts", type=int, default=50, help="prompts per class and split (default 50)")
     command.add_argument("--seed", type=int, default=0, help="seed of the splits (default 0)")
     _device(command)
 

@@ -12,7 +12,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, display
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -74,6 +73,8 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
     with mpl.rc_context(STYLE):
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
+    from IPython.display import display  # comes with a notebook, not with the package
+
     data = {"image/svg+xml": buffer.getvalue(), "text/plain": alt}
     display(data, raw=True, metadata={"llvlit": {"name": name, "alt": alt, "caption": caption}})
 
@@ -100,6 +101,7 @@ def new(n_columns: int = 1, *, height: float = 3.6, width: float | None = None) 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Show a table in a notebook; the build gives it the book's style."""
+    from IPython.display import HTML, display
 
     def line(cells: Sequence[object], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"

@@ -38,8 +38,9 @@ def last_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """What a command that must succeed prints; as an object if it was asked for JSON."""
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a command that must succeed prints; as an object if it was asked for JSON. It runs in ``tmp_path``."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> Any:
         status = main([str(argument) for argument in arguments])
@@ -88,11 +89,14 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_command_and_none(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["gain"], ["gains", "--ordre", "3"]):
+    for arguments in (["gain"], ["gains", "--ordre", "3"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 2
     assert "gains" in capsys.readouterr().err
+    assert main([]) == 0
+    first_steps = re.findall(r"^  llvlit (\w+)", capsys.readouterr().out, re.MULTILINE)
+    assert first_steps[0] == "gains" and set(first_steps) <= set(COMMANDS)
 
 
 def test_python_m_llvlit_without_waiting_for_torch() -> None:
@@ -151,6 +155,21 @@ def test_gains_as_a_table(run) -> None:
     assert "random" in text and re.search(r"Order 2: Spearman \S+, Pearson \S+, relative error \S+ \(24 held", text)
 
 
+def test_gains_draws_and_marks(run, tmp_path: Path, fail) -> None:
+    text = run("gains", *SMALL, "--order", 2)
+    assert (tmp_path / "gains-small-film-sentiment.png").read_bytes().startswith(b"\x89PNG")
+    assert "Figure: gains-small-film-sentiment.png" in text
+    spark = re.search(r"^ +measured  (\S+)$", text, re.MULTILINE)
+    assert spark and len(spark[1]) == 11  # layers 1 to 11
+    found = run("gains", *SMALL, "--order", 2, "--plot", "mine.png", "--json")
+    assert found["figure"] == "mine.png" and (tmp_path / "mine.png").exists()
+    before = set(tmp_path.iterdir())
+    assert run("gains", *SMALL, "--order", 2, "--no-plot", "--json")["figure"] is None
+    for wrong, message in (("none/mine.png", "folder that exists"), ("mine.jpg", ".png")):
+        assert message in fail("gains", *SMALL, "--plot", wrong)
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_default_order_fits_a_narrow_model(run, last_words: Path, tmp_path: Path) -> None:
     tiny_module("gpt2", dtype=torch.float32).save_pretrained(tmp_path)  # hidden size 24
     byte_tokenizer().save_pretrained(tmp_path)
@@ -160,21 +179,45 @@ def test_default_order_fits_a_narrow_model(run, last_words: Path, tmp_path: Path
 # Steer
 
 
-def test_steer(run) -> None:
-    found = run("steer", "The plot was thin and", *SMALL, "--tokens", 5, "--target", 3, "--json")
-    assert found["plain"] != found["steered"]
-    for text in (found["plain"], found["steered"]):
+@pytest.mark.parametrize("metric", ["absolute", "relative"])
+def test_steer(run, metric: str) -> None:
+    asked = ("steer", "The plot was thin and", *SMALL, "--tokens", 5, "--energy", metric, "--json")
+    found = run(*asked, "--target", 3)
+    assert len({found[name]["text"] for name in ("plain", "optimal", "uniform")}) > 1
+    for name in ("plain", "optimal", "uniform"):
+        text = found[name]["text"]
         assert text.startswith("The plot was thin and")
         tokens = load_model("embedded/small").tokenizer
         assert 1 <= len(tokens(text)["input_ids"]) - len(tokens("The plot was thin and")["input_ids"]) <= 6
-    assert found["energy"] == pytest.approx(np.square(found["inputs"]).sum())
-    weaker = run("steer", "The plot was thin and", *SMALL, "--tokens", 5, "--target", 1.5, "--json")
+    assert found["optimal"]["energy"] == pytest.approx(found["uniform"]["energy"], rel=1e-10)  # rounding of two sums
+    if metric == "absolute":
+        assert found["energy"] == pytest.approx(np.square(found["optimal"]["inputs"]).sum())
+    assert found["optimal"]["predicted"] == pytest.approx(3)
+    assert 0 < found["uniform"]["predicted"] < 3  # none beats the optimum at its energy, by Cauchy and Schwarz
+    assert found["plain"]["measured"] == pytest.approx(0, abs=1e-5)  # float32, replayed
+    weaker = run(*asked, "--target", 1.5)
     assert found["energy"] == pytest.approx(4 * weaker["energy"])
 
 
+def test_steer_by_little_does_what_is_predicted(run) -> None:
+    found = run("steer", "A dull film", *SMALL, "--tokens", 1, "--target", 0.01, "--energy", "relative", "--json")
+    for name in ("optimal", "uniform"):
+        # the gains are means over other prompts: same sign, same order
+        assert 0.5 < found[name]["measured"] / found[name]["predicted"] < 2
+
+
+def test_steer_side_by_side(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    text = run("steer", "A dull film", *SMALL, "--tokens", 5)
+    assert text.splitlines()[0].split() == ["plain", "optimal", "uniform"]
+    assert max(map(len, text.splitlines())) <= 110
+    monkeypatch.setenv("COLUMNS", "40")
+    assert run("steer", "A dull film", *SMALL, "--tokens", 5).splitlines()[0] == "plain"
+
+
 def test_steer_by_nothing_changes_nothing(run) -> None:
-    plain, steered = run("steer", "A dull film", *SMALL, "--tokens", 5, "--target", 0).splitlines()[:2]
-    assert plain.removeprefix("plain:   ") == steered.removeprefix("steered: ") != ""
+    found = run("steer", "A dull film", *SMALL, "--tokens", 5, "--target", 0, "--json")
+    assert found["plain"]["text"] == found["optimal"]["text"] == found["uniform"]["text"]
 
 
 @pytest.mark.parametrize(
