@@ -1,4 +1,4 @@
-"""Command line: llvlit book | gains | steer | study | train | models | tasks."""
+"""Command line: llvlit book | publish | gains | steer | study | train | models | tasks."""
 
 from __future__ import annotations
 
@@ -72,6 +72,18 @@ def _parser() -> argparse.ArgumentParser:
     _device(book)
     book.add_argument("--chapters", nargs="+", metavar="NAME", help="execute these only, such as: gains control")
     book.add_argument("--jobs", type=int, help="chapters executed at once")
+
+    publish = add(
+        "publish",
+        commands.publish,
+        "Lay out the site of the built book: a folder for this version, beside the versions it already has.",
+        "llvlit publish\n  llvlit publish --version v0.1.0 --previous gh-pages",
+    )
+    publish.add_argument("--root", default=".", help="folder of the book, already built (default: here)")
+    publish.add_argument("--version", default="latest", help="latest (default), or a tag such as v0.1.0")
+    publish.add_argument("--site", metavar="FOLDER", help="folder to write (default _build/site)")
+    publish.add_argument("--previous", metavar="FOLDER", help="site whose other versions are kept; empty for the first")
+    publish.add_argument("--revision", help="commit or tag that notebooks install (default: the tag, or this commit)")
 
     gains = add(
         "gains",

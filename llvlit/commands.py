@@ -28,6 +28,21 @@ def book(options: argparse.Namespace) -> dict[str, Any]:
     return {"index": str(book.index), "seconds": book.seconds}
 
 
+def publish(options: argparse.Namespace) -> dict[str, Any]:
+    """Lay out the site of the built book."""
+    from llvlit.publish import publish_book
+
+    done = publish_book(
+        options.root,
+        version=options.version,
+        site=options.site,
+        previous=options.previous,
+        revision=options.revision,
+    )
+    say(options, f"The site: {done.site}\nVersions: {', '.join(done.versions)}\nFor a release: {done.archive.parent}")
+    return {"site": str(done.site), "archive": str(done.archive), "versions": list(done.versions)}
+
+
 def train(options: argparse.Namespace) -> dict[str, Any]:
     """Train the family."""
     from llvlit.training_run import train_family

@@ -24,13 +24,6 @@ from llvlit.errors import BuildError
 
 _LINK = re.compile(r"\]\(([\w./-]+)\.md(#[^)\s]*)?\)")
 STATUS_MARK = "<!-- status-table -->"
-INSTALL_ELSEWHERE = """\
-# Needed only where llvlit is not installed, as on Colab.
-import importlib.util
-
-if importlib.util.find_spec("llvlit") is None:
-    %pip install --quiet "llvlit @ git+https://github.com/llvlit/llvlit"
-"""
 
 
 @dataclass(frozen=True)
@@ -152,8 +145,6 @@ def present(notebook: NotebookNode, page: Page, chapters: Iterable[str]) -> Note
             tags.append("remove-cell")
         if "remove-cell" not in tags and "remove-output" not in tags:
             _lift_figure(cell, f"{page.source}, {cell_label(notebook, index)}")
-    install = nbformat.v4.new_code_cell(INSTALL_ELSEWHERE, metadata={"tags": ["remove-cell"]}, id="install")
-    notebook.cells.insert(0, install)
     return notebook
 
 

@@ -146,7 +146,7 @@ def test_healthy_book_has_figure_with_words_and_hides_parameters(healthy):
     assert built.index.is_file()
     assert 'alt="A line that rises."' in html
     assert 'id="fig-line"' in html and "It rises, as" in html
-    assert "llvlit_parameter" not in html and "&quot;unset&quot;" not in html and "find_spec" not in html
+    assert "llvlit_parameter" not in html and "&quot;unset&quot;" not in html
     assert "profile" not in re.sub(r"<[^>]+>", "", html.split("<article", 1)[1].split("</article>")[0])
 
 
@@ -164,7 +164,8 @@ def test_healthy_book_needs_no_network(healthy):
 def test_launch_button_opens_an_executed_notebook_of_the_published_branch(healthy):
     root, built = healthy
     text = (root / "_build" / "html" / "book" / "chapter.html").read_text(encoding="utf-8")
-    assert "colab.research.google.com/github/llvlit/llvlit/blob/gh-pages/notebooks/book/chapter.ipynb" in text
+    assert "colab.research.google.com/github/llvlit/llvlit/blob/gh-pages/latest/notebooks/book/chapter.ipynb" in text
+    assert "mybinder.org/v2/gh/llvlit/llvlit/gh-pages?urlpath=lab/tree/latest/notebooks/book/chapter.ipynb" in text
     (staged,) = built.notebooks
     notebook = nbformat.read(staged, as_version=4)
     nbformat.validate(notebook)

@@ -1,0 +1,71 @@
+"""A chapter's executed notebook as a reader runs it elsewhere: it fetches its own version, and runs on any machine.
+
+The notebook that papermill wrote holds a cell with the settings of that run, such as a GPU that a reader may not
+have.  Here the chapter's own settings, which run anywhere, come back, with a note on what was computed.
+"""
+
+from __future__ import annotations
+
+import nbformat
+from nbformat import NotebookNode
+
+SOURCE_FOLDER = "llvlit-source"
+_INSTALL = """\
+# Does nothing where llvlit is installed. Elsewhere, as on Colab, it installs the version of this notebook.
+import importlib.util
+import pathlib
+
+if importlib.util.find_spec("llvlit") is None:
+    !git init --quiet {folder}
+    !git -C {folder} fetch --quiet --depth 1 {repository} {revision}
+    !git -C {folder} checkout --quiet FETCH_HEAD
+    %pip install --quiet ./{folder}
+if pathlib.Path("{folder}").is_dir():
+    %cd -q {folder}
+"""
+
+
+def install_cell(repository: str, revision: str = "HEAD") -> NotebookNode:
+    """Code cell that fetches a revision of the repository and installs it, if llvlit is missing.
+
+    The folder that it fetches also holds the tables in ``results/`` that some chapters read.
+
+    Parameters
+    ----------
+    repository : str
+        Address that ``git fetch`` takes.
+    revision : str
+        Commit (all 40 digits), tag or branch.
+
+    Returns
+    -------
+    NotebookNode
+    """
+    source = _INSTALL.format(folder=SOURCE_FOLDER, repository=repository, revision=revision)
+    return nbformat.v4.new_code_cell(source, id="install")
+
+
+def runnable(notebook: NotebookNode, install: NotebookNode) -> NotebookNode:
+    """Copy of an executed notebook whose first cell is ``install`` and whose settings run on any machine.
+
+    Parameters
+    ----------
+    notebook : NotebookNode
+        Executed chapter, with or without an older cell ``install`` of the same id.
+    install : NotebookNode
+        From :func:`install_cell`.
+
+    Returns
+    -------
+    NotebookNode
+    """
+    copy = nbformat.from_dict(notebook)
+    injected = [cell for cell in copy.cells if "injected-parameters" in cell.metadata.get("tags", ())]
+    copy.cells = [install, *(cell for cell in copy.cells if cell not in injected and cell.id != install.id)]
+    lines = [line for cell in injected for line in cell.source.splitlines() if "=" in line]
+    if lines:
+        note = "# The outputs below were computed with: " + "; ".join(lines) + "\n"
+        for cell in copy.cells:
+            if "parameters" in cell.metadata.get("tags", ()):
+                cell.source = note + cell.source
+    return copy

@@ -1,0 +1,265 @@
+"""The published site: notebooks that the buttons open and that run elsewhere, versions kept, archive and sums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from functools import partial
+from pathlib import Path
+from urllib.parse import parse_qs, urlparse
+
+import nbformat
+import pytest
+from test_book import PARAMETERS, cell, write_book
+
+from llvlit.book import build_book
+from llvlit.errors import BuildError, FileError, InputError
+from llvlit.notebooks import SOURCE_FOLDER, install_cell, runnable
+from llvlit.publish import publish_book
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CHAPTER = f"# A chapter\n\n{PARAMETERS}\n" + cell("print(6 * 7, profile)")
+INTRO = "# A tiny book\n\nSee {doc}`chapter`.\n"
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """A tiny book, built once."""
+    root = write_book(tmp_path_factory.mktemp("published"), intro=INTRO, chapter=CHAPTER)
+    build_book(root, device="cpu", progress=False)
+    (root / "results" / "real").mkdir(parents=True)
+    (root / "results" / "real" / "cells.csv").write_text("a\n1\n")
+    (root / "_build" / "llvlit.pdf").write_bytes(b"%PDF-1.7 stands for the book's")
+    shutil.copytree(REPOSITORY / ".binder", root / ".binder")
+    shutil.copy(REPOSITORY / "constraints.txt", root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def site(book):
+    """A site with `latest` and three tags; v0.10.0 is newer than v0.9.0, and a candidate is no release."""
+    site = book / "_build" / "site"
+    for version in ("latest", "v0.9.0", "v0.10.0", "v0.11.0rc1"):
+        publish_book(book, version=version, site=site, previous=site if site.exists() else None, revision="a" * 40)
+    return site
+
+
+def digest(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def launch_targets(page: Path) -> dict[str, str]:
+    """Path on the published branch that each launch button of a page opens, by service."""
+    targets = {}
+    for address in re.findall(r'href="(https://(?:colab|mybinder)[^"]+)"', page.read_text(encoding="utf-8")):
+        url = urlparse(address)
+        if url.netloc == "colab.research.google.com":
+            repository, _, place = url.path.removeprefix("/github/").partition("/blob/")
+            branch, _, path = place.partition("/")
+        else:
+            repository, branch = url.path.removeprefix("/v2/gh/").rsplit("/", 1)
+            (path,) = parse_qs(url.query)["urlpath"]
+            path = path.removeprefix("lab/tree/")
+        assert (repository, branch) == ("llvlit/llvlit", "gh-pages")
+        targets[url.netloc] = path
+    return targets
+
+
+def check_buttons(site: Path) -> int:
+    """Every chapter's buttons open executed notebooks of its own version, and so does its download; how many pages."""
+    n_pages = 0
+    for page in sorted(site.glob("*/book/*.html")):
+        version = page.parents[1].name
+        targets = launch_targets(page)
+        if not (site / version / "notebooks" / "book" / f"{page.stem}.ipynb").exists():
+            assert targets == {}, page
+            continue
+        assert set(targets) == {"colab.research.google.com", "mybinder.org"}, page
+        (download,) = re.findall(r'href="(\.\./_sources/[^"]+\.ipynb)"', page.read_text(encoding="utf-8"))
+        for path in (*(site / target for target in targets.values()), page.parent / download):
+            assert path.resolve().relative_to(site.resolve()).parts[0] == version
+            notebook = nbformat.read(path, as_version=4)
+            nbformat.validate(notebook)
+            install, *code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+            assert notebook.cells[0] == install and "find_spec" in install.source and "tags" not in install.metadata
+            assert code and all(cell.execution_count for cell in code if "parameters" not in cell.metadata.tags), path
+        n_pages += 1
+    return n_pages
+
+
+def test_buttons_and_downloads_lead_to_executed_notebooks_of_their_version(site):
+    assert check_buttons(site) == 4
+
+
+@pytest.mark.skipif(not (REPOSITORY / "_build" / "html" / "index.html").is_file(), reason="the book is not built")
+def test_buttons_of_the_whole_book_lead_to_its_notebooks(tmp_path):
+    built = REPOSITORY / "_build"
+    if "latest/notebooks" not in (built / "html" / "book" / "intro.html").read_text(encoding="utf-8"):
+        pytest.skip("the book was built by another version")
+    done = publish_book(REPOSITORY, site=tmp_path / "site")
+    assert check_buttons(done.site) == len(done.notebooks) > 0
+    assert len(list((done.folder / "book").glob("*.html"))) > len(done.notebooks)
+
+
+def test_a_button_without_its_notebook_is_refused_by_page(book, tmp_path):
+    root = tmp_path / "book"
+    shutil.copytree(book, root)
+    page = root / "_build" / "html" / "book" / "chapter.html"
+    page.write_text(page.read_text(encoding="utf-8").replace("notebooks/book/chapter", "notebooks/book/lost"))
+    with pytest.raises(BuildError, match=r"latest/book/chapter.html: its launch button opens book/lost.ipynb"):
+        publish_book(root, site=tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
+def test_settings_of_the_run_give_way_to_those_that_run_anywhere():
+    cells = [
+        nbformat.v4.new_markdown_cell("# Title"),
+        nbformat.v4.new_code_cell('profile = "embedded"\ndevice = "auto"', metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            '# Parameters\nprofile = "paper"\ndevice = "cuda"', metadata={"tags": ["injected-parameters"]}
+        ),
+        nbformat.v4.new_code_cell("print(profile)"),
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    install = install_cell("https://example.org/x", "v0.1.0")
+    once = runnable(notebook, install)
+    assert [cell.source for cell in once.cells] == [
+        install.source,
+        "# Title",
+        '# The outputs below were computed with: profile = "paper"; device = "cuda"\n'
+        'profile = "embedded"\ndevice = "auto"',
+        "print(profile)",
+    ]
+    assert runnable(once, install).cells == once.cells
+    assert len(notebook.cells) == 4 and notebook.cells[1].source.startswith("profile")
+
+
+RUN_CELL = """
+import importlib.util, json, pathlib, sys
+from IPython.core.interactiveshell import InteractiveShell
+
+notebook = json.loads(pathlib.Path(sys.argv[1]).read_text())
+missing = sys.argv[2] == "missing"
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name == "llvlit" and missing else found(name)
+shell = InteractiveShell.instance()
+asked = []
+shell.register_magic_function(asked.append, "line", "pip")
+shell.run_cell("".join(notebook["cells"][0]["source"])).raise_error()
+here = pathlib.Path.cwd()
+print(json.dumps({"pip": asked, "folder": str(here), "files": sorted(path.name for path in here.iterdir())}))
+"""
+
+
+@pytest.mark.parametrize("state", ["missing", "installed"])
+def test_first_cell_fetches_its_revision_where_the_package_is_missing(tmp_path, state):
+    origin, here = tmp_path / "origin", tmp_path / "here"
+    here.mkdir()
+    origin.mkdir()
+    git = partial(subprocess.run, cwd=origin, check=True, capture_output=True, text=True)
+    git(["git", "init", "-q"])
+    (origin / "mark.txt").write_text("this revision")
+    git(["git", "add", "."])
+    git(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "One"])
+    revision = git(["git", "rev-parse", "HEAD"]).stdout.strip()
+    notebook = nbformat.v4.new_notebook(cells=[install_cell(origin.as_uri(), revision)])
+    nbformat.write(notebook, tmp_path / "first.ipynb")
+    command = [sys.executable, "-c", RUN_CELL, str(tmp_path / "first.ipynb"), state]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    if state == "installed":
+        assert told == {"pip": [], "folder": str(here), "files": []}
+    else:
+        assert told["pip"] == [f"install --quiet ./{SOURCE_FOLDER}"]
+        assert told["folder"] == str(here / SOURCE_FOLDER) and "mark.txt" in told["files"]
+
+
+def test_notebooks_install_the_tag_or_the_full_commit(book, tmp_path):
+    tagged = publish_book(book, version="v0.1.0", site=tmp_path / "tagged")
+    assert " v0.1.0\n" in nbformat.read(tagged.notebooks[0], as_version=4).cells[0].source
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(book)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "One"], check=True)
+    latest = publish_book(book, site=tmp_path / "latest")
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert len(commit) == 40
+    assert f" {commit}\n" in nbformat.read(latest.notebooks[0], as_version=4).cells[0].source
+    shutil.rmtree(book / ".git")
+
+
+def test_a_version_replaces_its_own_folder_alone(book, site, tmp_path):
+    before = {version: digest(site / version) for version in ("latest", "v0.9.0", "v0.10.0")}
+    again = tmp_path / "again"
+    done = publish_book(book, version="v0.9.0", site=again, previous=site, revision="b" * 40)
+    assert done.versions == ("latest", "v0.11.0rc1", "v0.10.0", "v0.9.0")
+    after = {version: digest(again / version) for version in before}
+    assert {version for version in before if before[version] != after[version]} == {"v0.9.0"}
+    assert {path.name for path in again.iterdir()} == {path.name for path in site.iterdir()}
+
+
+def test_list_and_redirect_prefer_the_newest_release(book, site, tmp_path):
+    rows = json.loads((site / "versions.json").read_text(encoding="utf-8"))
+    assert [row["version"] for row in rows] == ["latest", "v0.11.0rc1", "v0.10.0", "v0.9.0"]
+    assert [row["version"] for row in rows if row["preferred"]] == ["v0.10.0"]
+    assert all((site / row["url"] / "index.html").is_file() and row["pdf"] for row in rows)
+    assert 'url=v0.10.0/"' in (site / "index.html").read_text(encoding="utf-8")
+    assert (site / ".nojekyll").exists()
+    alone = publish_book(book, site=tmp_path / "alone").site
+    assert 'url=latest/"' in (alone / "index.html").read_text(encoding="utf-8")
+
+
+def test_version_folder_holds_tables_pdf_and_sums_of_everything(site):
+    folder = site / "v0.10.0"
+    assert (folder / "results" / "real" / "cells.csv").is_file() and (folder / "llvlit.pdf").is_file()
+    lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+    sums = {name: value for value, name in (line.split("  ", 1) for line in lines)}
+    found = digest(folder)
+    del found["SHA256SUMS"]
+    assert sums == found
+
+
+def test_binder_finds_its_files_at_the_root_of_the_branch(site):
+    assert {path.name for path in (site / ".binder").iterdir()} >= {"requirements.txt", "postBuild", "runtime.txt"}
+    assert (site / "constraints.txt").is_file()
+
+
+def test_archive_is_the_folder_and_the_same_every_time(book, tmp_path):
+    releases = []
+    for name in ("one", "two"):
+        done = publish_book(book, version="v0.1.0", site=tmp_path / name / "site", revision="c" * 40)
+        releases.append(digest(done.archive.parent))
+    assert releases[0] == releases[1]
+    assert set(releases[0]) == {"llvlit-book-v0.1.0.tar.gz", "llvlit-book-v0.1.0.pdf", "SHA256SUMS"}
+    sums = (done.archive.parent / "SHA256SUMS").read_text(encoding="utf-8")
+    for name in ("llvlit-book-v0.1.0.tar.gz", "llvlit-book-v0.1.0.pdf"):
+        assert f"{releases[0][name]}  {name}\n" in sums
+    with tarfile.open(done.archive) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    assert digest(tmp_path / "unpacked" / "llvlit-book-v0.1.0") == digest(done.folder)
+
+
+@pytest.mark.parametrize("version", ["0.1.0", "v1", "../v0.1.0", "v0.1.0/..", ""])
+def test_wrong_version_is_refused(book, version):
+    with pytest.raises(InputError, match=re.escape(f"version={version!r}")):
+        publish_book(book, version=version)
+
+
+def test_what_is_no_site_is_never_replaced_nor_taken(book, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="holds something that is no site"):
+        publish_book(book, site=tmp_path / "mine")
+    with pytest.raises(FileError, match="no published site"):
+        publish_book(book, site=tmp_path / "site", previous=tmp_path / "mine")
+    with pytest.raises(FileError, match="no published site"):
+        publish_book(book, site=tmp_path / "site", previous=tmp_path / "absent")
+    with pytest.raises(BuildError, match="Run `llvlit book` first"):
+        publish_book(tmp_path / "mine")
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
