@@ -11,7 +11,7 @@ DATA ?=
 CORPUS ?=
 PYTEST ?=
 
-.PHONY: help book test lint format links results clean
+.PHONY: help book lab test lint format links results clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -20,6 +20,9 @@ help: ## Show this list
 book: $(INSTALLED) ## Execute every chapter and build the book into _build/html
 	$(BIN)/llvlit book $(BOOK)
 	@echo "Open the book: file://$(CURDIR)/_build/html/index.html"
+
+lab: $(INSTALLED) ## Open the chapters as notebooks in JupyterLab
+	$(BIN)/jupyter lab
 
 # One thread for each worker: small models gain more from a second worker than from a second thread.
 test: $(INSTALLED) ## Run the tests
