@@ -9,8 +9,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import parse_qs, urlparse
 
 import nbformat
@@ -32,6 +36,9 @@ def book(tmp_path_factory):
     """A tiny book, built once."""
     root = write_book(tmp_path_factory.mktemp("published"), intro=INTRO, chapter=CHAPTER)
     build_book(root, device="cpu", progress=False)
+    for part in (root / "_build" / "html" / "_static" / "mathjax").iterdir():  # most of the bytes, none of the point
+        if part.name != "tex-chtml.js":
+            shutil.rmtree(part) if part.is_dir() else part.unlink()
     (root / "results" / "real").mkdir(parents=True)
     (root / "results" / "real" / "cells.csv").write_text("a\n1\n")
     (root / "_build" / "llvlit.pdf").write_bytes(b"%PDF-1.7 stands for the book's")
@@ -263,3 +270,88 @@ def test_what_is_no_site_is_never_replaced_nor_taken(book, tmp_path):
     with pytest.raises(BuildError, match="Run `llvlit book` first"):
         publish_book(tmp_path / "mine")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        """Say nothing."""
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Address of a local server of a folder."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+
+
+def watched_page(browser):
+    """A new page, what it asks for, and its complaints: failed requests, and errors of the menu's script."""
+    page = browser.new_page()
+    asked, complaints = [], []
+
+    def failed(address: str) -> None:
+        if not address.endswith("/favicon.ico"):
+            complaints.append(address)
+
+    def said(text: str, place: str) -> None:
+        if "versions.js" in text + place:
+            complaints.append(text)
+
+    page.on("request", lambda request: asked.append(request.url))
+    gone = "net::ERR_ABORTED"  # the page was left before the answer was read to its end
+    page.on("requestfailed", lambda request: failed(request.url) if request.failure != gone else None)
+    page.on("response", lambda response: failed(response.url) if response.status >= 400 else None)
+    page.on("console", lambda message: said(message.text, str(message.location)) if message.type == "error" else None)
+    page.on("pageerror", lambda error: said(str(error), str(error.stack)))
+    return page, asked, complaints
+
+
+def test_menu_leads_to_the_same_page_of_another_version(site, browser):
+    page, asked, complaints = watched_page(browser)
+    with served(site.parent) as address:
+        page.goto(f"{address}/site/")
+        page.wait_for_url("**/site/v0.10.0/book/intro.html")
+        page.goto(f"{address}/site/v0.10.0/book/chapter.html")
+        menu = page.get_by_label("Version of the book")
+        assert menu.locator("option").all_inner_texts() == ["latest", "v0.11.0rc1", "v0.10.0 (stable)", "v0.9.0"]
+        assert menu.input_value() == "v0.10.0/" and menu.is_visible()
+        pdf = page.get_by_label("The whole book as PDF").get_attribute("href")
+        assert pdf == f"{address}/site/v0.10.0/llvlit.pdf"
+        menu.select_option("latest")
+        page.wait_for_url("**/site/latest/book/chapter.html")
+        assert page.get_by_label("Version of the book").input_value() == "latest/"
+    assert complaints == [] and all(url.startswith((address, "data:")) for url in asked)
+    page.close()
+
+
+def test_menu_leads_to_the_first_page_where_the_other_version_lacks_this_one(site, browser, tmp_path):
+    shutil.copytree(site, tmp_path / "site")
+    (tmp_path / "site" / "v0.9.0" / "book" / "chapter.html").unlink()
+    page, _, _ = watched_page(browser)
+    with served(tmp_path / "site") as address:
+        page.goto(f"{address}/latest/book/chapter.html")
+        page.get_by_label("Version of the book").select_option("v0.9.0")
+        page.wait_for_url("**/v0.9.0/book/intro.html")
+    page.close()
+
+
+@pytest.mark.parametrize("place", ["site/v0.9.0", "html"])
+def test_book_from_disk_asks_for_no_list(book, site, browser, place):
+    page, asked, complaints = watched_page(browser)
+    page.goto((book / "_build" / place / "book" / "chapter.html").as_uri())
+    assert complaints == [] and [url for url in asked if url.endswith("_static/versions.js") or "versions.js?" in url]
+    assert [url for url in asked if "versions.json" in url or not url.startswith(("file:", "data:"))] == []
+    assert page.get_by_label("Version of the book").count() == 0
+    page.close()
+
+
+def test_unpublished_book_on_a_server_asks_for_no_list(book, browser):
+    page, asked, complaints = watched_page(browser)
+    with served(book / "_build" / "html") as address:
+        page.goto(f"{address}/book/chapter.html")
+    assert complaints == [] and not [url for url in asked if "versions.json" in url]
+    page.close()
