@@ -7,11 +7,12 @@ PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 pyth
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/installed
 BOOK ?=
+PUBLISH ?=
 DATA ?=
 CORPUS ?=
 PYTEST ?=
 
-.PHONY: help book lab test lint format links results clean
+.PHONY: help book lab publish test lint format links results clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -23,6 +24,9 @@ book: $(INSTALLED) ## Execute every chapter and build the book into _build/html
 
 lab: $(INSTALLED) ## Open the chapters as notebooks in JupyterLab
 	$(BIN)/jupyter lab
+
+publish: $(INSTALLED) ## Lay out the site of the built book in _build/site: PUBLISH="--version v0.1.0 --previous FOLDER"
+	$(BIN)/llvlit publish $(PUBLISH)
 
 # One thread for each worker: small models gain more from a second worker than from a second thread.
 test: $(INSTALLED) ## Run the tests

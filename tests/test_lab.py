@@ -11,6 +11,7 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import jupytext
@@ -23,6 +24,14 @@ from llvlit.pages import read_pages
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = [page for page in read_pages(ROOT) if page.is_chapter]
 TOKEN = "secret"
+
+
+def answers(address: str) -> bool:
+    try:
+        with urlopen(f"{address}api", timeout=60):
+            return True
+    except URLError:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +51,11 @@ def lab(tmp_path_factory):
         while not (found := list(runtime.glob("jpserver-*.json"))):
             assert process.poll() is None and time.monotonic() < deadline, (runtime / "log").read_text()
             time.sleep(0.2)
-        yield json.loads(found[0].read_text())["url"], folder
+        address = json.loads(found[0].read_text())["url"]
+        while not answers(address):  # the file is there a moment before the server listens
+            assert process.poll() is None and time.monotonic() < deadline, (runtime / "log").read_text()
+            time.sleep(0.2)
+        yield address, folder
     finally:
         process.terminate()
         process.wait(30)
