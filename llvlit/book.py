@@ -32,6 +32,7 @@ from llvlit.pages import (
     read_notebook,
     read_pages,
     status_table,
+    without_thebe,
 )
 from llvlit.profiles import PROFILES, load_profile
 
@@ -180,6 +181,8 @@ def _build_pages(root: Path, stage: Path, pages: Sequence[Page]) -> Path:
     if done.returncode != 0 or warnings:
         told = warnings or [_readable(line, stage) for line in lines[-25:]]
         raise BuildError("jupyter-book could not build the book without warnings:\n" + "\n".join(told))
+    for path in html.rglob("*.html"):
+        path.write_text(without_thebe(path.read_text(encoding="utf-8")), encoding="utf-8")
     faults = html_faults(html, pages)
     if faults:
         raise BuildError("\n".join(faults))

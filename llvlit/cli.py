@@ -71,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _device(book)
     book.add_argument("--chapters", nargs="+", metavar="NAME", help="execute these only, such as: gains control")
+    book.add_argument("--pdf", action="store_true", help="also print the book into _build/llvlit.pdf (needs Chromium)")
+    book.add_argument("--screenshots", metavar="FOLDER", help="also every page as PNG: light, dark, phone (Chromium)")
     book.add_argument("--jobs", type=int, help="chapters executed at once")
 
     publish = add(

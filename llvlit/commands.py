@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 
@@ -15,6 +16,8 @@ def say(options: argparse.Namespace, text: str) -> None:
 def book(options: argparse.Namespace) -> dict[str, Any]:
     """Execute every chapter and build the book."""
     from llvlit.book import build_book
+    from llvlit.browser import take_screenshots, write_pdf
+    from llvlit.pages import read_pages
 
     book = build_book(
         options.root,
@@ -25,6 +28,13 @@ def book(options: argparse.Namespace) -> dict[str, Any]:
         progress=not options.json,
     )
     say(options, f"The book: {book.index}")
+    html = book.index.parent
+    names = [page.name for page in read_pages(Path(options.root)) if (html / f"{page.name}.html").is_file()]
+    if options.pdf:
+        say(options, f"PDF: {write_pdf(html, names, html.parent / 'llvlit.pdf')}")
+    if options.screenshots:
+        taken = take_screenshots(html, names, Path(options.screenshots))
+        say(options, f"Screenshots: {len(taken)} in {options.screenshots}")
     return {"index": str(book.index), "seconds": book.seconds}
 
 

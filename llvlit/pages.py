@@ -23,6 +23,11 @@ from nbformat import NotebookNode
 from llvlit.errors import BuildError
 
 _LINK = re.compile(r"\]\(([\w./-]+)\.md(#[^)\s]*)?\)")
+_THEBE = re.compile(
+    r"<script>const THEBE_JS_URL.*?</script>|<script[^>]*sphinx-thebe\.js[^>]*></script>"
+    r"|<link[^>]*sphinx-thebe\.css[^>]*>|<script type=\"text/x-thebe-config\">.*?</script>",
+    re.DOTALL,
+)
 STATUS_MARK = "<!-- status-table -->"
 
 
@@ -203,6 +208,14 @@ class _References(HTMLParser):
         named = values.get("role") == "img" and values.get("aria-label", "").strip()
         if tag == "svg" and values.get("aria-hidden") != "true" and not named:
             self.wordless.append("an inline svg without role=img and aria-label")
+
+
+def without_thebe(html: str) -> str:
+    """A built page without the scripts of thebe, which runs cells in the page: not offered here.
+
+    Its extension is always there, declares the same constant twice (an error in the console) and names another host.
+    """
+    return _THEBE.sub("", html)
 
 
 def html_faults(html: Path, pages: Iterable[Page]) -> list[str]:

@@ -10,13 +10,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a network
 
 import pytest
 import torch
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from llvlit.browser import CHROMIUM, chromium
 from llvlit.models import LanguageModel, wrap_model
 from llvlit.tasks import Prompts
 
@@ -124,10 +125,7 @@ def generator() -> torch.Generator:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Headless Chromium of the system, for tests that look at pages; without one they are skipped."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
+    if not any(map(shutil.which, CHROMIUM)):
         pytest.skip("no Chromium on the PATH; install it (Debian: apt-get install chromium) to run the browser tests")
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    with chromium() as opened:
         yield opened
-        opened.close()
