@@ -37,6 +37,7 @@ def orthonormal_basis(
 
     Examples
     --------
+    >>> from llvlit.bases import orthonormal_basis
     >>> basis, rank = orthonormal_basis(torch.tensor([[2.0, 0, 0], [4.0, 0, 0], [1.0, 3.0, 0]]), order=3)
     >>> rank
     2
@@ -98,6 +99,14 @@ def krylov_basis(
         Smaller than ``order`` if the space is invariant before it is full.
     images : (hidden_size, order) float64 tensor
         A times the basis.
+
+    Examples
+    --------
+    >>> from llvlit.bases import krylov_basis
+    >>> shift = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)
+    >>> basis, rank, images = krylov_basis(shift.mv, torch.tensor([1.0, 0, 0]), order=2)
+    >>> basis.T.tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     columns: list[torch.Tensor] = []
     images: list[torch.Tensor] = []
@@ -127,6 +136,13 @@ def reachability_basis(
     ----------
     previous_images : (hidden_size, order) tensor
         A_{l-1} P_{l-1}; empty (hidden_size, 0) before layer 0.
+
+    Examples
+    --------
+    >>> from llvlit.bases import reachability_basis
+    >>> earlier = torch.tensor([[3.0], [4.0], [0.0]])  # one earlier push has become this
+    >>> reachability_basis(earlier, torch.tensor([1.0, 0, 0]), order=2)[0].T.tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     return orthonormal_basis([direction, *previous_images.T], order=order, tolerance=tolerance)
 
@@ -142,6 +158,14 @@ def principal_basis(
     ----------
     states : (n_prompts, hidden_size) tensor
         Operating points before the layer.
+
+    Examples
+    --------
+    >>> from llvlit.bases import principal_basis
+    >>> states = torch.tensor([[0.0, 0, -2], [0, 0, 2], [0, 0, 0]])
+    >>> basis, rank = principal_basis(states, torch.tensor([1.0, 0, 0]), order=3)
+    >>> rank, basis[:, 1].abs().tolist()
+    (2, [0.0, 0.0, 1.0])
     """
     centred = states.to("cpu", torch.float64)
     centred = centred - centred.mean(dim=0)
@@ -152,6 +176,14 @@ def principal_basis(
 
 
 def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
-    """The null: v_l and random directions orthogonal to it."""
+    """The null: v_l and random directions orthogonal to it.
+
+    Examples
+    --------
+    >>> from llvlit.bases import random_basis
+    >>> basis, rank = random_basis(torch.eye(64)[0], order=8, generator=torch.Generator().manual_seed(0))
+    >>> torch.allclose(basis.T @ basis, torch.eye(8).double())
+    True
+    """
     others = torch.randn(2 * order, len(direction), generator=generator, dtype=torch.float64)
     return orthonormal_basis([direction, *others], order=order)

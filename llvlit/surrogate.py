@@ -22,6 +22,12 @@ class Trajectory:
         Reduced states r_0 = 0, r_1, ..., r_L; the first coordinate is the one along the concept direction.
     output : (...) float64 array
         y = C^T r_L.
+
+    Examples
+    --------
+    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16)
+    >>> surrogate.simulate(np.eye(12)).states.shape  # 12 experiments, one push each
+    (12, 13, 16)
     """
 
     states: np.ndarray
@@ -46,6 +52,15 @@ class LLV:
         The same operators, one surrogate per prompt, in the shared bases.
     metadata : dict
         Model, prompts, settings, versions.
+
+    Examples
+    --------
+    The response to any inputs is the sum of the gains, each times its input:
+
+    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16)
+    >>> inputs = np.linspace(-1, 1, surrogate.n_layers)
+    >>> bool(np.isclose(surrogate.simulate(inputs).output, surrogate.gains() @ inputs))
+    True
     """
 
     A: np.ndarray
@@ -140,6 +155,7 @@ def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
 
     Examples
     --------
+    >>> from llvlit.surrogate import markov_parameters
     >>> markov_parameters(np.array([[[2.0, 0], [1, 0]], [[1, 3], [0, 1]]]), np.array([1.0, 0]))
     array([5., 1.])
     """

@@ -14,7 +14,7 @@ from llvlit.depth import MAX_TOKENS, DepthSystem, depth_system
 from llvlit.errors import InputError
 from llvlit.models import LanguageModel
 from llvlit.progress import progress
-from llvlit.tasks import Prompts
+from llvlit.prompts import Prompts
 
 PROMPTS_PER_SYSTEM = 32
 LARGEST_PUSH = 1e4
@@ -45,6 +45,13 @@ class RequiredEnergy:
     target : float
     status : str
         ``reached`` if every prompt got there, else ``out of reach``.
+
+    Examples
+    --------
+    >>> shape = llvlit.adjoint_gains(model, splits.operating, directions).mean
+    >>> found = llvlit.required_energy(model, splits.evaluation.select([0, 1]), directions, shape, 2.0)
+    >>> found.n_out_of_reach, found.help
+    (0, 'The output reached the target.')
     """
 
     scale: np.ndarray
@@ -105,6 +112,13 @@ def required_energy(
     Notes
     -----
     A target out of reach is a status, not an error: see ``status`` and ``help``.
+
+    Examples
+    --------
+    >>> shape = llvlit.adjoint_gains(model, splits.operating, directions).mean
+    >>> found = llvlit.required_energy(model, splits.evaluation.select([0, 1]), directions, shape, 2.0)
+    >>> found.status, found.energy.shape
+    ('reached', (2,))
     """
     return required_energies(
         model,
@@ -131,7 +145,17 @@ def required_energies(
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
 ) -> dict[str, RequiredEnergy]:
-    """The same for several shapes, which share the prompts' frozen contexts; see :func:`required_energy`."""
+    """The same for several shapes, which share the prompts' frozen contexts; see :func:`required_energy`.
+
+    Examples
+    --------
+    >>> from llvlit.verification import required_energies
+    >>> every = llvlit.schedules(llvlit.adjoint_gains(model, splits.operating, directions))
+    >>> shapes = {name: every[name] for name in ("optimal", "uniform")}
+    >>> found = required_energies(model, splits.evaluation.select([0, 1]), directions, shapes, 2.0)
+    >>> found["optimal"].median < found["uniform"].median
+    True
+    """
     vectors = direction_vectors(directions, model)
     units = {name: _unit(name, shape, model.n_layers) for name, shape in shapes.items()}
     if not (np.isfinite(target) and target):
