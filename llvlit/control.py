@@ -12,7 +12,7 @@ from llvlit.gains import Gains
 def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndarray | None = None) -> np.ndarray:
     """Inputs u* ``(n_layers,)`` of least energy u^T W u among all with h^T u = target.
 
-    The least-norm solution u* = target W^-1 h / (h^T W^-1 h); without weights, target h / |h|^2
+    The least-norm solution u* = target W^-1 h / (h^T W^-1 h); without weights, ``target h / |h|^2``
     (arXiv 2603.12541; Cauchy and Schwarz).
 
     Parameters
@@ -45,7 +45,7 @@ def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndar
 
 
 def relative_weights(states: torch.Tensor) -> np.ndarray:
-    """Weights of the relative energy, 1 / mean |x_l|^2 ``(n_layers,)``: a push in units of the state it joins.
+    """Weights of the relative energy, ``1 / mean |x_l|^2``, ``(n_layers,)``: a push in units of the state it joins.
 
     Parameters
     ----------

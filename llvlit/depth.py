@@ -193,7 +193,7 @@ class DepthSystem:
         return self.layers[index]
 
     def step(self, layer: int, candidates: torch.Tensor) -> torch.Tensor:
-        """Next states of candidates ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.step`."""
+        """Next states of candidates ``(n_prompts, k, hidden_size)``; see :meth:`llvlit.frozen.FrozenLayer.step`."""
         return self.layer(layer).step(candidates)
 
     def propagate(
@@ -222,11 +222,11 @@ class DepthSystem:
         return candidates
 
     def jvp(self, layer: int, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
-        """Jacobian-vector products; see :meth:`FrozenLayer.jvp`."""
+        """Jacobian-vector products; see :meth:`llvlit.frozen.FrozenLayer.jvp`."""
         return self.layer(layer).jvp(tangents, method=method)
 
     def vjp(self, layer: int, cotangents: torch.Tensor) -> torch.Tensor:
-        """Vector-Jacobian products; see :meth:`FrozenLayer.vjp`."""
+        """Vector-Jacobian products; see :meth:`llvlit.frozen.FrozenLayer.vjp`."""
         return self.layer(layer).vjp(cotangents)
 
     def jacobian(self, layer: int) -> torch.Tensor:

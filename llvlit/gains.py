@@ -226,7 +226,7 @@ class Agreement:
     spearman, pearson : float
         Rank and linear correlation over layers; NaN if a profile is constant.
     relative_error : float
-        |h - g| / |g|: unlike the correlations, it sees a wrong scale.
+        ``|h - g| / |g|``: unlike the correlations, it sees a wrong scale.
     intervals : dict
         95 % bootstrap interval over prompts of each of the three, if single prompts' gains were given.
 

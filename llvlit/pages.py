@@ -24,6 +24,9 @@ from llvlit.errors import BuildError
 
 _LINK = re.compile(r"\]\(([\w./-]+)\.md(#[^)\s]*)?\)")
 STATUS_MARK = "<!-- status-table -->"
+INDEX = "genindex"
+"""Name of the page that Sphinx fills with the index; the table of contents may list it, and no file holds it."""
+
 INSTALL_ELSEWHERE = """\
 # Needed only where llvlit is not installed, as on Colab.
 import importlib.util
@@ -81,6 +84,8 @@ def _files(contents: Any) -> Iterator[str]:
 
 def _read_page(root: Path, name: str) -> Page:
     path = root / f"{name}.md"
+    if name == INDEX:
+        return Page(name=name, path=path, text="# Index\n", is_chapter=False)
     if not path.is_file():
         raise BuildError(f"_toc.yml lists {name}, but there is no file {name}.md.")
     text = path.read_text(encoding="utf-8")

@@ -144,7 +144,7 @@ def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:
 
 
 def read_table(folder: str | Path, name: str) -> pd.DataFrame:
-    """A table that :func:`write_tables` wrote: ``cells``, ``agreement`` or ``energy``.
+    """A table of a study's report: ``cells``, ``agreement`` or ``energy``.
 
     Raises
     ------

@@ -33,7 +33,7 @@ TYPICAL_TOKENS = 64
 
 
 def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
-    """Model of a study: as :func:`load_model` knows it, or ``untrained:NAME``, or ``untrained-SEED:NAME``.
+    """Model of a study: as :func:`llvlit.load_model` knows it, or ``untrained:NAME``, or ``untrained-SEED:NAME``.
 
     The weights of an untrained model are drawn as the architecture draws them before training: the control that
     tells what training adds.

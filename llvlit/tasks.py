@@ -149,7 +149,7 @@ def load_task(
     Parameters
     ----------
     name
-        A name of :func:`task_names`, or the path of a file.
+        A name of :func:`llvlit.tasks.task_names`, or the path of a file.
     suffix
         Replaces the task's own.
     data_dir

@@ -36,7 +36,7 @@ class RequiredEnergy:
     Attributes
     ----------
     scale : (n_prompts,) float64 array
-        Smallest |scale| found at which ``scale * shape`` moves the output by the target; NaN if out of reach.
+        Smallest scale (in size) found at which ``scale * shape`` moves the output by the target; NaN if out of reach.
         Negative where the shape has to be turned round.
     energy : (n_prompts,) float64 array
         Energy u^T W u of the scaled inputs; infinite if out of reach.
@@ -145,7 +145,7 @@ def required_energies(
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
 ) -> dict[str, RequiredEnergy]:
-    """The same for several shapes, which share the prompts' frozen contexts; see :func:`required_energy`.
+    """The same for several shapes, which share the prompts' frozen contexts; see :func:`llvlit.required_energy`.
 
     Examples
     --------
