@@ -9,7 +9,8 @@ Every example of the reference starts from these lines:
 >>> import torch
 >>> import llvlit
 >>> model = llvlit.load_model("embedded/small", device="cpu")
->>> splits = llvlit.load_task("film-sentiment").split(concept=20, operating=4, evaluation=4)
+>>> task = llvlit.load_task("film-sentiment")
+>>> splits = task.split(concept=20, operating=4, evaluation=4)
 >>> directions = llvlit.concept_directions(model, splits.concept)
 """
 

@@ -38,7 +38,8 @@ def orthonormal_basis(
     Examples
     --------
     >>> from llvlit.bases import orthonormal_basis
-    >>> basis, rank = orthonormal_basis(torch.tensor([[2.0, 0, 0], [4.0, 0, 0], [1.0, 3.0, 0]]), order=3)
+    >>> vectors = torch.tensor([[2.0, 0, 0], [4.0, 0, 0], [1.0, 3.0, 0]])
+    >>> basis, rank = orthonormal_basis(vectors, order=3)
     >>> rank
     2
     >>> basis[:, :2].T.tolist()
@@ -181,7 +182,8 @@ def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Genera
     Examples
     --------
     >>> from llvlit.bases import random_basis
-    >>> basis, rank = random_basis(torch.eye(64)[0], order=8, generator=torch.Generator().manual_seed(0))
+    >>> drawn = torch.Generator().manual_seed(0)
+    >>> basis, rank = random_basis(torch.eye(64)[0], order=8, generator=drawn)
     >>> torch.allclose(basis.T @ basis, torch.eye(8).double())
     True
     """

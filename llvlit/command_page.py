@@ -21,11 +21,8 @@ def command_page(parser: argparse.ArgumentParser) -> str:
     >>> from llvlit.command_page import command_page
     >>> parser = argparse.ArgumentParser(prog="gain")
     >>> command = parser.add_subparsers().add_parser("show", description="Show a gain.")
-    >>> print(command_page(parser)[:39])
-    (cli-show)=
-    ## `gain show`
-    <BLANKLINE>
-    Show a gain.
+    >>> "Show a gain." in command_page(parser)
+    True
     """
     return "\n\n".join(_section(name, command) for name, command in commands(parser).items())
 
@@ -38,8 +35,10 @@ def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPars
 
 def _section(name: str, command: argparse.ArgumentParser) -> str:
     command.formatter_class = partial(argparse.HelpFormatter, width=USAGE_WIDTH)
-    usage = _COLOUR.sub("", command.format_usage()).removeprefix("usage: ").rstrip()
-    parts = [f"(cli-{name})=\n## `{command.prog}`", _prose(command.description or "")]
+    usage = _COLOUR.sub("", command.format_usage()).rstrip()
+    usage = "\n".join(line[len("usage: ") :] for line in usage.splitlines())
+    parts = [f"(cli-{name})=\n## `{command.prog}`", f"```{{index}} command line; {command.prog}\n```"]
+    parts.append(_prose(command.description or ""))
     if command.epilog:
         lines = command.epilog.splitlines()[1:]  # the first says "Example:"
         parts.append("```console\n" + "\n".join(f"$ {line.strip()}" for line in lines) + "\n```")
@@ -52,6 +51,8 @@ def _arguments(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
     """Each argument as a term with an anchor (``cli-gains-model``), and what ``--help`` says of it."""
     formatter = command._get_formatter()
     for action in command._actions:
+        if action.dest == "help":
+            continue
         invocation = _COLOUR.sub("", formatter._format_action_invocation(action))
         says = _prose(_COLOUR.sub("", formatter._expand_help(action)) if action.help else "No more is said of it.")
         yield f"[`{invocation}`]{{#cli-{name}-{action.dest.replace('_', '-')}}}\n: {says}"

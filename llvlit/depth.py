@@ -183,7 +183,7 @@ class DepthSystem:
 
     @property
     def n_layers(self) -> int:
-        """Number of layers L: the horizon."""
+        """Number of layers L, the horizon."""
         return len(self.layers)
 
     def layer(self, index: int) -> FrozenLayer:

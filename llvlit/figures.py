@@ -152,7 +152,7 @@ def gain_profile(
     --------
     >>> from llvlit import figures
     >>> figure, (axes,) = figures.new()
-    >>> figures.gain_profile([0.2, 0.5, 0.9], predicted={"krylov": [0.1, 0.4, 0.9]}, axes=axes)
+    >>> figures.gain_profile([0.2, 0.5], predicted={"krylov": [0.1, 0.4]}, axes=axes)
     >>> [line.get_linestyle() for line in axes.get_lines()]  # measured, predicted
     ['-', '--']
     """
@@ -184,7 +184,7 @@ def heatmap(
     --------
     >>> from llvlit import figures
     >>> figure, (axes,) = figures.new()
-    >>> figures.heatmap(np.eye(3), axes=axes, x="Layer", y="Order", label="Error", limits=(0, 1))
+    >>> figures.heatmap(np.eye(3), axes=axes, x="To", y="Order", label="Error", limits=(0, 1))
     >>> axes.get_ylabel()
     'Order'
     """
@@ -248,7 +248,7 @@ def interval_line(
     >>> from llvlit import figures
     >>> rows = pd.DataFrame({"gain": [0.5, 0.7], "gain_low": [0.4, 0.6], "gain_high": [0.6, 0.9]})
     >>> figure, (axes,) = figures.new()
-    >>> figures.interval_line([0, 1], rows, "gain", axes=axes, label="measured", **figures.MEASURED)
+    >>> figures.interval_line([0, 1], rows, "gain", axes=axes, label="measured")
     >>> len(axes.containers)
     1
     """

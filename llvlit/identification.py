@@ -103,7 +103,7 @@ def identify(
 
     Examples
     --------
-    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16, basis="reachability")
+    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16)
     >>> surrogate.A.shape
     (12, 16, 16)
     """

@@ -64,7 +64,7 @@ class LanguageModel:
 
     @property
     def n_layers(self) -> int:
-        """Number of layers L: the horizon."""
+        """Number of layers L, the horizon."""
         return len(self.layers)
 
     @property

@@ -34,7 +34,7 @@ class Prompts:
 
     Examples
     --------
-    >>> prompts = llvlit.Prompts(["A joy from start to finish.", "A waste of an evening."], [1, 0])
+    >>> prompts = llvlit.Prompts(["A joy from start to finish.", "A waste."], [1, 0])
     >>> len(prompts), prompts.select([0]).texts
     (2, ('A joy from start to finish.',))
     """
@@ -64,12 +64,12 @@ class Prompts:
 
     @property
     def positive(self) -> np.ndarray:
-        """Mask of label 1: (n_prompts,) bool."""
+        """Mask of label 1, ``(n_prompts,)`` bool."""
         return np.array(self.labels) == 1
 
     @property
     def negative(self) -> np.ndarray:
-        """Mask of label 0: (n_prompts,) bool."""
+        """Mask of label 0, ``(n_prompts,)`` bool."""
         return np.array(self.labels) == 0
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Prompts:
