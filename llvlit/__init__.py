@@ -1,7 +1,6 @@
 """System identification of transformers: depth as time, one linear surrogate per layer, the cheapest push.
 
-The names below are the public surface; each is imported when it is first used, so that ``llvlit --help``
-does not wait for torch.
+Each public name is imported when it is first used, so that ``llvlit --help`` does not wait for torch.
 
 Every example of the reference starts from these lines:
 

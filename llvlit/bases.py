@@ -84,7 +84,7 @@ def krylov_basis(
     order: int,
     tolerance: float = DEFLATION_TOLERANCE,
 ) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """Basis of the Krylov space span{v, A v, A^2 v, ...}, by Arnoldi's iteration (arXiv 2603.12541).
+    """Basis of the Krylov space ``span{v, A v, A^2 v, ...}``, by Arnoldi's iteration (arXiv 2603.12541).
 
     Parameters
     ----------
@@ -129,8 +129,8 @@ def reachability_basis(
 ) -> tuple[torch.Tensor, int]:
     """Basis of v_l and of what earlier inputs have become by layer l, newest first.
 
-    R_{l+1} = A_l [v_l, R_l]: with P_l a basis of [v_l, R_l] in that order, A_l P_l spans R_{l+1} in the same
-    order.  Exact for the mean chain as long as the order exceeds l (time-varying reachable space:
+    ``R_{l+1} = A_l [v_l, R_l]``: with P_l a basis of ``[v_l, R_l]`` in that order, ``A_l P_l`` spans R_{l+1} in
+    the same order.  Exact for the mean chain as long as the order exceeds l (time-varying reachable space:
     Kailath 1980, chapter 9).
 
     Parameters

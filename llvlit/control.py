@@ -10,9 +10,9 @@ from llvlit.gains import Gains
 
 
 def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndarray | None = None) -> np.ndarray:
-    """Inputs u* ``(n_layers,)`` of least energy u^T W u among all with h^T u = target.
+    """Inputs u* ``(n_layers,)`` of least energy ``u^T W u`` among all with ``h^T u = target``.
 
-    The least-norm solution u* = target W^-1 h / (h^T W^-1 h); without weights, ``target h / |h|^2``
+    The least-norm solution ``u* = target W^-1 h / (h^T W^-1 h)``; without weights, ``target h / |h|^2``
     (arXiv 2603.12541; Cauchy and Schwarz).
 
     Parameters
@@ -64,7 +64,7 @@ def relative_weights(states: torch.Tensor) -> np.ndarray:
 
 
 def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
-    """Energy u^T W u of inputs ``(n_layers,)``.
+    """Energy ``u^T W u`` of inputs ``(n_layers,)``.
 
     Examples
     --------
@@ -77,9 +77,9 @@ def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
 
 
 def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, seed: int = 0) -> dict[str, np.ndarray]:
-    """Named input shapes ``(n_layers,)``, each of energy u^T W u = 1.
+    """Named input shapes ``(n_layers,)``, each of energy ``u^T W u = 1``.
 
-    ``optimal`` follows W^-1 h; ``uniform`` spends alike everywhere; ``last layer`` and ``layer 0``, ``layer 1``,
+    ``optimal`` follows ``W^-1 h``; ``uniform`` spends alike everywhere; ``last layer`` and ``layer 0``, ``layer 1``,
     ... push once; ``random layer`` is one of them, drawn from the seed; ``random`` is a random shape.
 
     Examples

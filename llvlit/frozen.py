@@ -50,7 +50,7 @@ class FrozenLayer:
 
     Examples
     --------
-    Products from both sides agree, w^T (A t) = (A^T w)^T t:
+    Products from both sides agree, ``w^T (A t) = (A^T w)^T t``:
 
     >>> layer = llvlit.depth_system(model, splits.evaluation).layer(5)
     >>> t, w = torch.ones(8, 1, 64), torch.ones(8, 1, 64)

@@ -29,7 +29,7 @@ class Gains:
     Attributes
     ----------
     per_prompt : (n_prompts, n_layers) float64 array
-        Output units per unit of input: g_l = (y(+a) - y(-a)) / 2a for measured gains, w_l^T v_l for adjoint.
+        Output units per unit of input: ``g_l = (y(+a) - y(-a)) / 2a`` for measured gains, ``w_l^T v_l`` for adjoint.
     kind : str
         ``measured`` or ``adjoint``.
     amplitude : float
@@ -168,8 +168,8 @@ def adjoint_gains(
 ) -> Gains:
     """First-order gains of the full model, all layers from one backward pass.
 
-    The adjoint w_L = c, w_l = A_l^T w_{l+1} gives g_l = w_l^T v_l: the full-order linear reference that every
-    surrogate is judged against.
+    The adjoint ``w_L = c``, ``w_l = A_l^T w_{l+1}`` gives ``g_l = w_l^T v_l``: the full-order linear
+    reference that every surrogate is judged against.
 
     Raises
     ------

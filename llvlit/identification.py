@@ -80,7 +80,7 @@ def identify(
     order
         d, from 1 to the hidden size.
     basis
-        ``krylov`` (v, J v, J^2 v, ... with each layer's own mean Jacobian), ``reachability`` (v and what
+        ``krylov`` (``v, J v, J^2 v, ...`` with each layer's own mean Jacobian), ``reachability`` (v and what
         earlier inputs have become, newest first), ``random``, or ``pca`` (v and the states' principal components).
     jacobian
         ``jvp`` (exact) or ``central`` (central differences).

@@ -39,7 +39,7 @@ class RequiredEnergy:
         Smallest scale (in size) found at which ``scale * shape`` moves the output by the target; NaN if out of reach.
         Negative where the shape has to be turned round.
     energy : (n_prompts,) float64 array
-        Energy u^T W u of the scaled inputs; infinite if out of reach.
+        Energy ``u^T W u`` of the scaled inputs; infinite if out of reach.
     reached : (n_prompts,) float64 array
         The shift of the output at that scale; the nearest one seen if out of reach.
     target : float
@@ -98,7 +98,7 @@ def required_energy(
     shape : (n_layers,) array
         Inputs u up to scale, such as one of :func:`schedules`.
     target : float
-        Wanted shift of y = v_L^T x_L, not zero.
+        Wanted shift of ``y = v_L^T x_L``, not zero.
     weights : (n_layers,) array, optional
         Of the energy reported.
     relative_tolerance
