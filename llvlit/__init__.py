@@ -1,7 +1,16 @@
 """System identification of transformers: depth as time, one linear surrogate per layer, the cheapest push.
 
-The names below are the public surface; each is imported when it is first used, so that ``llvlit --help``
-does not wait for torch.
+Each public name is imported when it is first used, so that ``llvlit --help`` does not wait for torch.
+
+Every example of the reference starts from these lines:
+
+>>> import numpy as np
+>>> import torch
+>>> import llvlit
+>>> model = llvlit.load_model("embedded/small", device="cpu")
+>>> task = llvlit.load_task("film-sentiment")
+>>> splits = task.split(concept=20, operating=4, evaluation=4)
+>>> directions = llvlit.concept_directions(model, splits.concept)
 """
 
 from importlib import import_module
@@ -14,9 +23,10 @@ if TYPE_CHECKING:
     from llvlit.gains import Agreement, Gains, adjoint_gains, agreement, measured_gains
     from llvlit.identification import identify
     from llvlit.models import LanguageModel, load_model
+    from llvlit.prompts import Prompts
     from llvlit.steering import steer
     from llvlit.surrogate import LLV
-    from llvlit.tasks import Prompts, Splits, Task, load_task
+    from llvlit.tasks import Splits, Task, load_task
     from llvlit.verification import RequiredEnergy, required_energy
 
 _MODULES = {
@@ -25,10 +35,11 @@ _MODULES = {
     "depth": ("DepthSystem", "depth_system"),
     "gains": ("Agreement", "Gains", "adjoint_gains", "agreement", "measured_gains"),
     "models": ("LanguageModel", "load_model"),
+    "prompts": ("Prompts",),
     "steering": ("steer",),
     "identification": ("identify",),
     "surrogate": ("LLV",),
-    "tasks": ("Prompts", "Splits", "Task", "load_task"),
+    "tasks": ("Splits", "Task", "load_task"),
     "verification": ("RequiredEnergy", "required_energy"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

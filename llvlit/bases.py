@@ -37,7 +37,9 @@ def orthonormal_basis(
 
     Examples
     --------
-    >>> basis, rank = orthonormal_basis(torch.tensor([[2.0, 0, 0], [4.0, 0, 0], [1.0, 3.0, 0]]), order=3)
+    >>> from llvlit.bases import orthonormal_basis
+    >>> vectors = torch.tensor([[2.0, 0, 0], [4.0, 0, 0], [1.0, 3.0, 0]])
+    >>> basis, rank = orthonormal_basis(vectors, order=3)
     >>> rank
     2
     >>> basis[:, :2].T.tolist()
@@ -82,7 +84,7 @@ def krylov_basis(
     order: int,
     tolerance: float = DEFLATION_TOLERANCE,
 ) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """Basis of the Krylov space span{v, A v, A^2 v, ...}, by Arnoldi's iteration (arXiv 2603.12541).
+    """Basis of the Krylov space ``span{v, A v, A^2 v, ...}``, by Arnoldi's iteration (arXiv 2603.12541).
 
     Parameters
     ----------
@@ -98,6 +100,14 @@ def krylov_basis(
         Smaller than ``order`` if the space is invariant before it is full.
     images : (hidden_size, order) float64 tensor
         A times the basis.
+
+    Examples
+    --------
+    >>> from llvlit.bases import krylov_basis
+    >>> shift = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)
+    >>> basis, rank, images = krylov_basis(shift.mv, torch.tensor([1.0, 0, 0]), order=2)
+    >>> basis.T.tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     columns: list[torch.Tensor] = []
     images: list[torch.Tensor] = []
@@ -119,14 +129,21 @@ def reachability_basis(
 ) -> tuple[torch.Tensor, int]:
     """Basis of v_l and of what earlier inputs have become by layer l, newest first.
 
-    R_{l+1} = A_l [v_l, R_l]: with P_l a basis of [v_l, R_l] in that order, A_l P_l spans R_{l+1} in the same
-    order.  Exact for the mean chain as long as the order exceeds l (time-varying reachable space:
+    ``R_{l+1} = A_l [v_l, R_l]``: with P_l a basis of ``[v_l, R_l]`` in that order, ``A_l P_l`` spans R_{l+1} in
+    the same order.  Exact for the mean chain as long as the order exceeds l (time-varying reachable space:
     Kailath 1980, chapter 9).
 
     Parameters
     ----------
     previous_images : (hidden_size, order) tensor
         A_{l-1} P_{l-1}; empty (hidden_size, 0) before layer 0.
+
+    Examples
+    --------
+    >>> from llvlit.bases import reachability_basis
+    >>> earlier = torch.tensor([[3.0], [4.0], [0.0]])  # one earlier push has become this
+    >>> reachability_basis(earlier, torch.tensor([1.0, 0, 0]), order=2)[0].T.tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     return orthonormal_basis([direction, *previous_images.T], order=order, tolerance=tolerance)
 
@@ -142,6 +159,14 @@ def principal_basis(
     ----------
     states : (n_prompts, hidden_size) tensor
         Operating points before the layer.
+
+    Examples
+    --------
+    >>> from llvlit.bases import principal_basis
+    >>> states = torch.tensor([[0.0, 0, -2], [0, 0, 2], [0, 0, 0]])
+    >>> basis, rank = principal_basis(states, torch.tensor([1.0, 0, 0]), order=3)
+    >>> rank, basis[:, 1].abs().tolist()
+    (2, [0.0, 0.0, 1.0])
     """
     centred = states.to("cpu", torch.float64)
     centred = centred - centred.mean(dim=0)
@@ -152,6 +177,15 @@ def principal_basis(
 
 
 def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
-    """The null: v_l and random directions orthogonal to it."""
+    """The null: v_l and random directions orthogonal to it.
+
+    Examples
+    --------
+    >>> from llvlit.bases import random_basis
+    >>> drawn = torch.Generator().manual_seed(0)
+    >>> basis, rank = random_basis(torch.eye(64)[0], order=8, generator=drawn)
+    >>> torch.allclose(basis.T @ basis, torch.eye(8).double())
+    True
+    """
     others = torch.randn(2 * order, len(direction), generator=generator, dtype=torch.float64)
     return orthonormal_basis([direction, *others], order=order)

@@ -20,6 +20,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from llvlit.cli import _parser
+from llvlit.command_page import COMMAND_MARK, command_page
 from llvlit.errors import BuildError, InputError, unknown_name
 from llvlit.execution import ESCAPES, execute_chapters, executed_path, is_current, run_facts, write_notebook
 from llvlit.pages import (
@@ -148,6 +150,7 @@ def _stage(root: Path, pages: Sequence[Page], results: dict[str, NotebookNode]) 
             path = stage / page.source
             path.parent.mkdir(parents=True, exist_ok=True)
             text = link_to_notebooks(page.text, page, results).replace(STATUS_MARK, table)
+            text = text.replace(COMMAND_MARK, command_page(_parser()))
             path.write_text(text, encoding="utf-8")
             continue
         try:

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from llvlit.depth import MAX_TOKENS, last_token_states
 from llvlit.errors import ConceptNotVisibleError, InputError, unknown_name
 from llvlit.models import LanguageModel
-from llvlit.tasks import Prompts
+from llvlit.prompts import Prompts
 
 METHODS = ("mean_difference", "lda", "logistic", "principal_component")
 N_PERMUTATIONS = 200
@@ -35,6 +35,13 @@ class Directions:
         Where the gap is no larger than under permuted labels; such a direction is that of the next state
         whose gap is larger, and its gap is measured along the borrowed direction.
     method : str
+
+    Examples
+    --------
+    The word that decides is not in the last token before the first layer, so that direction is borrowed:
+
+    >>> bool(directions.borrowed[0]), bool(directions.borrowed[-1])
+    (True, False)
     """
 
     vectors: torch.Tensor
@@ -72,6 +79,12 @@ def concept_directions(
         If a class is missing or the method unknown.
     ConceptNotVisibleError
         If no state separates the classes better than permuted labels do.
+
+    Examples
+    --------
+    >>> directions = llvlit.concept_directions(model, splits.concept)
+    >>> tuple(directions.vectors.shape)
+    (13, 64)
     """
     if method not in METHODS:
         raise InputError(unknown_name("method", method, METHODS))
@@ -105,6 +118,14 @@ def directions_of_states(
         If the method is unknown.
     ConceptNotVisibleError
         If no state separates the classes better than permuted labels do.
+
+    Examples
+    --------
+    >>> from llvlit.concepts import directions_of_states
+    >>> states = torch.tensor([[[0.0, 0.0]], [[0.0, 2.0]]])  # two prompts, one state each
+    >>> found = directions_of_states(states, np.array([0, 1]))
+    >>> found.vectors.tolist(), found.gaps.tolist()
+    ([[0.0, 1.0]], [2.0])
     """
     if method not in METHODS:
         raise InputError(unknown_name("method", method, METHODS))
@@ -199,7 +220,15 @@ def direction_vectors(directions: Directions | torch.Tensor | np.ndarray, model:
 
 
 def random_directions(n_states: int, hidden_size: int, *, seed: int = 0) -> torch.Tensor:
-    """The null: unit directions ``(n_states, hidden_size)`` drawn uniformly from the sphere, float64."""
+    """The null: unit directions ``(n_states, hidden_size)`` drawn uniformly from the sphere, float64.
+
+    Examples
+    --------
+    >>> from llvlit.concepts import random_directions
+    >>> null = random_directions(13, 64, seed=1)
+    >>> tuple(null.shape), torch.allclose(null.norm(dim=1), torch.ones(13).double())
+    ((13, 64), True)
+    """
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.randn(n_states, hidden_size, generator=generator, dtype=torch.float64)
     return vectors / vectors.norm(dim=-1, keepdim=True)
@@ -209,6 +238,13 @@ def separation(states: torch.Tensor, labels: np.ndarray, vectors: torch.Tensor) 
     """Area under the ROC curve of each state's projection on its direction, ``(n_states,)``; 0.5 is chance.
 
     Computed from ranks (Mann and Whitney), ties counted half.
+
+    Examples
+    --------
+    >>> from llvlit.concepts import separation
+    >>> states = torch.tensor([[[0.0, 5.0]], [[1.0, 5.0]], [[2.0, 5.0]], [[3.0, 5.0]]])
+    >>> separation(states, np.array([0, 0, 1, 1]), torch.tensor([[1.0, 0.0]])).tolist()
+    [1.0]
     """
     labels = np.asarray(labels)
     scores = torch.einsum("nsh,sh->ns", states.to("cpu", torch.float64), vectors.to("cpu", torch.float64)).numpy()

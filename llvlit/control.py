@@ -10,9 +10,9 @@ from llvlit.gains import Gains
 
 
 def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndarray | None = None) -> np.ndarray:
-    """Inputs u* ``(n_layers,)`` of least energy u^T W u among all with h^T u = target.
+    """Inputs u* ``(n_layers,)`` of least energy ``u^T W u`` among all with ``h^T u = target``.
 
-    The least-norm solution u* = target W^-1 h / (h^T W^-1 h); without weights, target h / |h|^2
+    The least-norm solution ``u* = target W^-1 h / (h^T W^-1 h)``; without weights, ``target h / |h|^2``
     (arXiv 2603.12541; Cauchy and Schwarz).
 
     Parameters
@@ -31,7 +31,7 @@ def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndar
 
     Examples
     --------
-    >>> minimum_energy(np.array([3.0, 4.0, 0.0]), 5.0)
+    >>> llvlit.minimum_energy(np.array([3.0, 4.0, 0.0]), 5.0)
     array([0.6, 0.8, 0. ])
     """
     h = _profile(gains)
@@ -45,11 +45,17 @@ def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndar
 
 
 def relative_weights(states: torch.Tensor) -> np.ndarray:
-    """Weights of the relative energy, 1 / mean |x_l|^2 ``(n_layers,)``: a push in units of the state it joins.
+    """Weights of the relative energy, ``1 / mean |x_l|^2``, ``(n_layers,)``: a push in units of the state it joins.
 
     Parameters
     ----------
     states : (n_prompts, n_layers + 1, hidden_size) tensor
+
+    Examples
+    --------
+    >>> from llvlit.control import relative_weights
+    >>> relative_weights(torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))  # one prompt, one layer
+    array([0.04])
     """
     squares = states[:, :-1].to("cpu", torch.float64).pow(2).sum(-1).mean(0)
     if not (squares > 0).all() or not torch.isfinite(squares).all():
@@ -58,16 +64,29 @@ def relative_weights(states: torch.Tensor) -> np.ndarray:
 
 
 def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
-    """Energy u^T W u of inputs ``(n_layers,)``."""
+    """Energy ``u^T W u`` of inputs ``(n_layers,)``.
+
+    Examples
+    --------
+    >>> from llvlit.control import energy
+    >>> energy(np.array([3.0, 4.0]))
+    25.0
+    """
     inputs = np.asarray(inputs, dtype=np.float64)
     return float(inputs @ (_weights(weights, len(inputs)) * inputs))
 
 
 def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, seed: int = 0) -> dict[str, np.ndarray]:
-    """Named input shapes ``(n_layers,)``, each of energy u^T W u = 1.
+    """Named input shapes ``(n_layers,)``, each of energy ``u^T W u = 1``.
 
-    ``optimal`` follows W^-1 h; ``uniform`` spends alike everywhere; ``last layer`` and ``layer 0``, ``layer 1``,
+    ``optimal`` follows ``W^-1 h``; ``uniform`` spends alike everywhere; ``last layer`` and ``layer 0``, ``layer 1``,
     ... push once; ``random layer`` is one of them, drawn from the seed; ``random`` is a random shape.
+
+    Examples
+    --------
+    >>> shapes = llvlit.schedules(np.array([3.0, 4.0, 0.0]))
+    >>> shapes["optimal"], shapes["last layer"]
+    (array([0.6, 0.8, 0. ]), array([0., 0., 1.]))
     """
     h = _profile(gains)
     n_layers = len(h)

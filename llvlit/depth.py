@@ -17,9 +17,9 @@ from llvlit.frozen import FrozenBatch, FrozenLayer, apply_modules, numbers_per_b
 from llvlit.models import LanguageModel
 from llvlit.progress import progress
 from llvlit.prompting import TokenizedPrompts, tokenize
+from llvlit.prompts import Prompts
 from llvlit.replay import Recording, record, run_all_tokens, run_together
 from llvlit.replay_check import REPLAY_TOLERANCE, check_replay, differ, refusal
-from llvlit.tasks import Prompts
 
 MAX_TOKENS = 128
 
@@ -139,7 +139,14 @@ def propagate_beside(
 def last_token_states(
     model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS, final_norm: bool = False
 ) -> torch.Tensor:
-    """States x_0 .. x_L of every prompt's last token, ``(n_prompts, n_layers + 1, hidden_size)``."""
+    """States x_0 .. x_L of every prompt's last token, ``(n_prompts, n_layers + 1, hidden_size)``.
+
+    Examples
+    --------
+    >>> from llvlit.depth import last_token_states
+    >>> tuple(last_token_states(model, splits.evaluation).shape)
+    (8, 13, 64)
+    """
     states: list[torch.Tensor] = []
     for layer in sweep(model, prompts, max_tokens=max_tokens, final_norm=final_norm, description="states"):
         if not states:
@@ -159,6 +166,15 @@ class DepthSystem:
     layers : tuple of FrozenLayer
     n_cut : int
         Number of prompts cut on the left to ``max_tokens``.
+
+    Examples
+    --------
+    One push of length 5 before layer 3 of every prompt, followed to the end:
+
+    >>> system = llvlit.depth_system(model, splits.evaluation)
+    >>> pushed = system.states[:, 3:4] + 5.0 * directions.vectors[3].float()
+    >>> tuple(system.propagate(pushed, start=3).shape)
+    (8, 1, 64)
     """
 
     states: torch.Tensor = field(repr=False)
@@ -167,7 +183,7 @@ class DepthSystem:
 
     @property
     def n_layers(self) -> int:
-        """Number of layers L: the horizon."""
+        """Number of layers L, the horizon."""
         return len(self.layers)
 
     def layer(self, index: int) -> FrozenLayer:
@@ -177,7 +193,7 @@ class DepthSystem:
         return self.layers[index]
 
     def step(self, layer: int, candidates: torch.Tensor) -> torch.Tensor:
-        """Next states of candidates ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.step`."""
+        """Next states of candidates ``(n_prompts, k, hidden_size)``; see :meth:`llvlit.frozen.FrozenLayer.step`."""
         return self.layer(layer).step(candidates)
 
     def propagate(
@@ -206,11 +222,11 @@ class DepthSystem:
         return candidates
 
     def jvp(self, layer: int, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
-        """Jacobian-vector products; see :meth:`FrozenLayer.jvp`."""
+        """Jacobian-vector products; see :meth:`llvlit.frozen.FrozenLayer.jvp`."""
         return self.layer(layer).jvp(tangents, method=method)
 
     def vjp(self, layer: int, cotangents: torch.Tensor) -> torch.Tensor:
-        """Vector-Jacobian products; see :meth:`FrozenLayer.vjp`."""
+        """Vector-Jacobian products; see :meth:`llvlit.frozen.FrozenLayer.vjp`."""
         return self.layer(layer).vjp(cotangents)
 
     def jacobian(self, layer: int) -> torch.Tensor:
@@ -241,6 +257,12 @@ def depth_system(
         If the architecture's replay is wrong.
     NumericalError
         If a state is not finite.
+
+    Examples
+    --------
+    >>> system = llvlit.depth_system(model, splits.evaluation)
+    >>> tuple(system.states.shape), system.n_cut
+    ((8, 13, 64), 0)
     """
     tokenized = tokenize(model, prompts, max_tokens=max_tokens)
     layers = tuple(sweep(model, tokenized, final_norm=final_norm, description="depth system"))

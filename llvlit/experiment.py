@@ -22,8 +22,9 @@ from llvlit.gains import Gains, adjoint_gains_of, agreement, measured_gains_of
 from llvlit.grid import Settings
 from llvlit.identification import Identification, Plan, identify_all
 from llvlit.models import LanguageModel
+from llvlit.prompts import Prompts, length_auc
 from llvlit.provenance import environment
-from llvlit.tasks import Prompts, Splits, length_auc
+from llvlit.tasks import Splits
 
 PARTS = {"all": slice(None), "not 0": slice(1, None)}
 """Layers that a number is about; layer 0, where the state is small, is often a case of its own."""

@@ -18,42 +18,7 @@ from matplotlib.figure import Figure
 
 from llvlit.errors import InputError
 from llvlit.files import write_atomically
-
-STYLE: Any = {
-    "figure.figsize": (6.4, 3.6),
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "svg.hashsalt": "llvlit",
-    "svg.fonttype": "path",
-}
-"""A white card, which reads on a light page and on a dark one."""
-
-MEASURED: dict[str, Any] = {"color": "#000000", "linestyle": "-", "marker": "o"}
-PREDICTORS: dict[str, dict[str, Any]] = {
-    "adjoint": {"color": "#56b4e9", "marker": "D"},
-    "krylov": {"color": "#d55e00", "marker": "s"},
-    "reachability": {"color": "#009e73", "marker": "^"},
-    "random": {"color": "#999999", "marker": "x"},
-    "pca": {"color": "#0072b2", "marker": "v"},
-    "null": {"color": "#cc79a7", "marker": "."},
-}
-MODEL_STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "#0072b2", "marker": "o"},
-    {"color": "#e69f00", "marker": "s"},
-    {"color": "#009e73", "marker": "^"},
-    {"color": "#cc79a7", "marker": "D"},
-)
+from llvlit.styles import MEASURED, MODEL_STYLES, PREDICTORS, STYLE
 
 
 def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
@@ -65,6 +30,14 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
     ------
     InputError
         If name, alt or caption is empty.
+
+    Examples
+    --------
+    >>> from llvlit import figures
+    >>> figure, _ = figures.new()
+    >>> figures.show(figure, name="fig-line", alt="", caption="It rises.")
+    Traceback (most recent call last):
+    llvlit.errors.InputError: alt is empty; every figure has a name, an alt text and a caption.
     """
     for argument, value in (("name", name), ("alt", alt), ("caption", caption)):
         if not value.strip():
@@ -92,7 +65,15 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def new(n_columns: int = 1, *, height: float = 3.6, width: float | None = None) -> tuple[Figure, list[Axes]]:
-    """Figure in the project's style with some axes side by side."""
+    """Figure in the project's style with some axes side by side.
+
+    Examples
+    --------
+    >>> from llvlit import figures
+    >>> figure, axes = figures.new(2)
+    >>> len(axes)
+    2
+    """
     with mpl.rc_context(STYLE):
         size = (width or (6.4 if n_columns == 1 else 4.0 * n_columns), height)
         figure, axes = plt.subplots(1, n_columns, figsize=size, layout="constrained", squeeze=False)
@@ -100,7 +81,14 @@ def new(n_columns: int = 1, *, height: float = 3.6, width: float | None = None) 
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Show a table in a notebook; the build gives it the book's style."""
+    """Show a table in a notebook; the build gives it the book's style.
+
+    Examples
+    --------
+    >>> from llvlit import figures
+    >>> figures.table(["Layer", "Gain"], [[0, 0.5], [1, 0.7]])
+    <IPython.core.display.HTML object>
+    """
     from IPython.display import HTML, display
 
     def line(cells: Sequence[object], tag: str) -> str:
@@ -111,17 +99,40 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def model_style(number: int) -> dict[str, Any]:
-    """Colour and marker of the model of that rank in size, the same in every chapter."""
+    """Colour and marker of the model of that rank in size, the same in every chapter.
+
+    Examples
+    --------
+    >>> from llvlit import figures
+    >>> figures.model_style(0)["color"]
+    '#0072b2'
+    """
     return dict(MODEL_STYLES[number % len(MODEL_STYLES)])
 
 
 def short_name(model: str) -> str:
-    """A model's name without its folder."""
+    """A model's name without its folder.
+
+    Examples
+    --------
+    >>> from llvlit.figures import short_name
+    >>> short_name("embedded/large")
+    'large'
+    """
     return model.rstrip("/").rpartition("/")[2]
 
 
 def layer_axis(axes: Axes, n_layers: int, *, label: str, title: str = "", states: bool = False) -> None:
-    """Name the axes: layers (or states) on x, whole numbers only; what is shown on y."""
+    """Name the axes: layers (or states) on x, whole numbers only; what is shown on y.
+
+    Examples
+    --------
+    >>> from llvlit import figures
+    >>> figure, (axes,) = figures.new()
+    >>> figures.layer_axis(axes, 12, label="Gain")
+    >>> axes.get_xlabel()
+    'Layer'
+    """
     axes.set_xlabel("State (before layer)" if states else "Layer")
     axes.set_ylabel(label)
     axes.set_title(title, loc="left")
@@ -137,7 +148,16 @@ def gain_profile(
     axes: Axes,
     title: str = "",
 ) -> None:
-    """Measured gains (solid, with their interval as a band) and predictions (dashed) against the layer."""
+    """Measured gains (solid, with their interval as a band) and predictions (dashed) against the layer.
+
+    Examples
+    --------
+    >>> from llvlit import figures
+    >>> figure, (axes,) = figures.new()
+    >>> figures.gain_profile([0.2, 0.5], predicted={"krylov": [0.1, 0.4]}, axes=axes)
+    >>> [line.get_linestyle() for line in axes.get_lines()]  # measured, predicted
+    ['-', '--']
+    """
     layers = np.arange(len(measured))
     axes.plot(layers, measured, label="measured", zorder=3, **MEASURED)
     if bounds is not None:
@@ -147,19 +167,6 @@ def gain_profile(
         style = PREDICTORS.get(name) or next(spare)
         axes.plot(layers, values, linestyle="--", label=name, **style)
     layer_axis(axes, len(measured), label="Gain (output per input)", title=title)
-    axes.legend()
-
-
-def by_model(
-    values: Mapping[str, Sequence[float]], *, axes: Axes, label: str, title: str = "", depth: str = "layer"
-) -> None:
-    """One line per model, smallest first, against the layer or the relative depth (``relative``)."""
-    for number, (model, line) in enumerate(values.items()):
-        where = np.linspace(0, 1, len(line)) if depth == "relative" else np.arange(len(line))
-        axes.plot(where, line, label=short_name(model), **model_style(number))
-    axes.set_ylabel(label)
-    axes.set_xlabel("Layer, relative to depth" if depth == "relative" else "Layer")
-    axes.set_title(title, loc="left")
     axes.legend()
 
 
@@ -173,7 +180,16 @@ def heatmap(
     title: str = "",
     limits: tuple[float, float],
 ) -> None:
-    """Matrix as colours; NaN stays white."""
+    """Matrix as colours; NaN stays white.
+
+    Examples
+    --------
+    >>> from llvlit import figures
+    >>> figure, (axes,) = figures.new()
+    >>> figures.heatmap(np.eye(3), axes=axes, x="To", y="Order", label="Error", limits=(0, 1))
+    >>> axes.get_ylabel()
+    'Order'
+    """
     image = axes.imshow(values, origin="lower", cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -194,6 +210,15 @@ def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = 
         :func:`llvlit.report.summarize` gives them; of ``layers``, "all" is drawn.
     values
         Column and name of each panel.
+
+    Examples
+    --------
+    >>> from llvlit import figures
+    >>> from llvlit.report import committed, read_table, summarize
+    >>> agreement = read_table(committed("real"), "agreement")
+    >>> summary = summarize(agreement, ["model", "predictor", "layers"], ["spearman"])
+    >>> len(figures.agreement_summary(summary, {"spearman": "Spearman"}).axes)
+    1
     """
     values = values or {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
     summary = summary[summary["layers"] == "all"]
@@ -217,7 +242,18 @@ def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = 
 def interval_line(
     where: Sequence[float] | np.ndarray, rows: pd.DataFrame, value: str, *, axes: Axes, label: str, **style: Any
 ) -> None:
-    """A column of a summary against ``where``, with bars from ``VALUE_low`` to ``VALUE_high``."""
+    """A column of a summary against ``where``, with bars from ``VALUE_low`` to ``VALUE_high``.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit import figures
+    >>> rows = pd.DataFrame({"gain": [0.5, 0.7], "gain_low": [0.4, 0.6], "gain_high": [0.6, 0.9]})
+    >>> figure, (axes,) = figures.new()
+    >>> figures.interval_line([0, 1], rows, "gain", axes=axes, label="measured")
+    >>> len(axes.containers)
+    1
+    """
     middle = rows[value].to_numpy(float)
     bounds = np.stack([rows[f"{value}_low"].to_numpy(float), rows[f"{value}_high"].to_numpy(float)])
     spread = np.maximum(np.stack([middle - bounds[0], bounds[1] - middle]), 0)
@@ -225,7 +261,17 @@ def interval_line(
 
 
 def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
-    """Energy of every schedule over that of the first optimum, one panel a metric, one marker a model, log axis."""
+    """Energy of every schedule over that of the first optimum, one panel a metric, one marker a model, log axis.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit import figures
+    >>> row = {"model": "small", "layers": "all", "schedule": "uniform", "metric": "absolute"}
+    >>> summary = pd.DataFrame([{**row, "ratio": 2.0, "ratio_low": 1.5, "ratio_high": 3.0}])
+    >>> figures.energy_summary(summary).axes[0].get_xscale()
+    'log'
+    """
     summary = summary[summary["layers"] == layers]
     schedules, metrics = list(dict.fromkeys(summary["schedule"])), list(dict.fromkeys(summary["metric"]))
     models = list(dict.fromkeys(summary["model"]))

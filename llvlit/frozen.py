@@ -47,6 +47,15 @@ class FrozenLayer:
         Operating point: the state before the layer.
     next_states : (n_prompts, hidden_size) tensor
         The state after it.
+
+    Examples
+    --------
+    Products from both sides agree, ``w^T (A t) = (A^T w)^T t``:
+
+    >>> layer = llvlit.depth_system(model, splits.evaluation).layer(5)
+    >>> t, w = torch.ones(8, 1, 64), torch.ones(8, 1, 64)
+    >>> torch.allclose((w * layer.jvp(t)).sum(-1), (layer.vjp(w) * t).sum(-1), rtol=1e-3)
+    True
     """
 
     index: int

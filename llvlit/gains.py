@@ -9,18 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
 from llvlit.concepts import Directions, direction_vectors
 from llvlit.depth import MAX_TOKENS, propagate_beside, sweep
 from llvlit.errors import InputError
 from llvlit.files import load_tensors, save_tensors
 from llvlit.models import LanguageModel
-from llvlit.prompting import TokenizedPrompts, tokenize
-from llvlit.provenance import environment
-from llvlit.tasks import Prompts
+from llvlit.prompting import TokenizedPrompts, origin, tokenize
+from llvlit.prompts import Prompts
+from llvlit.statistics import bootstrap_means, compare
 
-N_BOOTSTRAP = 1000
 PROMPTS_PER_ADJOINT = 32
 
 
@@ -31,11 +29,17 @@ class Gains:
     Attributes
     ----------
     per_prompt : (n_prompts, n_layers) float64 array
-        Output units per unit of input: g_l = (y(+a) - y(-a)) / 2a for measured gains, w_l^T v_l for adjoint.
+        Output units per unit of input: ``g_l = (y(+a) - y(-a)) / 2a`` for measured gains, ``w_l^T v_l`` for adjoint.
     kind : str
         ``measured`` or ``adjoint``.
     amplitude : float
         a, in the residual stream's units; 0 for adjoint gains (the limit of small amplitudes).
+
+    Examples
+    --------
+    >>> gains = llvlit.adjoint_gains(model, splits.evaluation, directions)
+    >>> gains.mean.shape, gains.interval().shape
+    ((12,), (2, 12))
     """
 
     per_prompt: np.ndarray
@@ -45,7 +49,7 @@ class Gains:
 
     @property
     def mean(self) -> np.ndarray:
-        """Gain profile: the mean over prompts, ``(n_layers,)``."""
+        """Gain profile, the mean over prompts ``(n_layers,)``."""
         return self.per_prompt.mean(axis=0)
 
     def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
@@ -73,13 +77,6 @@ class Gains:
         return cls(tensors["per_prompt"].numpy(), header["gains"], header["amplitude"], header["metadata"])
 
 
-def bootstrap_means(per_prompt: np.ndarray, *, seed: int) -> np.ndarray:
-    """Means over prompts drawn with replacement, ``(1000, n_layers)``."""
-    n_prompts = len(per_prompt)
-    counts = np.random.default_rng(seed).multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=N_BOOTSTRAP)
-    return counts @ per_prompt / n_prompts
-
-
 def measured_gains(
     model: LanguageModel,
     prompts: Prompts,
@@ -103,6 +100,12 @@ def measured_gains(
     ------
     InputError
         If the amplitude is not positive and finite, or the directions do not fit.
+
+    Examples
+    --------
+    >>> measured = llvlit.measured_gains(model, splits.evaluation, directions)
+    >>> measured.per_prompt.shape
+    (8, 12)
     """
     push = (direction_vectors(directions, model), amplitude)
     return measured_gains_of(model, prompts, [push], max_tokens=max_tokens, final_norm=final_norm)[0]
@@ -122,6 +125,14 @@ def measured_gains_of(
     ------
     InputError
         If there is no push, an amplitude is not positive and finite, or directions do not fit.
+
+    Examples
+    --------
+    >>> from llvlit.gains import measured_gains_of
+    >>> pushes = [(directions, 0.1), (directions, 10.0)]
+    >>> small, large = measured_gains_of(model, splits.evaluation, pushes)
+    >>> small.amplitude, large.amplitude
+    (0.1, 10.0)
     """
     if not pushes:
         raise InputError("pushes is empty; pass at least one pair of directions and amplitude.")
@@ -138,7 +149,7 @@ def measured_gains_of(
 
     pushed = propagate_beside(model, tokenized, push, final_norm=final_norm, description="measured gains")
     finals = pushed.to(torch.float64).view(len(prompts), model.n_layers, len(kinds), 2, -1)
-    metadata = _metadata(model, prompts, tokenized)
+    metadata = origin(model, prompts, tokenized)
     found = []
     for number, (vectors, amplitude) in enumerate(kinds):
         readouts = finals[:, :, number] @ vectors[-1].to(torch.float64)
@@ -157,13 +168,20 @@ def adjoint_gains(
 ) -> Gains:
     """First-order gains of the full model, all layers from one backward pass.
 
-    The adjoint w_L = c, w_l = A_l^T w_{l+1} gives g_l = w_l^T v_l: the full-order linear reference that every
-    surrogate is judged against.
+    The adjoint ``w_L = c``, ``w_l = A_l^T w_{l+1}`` gives ``g_l = w_l^T v_l``: the full-order linear
+    reference that every surrogate is judged against.
 
     Raises
     ------
     InputError
         If the directions do not fit.
+
+    Examples
+    --------
+    >>> linear = llvlit.adjoint_gains(model, splits.evaluation, directions)
+    >>> measured = llvlit.measured_gains(model, splits.evaluation, directions)
+    >>> bool(np.allclose(linear.mean, measured.mean, rtol=0.05))
+    True
     """
     return adjoint_gains_of(model, prompts, [directions], max_tokens=max_tokens, final_norm=final_norm)[0]
 
@@ -196,19 +214,8 @@ def adjoint_gains_of(
             adjoints = layer.vjp(adjoints)
             products = torch.einsum("nkh,kh->kn", adjoints.to(torch.float64), vectors[layer.index].to(torch.float64))
             gains[:, members, layer.index] = products.cpu().numpy()
-    metadata = _metadata(model, prompts, tokenized)
+    metadata = origin(model, prompts, tokenized)
     return [Gains(one, "adjoint", 0.0, metadata) for one in gains]
-
-
-def _metadata(model: LanguageModel, prompts: Prompts, tokenized: TokenizedPrompts) -> dict[str, Any]:
-    return {
-        "model": model.name,
-        "model_fingerprint": model.fingerprint,
-        "prompts_fingerprint": prompts.fingerprint,
-        "n_prompts": len(prompts),
-        "n_cut": tokenized.n_cut,
-        **environment(model.device),
-    }
 
 
 @dataclass(frozen=True)
@@ -220,9 +227,15 @@ class Agreement:
     spearman, pearson : float
         Rank and linear correlation over layers; NaN if a profile is constant.
     relative_error : float
-        |h - g| / |g|: unlike the correlations, it sees a wrong scale.
+        ``|h - g| / |g|``: unlike the correlations, it sees a wrong scale.
     intervals : dict
         95 % bootstrap interval over prompts of each of the three, if single prompts' gains were given.
+
+    Examples
+    --------
+    >>> found = llvlit.agreement(np.array([1.0, 2.0, 4.0]), np.array([2.0, 4.0, 8.0]))
+    >>> found.relative_error
+    0.5
     """
 
     spearman: float
@@ -247,6 +260,13 @@ def agreement(predicted: Gains | np.ndarray, measured: Gains | np.ndarray, *, se
     ------
     InputError
         If the profiles differ in length, have fewer than three layers, or are not finite.
+
+    Examples
+    --------
+    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16)
+    >>> measured = llvlit.measured_gains(model, splits.evaluation, directions)
+    >>> llvlit.agreement(surrogate.gains(), measured).spearman > 0.5
+    True
     """
     h = predicted.mean if isinstance(predicted, Gains) else np.asarray(predicted, dtype=np.float64)
     g = measured.mean if isinstance(measured, Gains) else np.asarray(measured, dtype=np.float64)
@@ -257,27 +277,11 @@ def agreement(predicted: Gains | np.ndarray, measured: Gains | np.ndarray, *, se
     intervals = {}
     if isinstance(measured, Gains) and len(measured.per_prompt) > 1:
         means = bootstrap_means(measured.per_prompt, seed=seed)
-        draws = np.stack(_compare(np.broadcast_to(h, means.shape), means), axis=-1)
+        draws = np.stack(compare(np.broadcast_to(h, means.shape), means), axis=-1)
         bounds = np.quantile(draws, [0.025, 0.975], axis=0)
         intervals = {
             name: (float(bounds[0, column]), float(bounds[1, column]))
             for column, name in enumerate(("spearman", "pearson", "relative_error"))
         }
-    spearman, pearson, error = (float(value[0]) for value in _compare(h[None], g[None]))
+    spearman, pearson, error = (float(value[0]) for value in compare(h[None], g[None]))
     return Agreement(spearman, pearson, error, intervals)
-
-
-def _compare(predicted: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Spearman, Pearson and relative error ``(n,)`` of rows ``(n, n_layers)``; NaN where a row is constant."""
-    size = np.maximum(np.linalg.norm(measured, axis=-1), np.finfo(float).tiny)
-    error = np.linalg.norm(predicted - measured, axis=-1) / size
-    ranks = [rankdata(rows, axis=-1) for rows in (predicted, measured)]
-    return _correlation(*ranks), _correlation(predicted, measured), error
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson's correlation ``(n,)`` of rows ``(n, n_layers)``."""
-    constant = (np.ptp(a, axis=-1) == 0) | (np.ptp(b, axis=-1) == 0)
-    a, b = (rows - rows.mean(axis=-1, keepdims=True) for rows in (a, b))
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    return np.where(constant, np.nan, np.clip((a * b).sum(axis=-1) / np.where(constant, 1, norms), -1, 1))

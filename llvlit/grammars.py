@@ -48,6 +48,7 @@ def normalized(text: str) -> str:
 
     A text of punctuation alone keeps it, so that ``"!"`` and ``"?"`` stay different.
 
+    >>> from llvlit.grammars import normalized
     >>> normalized("A joy,  from start to finish!") == normalized("a joy from start to finish")
     True
     """

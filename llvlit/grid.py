@@ -43,6 +43,12 @@ class Settings:
         Held-out prompts per class whose required energies are found; 0: none.
     target : float
         Wanted shift of the output, in class gaps.
+
+    Examples
+    --------
+    >>> from llvlit.grid import Settings
+    >>> Settings(orders=(8, 16, 32)).orders[-1]
+    32
     """
 
     concept: int = 400
@@ -68,6 +74,13 @@ class Cell:
         Replaces the task's own.
     data_dir : str or None
         Folder of parquet files that serve tasks by name.
+
+    Examples
+    --------
+    >>> from llvlit.grid import Grid
+    >>> grid = Grid("mine", "One cell.", models=("gpt2",), tasks=("film-sentiment",))
+    >>> grid.cells()[0].key
+    'gpt2--film-sentiment--seed-0'
     """
 
     model: str
@@ -96,6 +109,13 @@ class Grid:
     ----------
     per_task : mapping of str to mapping
         Where a task differs: ``suffix``, ``concept``, ``operating``, ``evaluation``.
+
+    Examples
+    --------
+    >>> from llvlit.grid import Grid
+    >>> grid = Grid("mine", "Two seeds.", models=("gpt2",), tasks=("film-sentiment",), seeds=(0, 1))
+    >>> len(grid.cells())
+    2
     """
 
     name: str
@@ -134,6 +154,12 @@ def load_grid(name: str | Path) -> Grid:
     InputError
         If there is no such grid, the file is not TOML, or a key or value is not what it must be; the message
         names it.  Models and tasks are checked where they are loaded.
+
+    Examples
+    --------
+    >>> from llvlit.grid import load_grid
+    >>> load_grid("paper").models
+    ('gpt2', 'gpt2-medium', 'gpt2-large')
     """
     if str(name) in GRIDS:
         text = (files("llvlit") / "data" / "grids" / f"{name}.toml").read_text(encoding="utf-8")

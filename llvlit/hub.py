@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from textwrap import shorten
 from urllib.parse import urlparse
 from urllib.request import proxy_bypass
@@ -51,3 +53,19 @@ def failure(error: BaseException) -> str:
             return f"the transfer broke off: {link}"
         link = link.__cause__ or link.__context__
     return shorten((str(error).splitlines() or [""])[0], 300) or type(error).__name__
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No warnings and no bars of transformers; what matters is raised."""
+    from transformers.utils import logging as transformers_logging  # here, since it is slow to import
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

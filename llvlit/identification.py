@@ -17,10 +17,9 @@ from llvlit.errors import InputError, NumericalError, unknown_name
 from llvlit.frozen import DenseLayer, LinearizedLayer
 from llvlit.gains import Gains
 from llvlit.models import LanguageModel
-from llvlit.prompting import tokenize
-from llvlit.provenance import environment
+from llvlit.prompting import origin, tokenize
+from llvlit.prompts import Prompts
 from llvlit.surrogate import LLV
-from llvlit.tasks import Prompts
 
 JACOBIANS = ("jvp", "central")
 Linearization = LinearizedLayer | DenseLayer
@@ -81,7 +80,7 @@ def identify(
     order
         d, from 1 to the hidden size.
     basis
-        ``krylov`` (v, J v, J^2 v, ... with each layer's own mean Jacobian), ``reachability`` (v and what
+        ``krylov`` (``v, J v, J^2 v, ...`` with each layer's own mean Jacobian), ``reachability`` (v and what
         earlier inputs have become, newest first), ``random``, or ``pca`` (v and the states' principal components).
     jacobian
         ``jvp`` (exact) or ``central`` (central differences).
@@ -101,6 +100,12 @@ def identify(
     -----
     Costs ``order`` Jacobian-vector products per prompt and layer.  No Jacobian is formed; one layer's context
     is held at a time.
+
+    Examples
+    --------
+    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16)
+    >>> surrogate.A.shape
+    (12, 16, 16)
     """
     plan = Plan(directions, basis, order, output, seed)
     found = identify_all(
@@ -138,14 +143,7 @@ def identify_all(
     """
     _check(model, plans, jacobian)
     tokenized = tokenize(model, prompts, max_tokens=max_tokens)
-    metadata = {
-        "model": model.name,
-        "model_fingerprint": model.fingerprint,
-        "prompts_fingerprint": prompts.fingerprint,
-        "n_prompts": len(prompts),
-        "n_cut": tokenized.n_cut,
-        **environment(model.device),
-    }
+    metadata = origin(model, prompts, tokenized)
     reductions = {name: _Reduction(plan, model) for name, plan in plans.items()}
     readouts = {name: (id(plan.directions), id(plan.output)) for name, plan in plans.items() if linear}
     chains = {readouts[name]: _Chain(one.vectors, one.readout) for name, one in reductions.items() if linear}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 from transformers.utils import cached_file
-from transformers.utils import logging as transformers_logging
 
 from llvlit.errors import InputError, ModelError, unknown_name
-from llvlit.hub import failure, hub_reachable
+from llvlit.hub import failure, hub_reachable, quiet_transformers
 
 EMBEDDED_FOLDER = Path(__file__).parent / "data" / "models"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -51,6 +48,11 @@ class LanguageModel:
         The decoder layers, ``n_layers`` of them.
     after_layers : tuple of torch.nn.Module
         What the model applies to the residual stream after the last layer (the final norm).
+
+    Examples
+    --------
+    >>> model.name, model.n_layers, model.hidden_size
+    ('embedded/small', 12, 64)
     """
 
     module: PreTrainedModel
@@ -62,7 +64,7 @@ class LanguageModel:
 
     @property
     def n_layers(self) -> int:
-        """Number of layers L: the horizon."""
+        """Number of layers L, the horizon."""
         return len(self.layers)
 
     @property
@@ -97,7 +99,14 @@ def text_config(module: PreTrainedModel) -> PretrainedConfig:
 
 
 def embedded_names() -> tuple[str, ...]:
-    """Names of the shipped models, smallest first."""
+    """Names of the shipped models, smallest first.
+
+    Examples
+    --------
+    >>> from llvlit.models import embedded_names
+    >>> embedded_names()
+    ('embedded/small', 'embedded/medium', 'embedded/large')
+    """
     folders = [path.parent for path in EMBEDDED_FOLDER.glob("*/model.safetensors")]
     folders.sort(key=lambda folder: (folder / "model.safetensors").stat().st_size)
     return tuple(f"embedded/{folder.name}" for folder in folders)
@@ -110,6 +119,12 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     ------
     ModelError
         If the module is no causal decoder, has no list of layers, or does not run eager attention.
+
+    Examples
+    --------
+    >>> from llvlit.models import wrap_model
+    >>> wrap_model(model.module, model.tokenizer, name="mine").n_layers
+    12
     """
     config = text_config(module)
     _refuse_encoder(module.config, name)
@@ -170,7 +185,7 @@ def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dty
 
     Examples
     --------
-    >>> model = load_model("embedded/small", device="cpu")
+    >>> model = llvlit.load_model("embedded/small", device="cpu")
     >>> model.n_layers
     12
     """
@@ -180,7 +195,7 @@ def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dty
     source = str(folder if folder is not None else name)
     offline = folder is not None or not _needs_hub(name)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
             _refuse_encoder(config, name)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -208,24 +223,6 @@ def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dty
     return wrap_model(module.to(device=place), tokenizer, name=name)
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No warnings and no bars of transformers; what matters is raised."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def torch_device(device: str) -> torch.device:
     """Device by name, ``auto`` for CUDA where there is one; InputError if it cannot be used."""
     if device == "auto":
@@ -234,7 +231,9 @@ def torch_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen).item()
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={device!r} cannot be used here ({_first_line(error)}). Use 'cpu'.") from error
+        raise InputError(
+            f"device={device!r} cannot be used here ({str(error).partition(chr(10))[0]}). Use 'cpu'."
+        ) from error
     return chosen
 
 

@@ -29,6 +29,8 @@ _THEBE = re.compile(
     re.DOTALL,
 )
 STATUS_MARK = "<!-- status-table -->"
+INDEX = "genindex"
+"""Name of the page that Sphinx fills with the index; the table of contents may list it, and no file holds it."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def _files(contents: Any) -> Iterator[str]:
 
 def _read_page(root: Path, name: str) -> Page:
     path = root / f"{name}.md"
+    if name == INDEX:
+        return Page(name=name, path=path, text="# Index\n", is_chapter=False)
     if not path.is_file():
         raise BuildError(f"_toc.yml lists {name}, but there is no file {name}.md.")
     text = path.read_text(encoding="utf-8")

@@ -26,6 +26,13 @@ class Profile:
         Prompts per class of each split.
     order : int
         d of the surrogates.
+
+    Examples
+    --------
+    >>> from llvlit.profiles import load_profile
+    >>> profile = load_profile("embedded")
+    >>> len(profile.split("film-sentiment").evaluation) == 2 * profile.evaluation
+    True
     """
 
     name: str
@@ -56,6 +63,12 @@ def load_profile(name: str) -> Profile:
     ------
     InputError
         If there is no such profile.
+
+    Examples
+    --------
+    >>> from llvlit.profiles import load_profile
+    >>> load_profile("embedded").models[-1]
+    'embedded/large'
     """
     if name == "embedded":
         return Profile(name, embedded_names(), EMBEDDED_TASKS, concept=200, operating=100, evaluation=100)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from llvlit.errors import InputError
 from llvlit.models import LanguageModel
-from llvlit.tasks import Prompts
+from llvlit.prompts import Prompts
+from llvlit.provenance import environment
 
 
 @dataclass(frozen=True)
@@ -69,3 +71,15 @@ def tokenize(model: LanguageModel, prompts: Prompts, *, max_tokens: int) -> Toke
             )
     n_cut = sum(len(tokens) > max_tokens for tokens in ids)
     return TokenizedPrompts(tuple(tokens[-max_tokens:] for tokens in ids), n_cut)
+
+
+def origin(model: LanguageModel, prompts: Prompts, tokenized: TokenizedPrompts) -> dict[str, Any]:
+    """Where numbers come from: the model, the prompts, the machine."""
+    return {
+        "model": model.name,
+        "model_fingerprint": model.fingerprint,
+        "prompts_fingerprint": prompts.fingerprint,
+        "n_prompts": len(prompts),
+        "n_cut": tokenized.n_cut,
+        **environment(model.device),
+    }

@@ -97,6 +97,16 @@ def summarize(
     -----
     A bootstrap over few tasks is too sure of itself: of intervals over nine tasks about nine in ten hold the
     mean, over four tasks seventeen in twenty, over two tasks two in three.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.report import summarize
+    >>> rows = [("small", "films", 0, 0.5), ("small", "films", 1, 0.7), ("small", "books", 0, 0.8)]
+    >>> frame = pd.DataFrame(rows, columns=["model", "task", "seed", "spearman"])
+    >>> means = summarize(frame, by=["model"], values=["spearman"])  # of tasks, not of rows
+    >>> round(float(means["spearman"][0]), 2), int(means["n_tasks"][0])
+    (0.7, 2)
     """
     generator = np.random.default_rng(seed)
     rows = []
@@ -134,12 +144,18 @@ def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:
 
 
 def read_table(folder: str | Path, name: str) -> pd.DataFrame:
-    """A table that :func:`write_tables` wrote: ``cells``, ``agreement`` or ``energy``.
+    """A table of a study's report: ``cells``, ``agreement`` or ``energy``.
 
     Raises
     ------
     FileError
         If it is not there or cannot be read.
+
+    Examples
+    --------
+    >>> from llvlit.report import committed, read_table
+    >>> {"model", "task", "seed"} <= set(read_table(committed("real"), "agreement").columns)
+    True
     """
     path = Path(folder) / f"{name}.csv"
     try:
@@ -155,6 +171,12 @@ def committed(study: str, *, start: str | Path = ".") -> Path:
     ------
     FileError
         If there is none.
+
+    Examples
+    --------
+    >>> from llvlit.report import committed
+    >>> committed("real").name
+    'real'
     """
     for folder in (Path(start).resolve(), *Path(start).resolve().parents):
         if (folder / "results" / study / "provenance.json").is_file():

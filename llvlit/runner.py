@@ -159,6 +159,7 @@ def run_jobs(
     next run tries again.
 
     >>> from tempfile import TemporaryDirectory
+    >>> from llvlit.runner import Job, read_result, run_jobs
     >>> with TemporaryDirectory() as folder:
     ...     outcome = run_jobs([Job("one", dict, ([("gain", 0.5)],), group="")], folder)
     ...     outcome.done, read_result(folder, "one")

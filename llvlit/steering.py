@@ -35,10 +35,13 @@ def steer(
 
     Examples
     --------
-    Push the large model towards praise (``directions`` and ``gains`` as in the README)::
-
-        with steer(model, directions, minimum_energy(gains, target=5.0)):
-            model.module.generate(**model.tokenizer("The film was", return_tensors="pt"))
+    >>> gains = llvlit.adjoint_gains(model, splits.operating, directions)
+    >>> prompt = model.tokenizer("The plot was thin, and", return_tensors="pt")
+    >>> with llvlit.steer(model, directions, llvlit.minimum_energy(gains, target=50.0)):
+    ...     steered = model.module.generate(**prompt, max_new_tokens=8, do_sample=False)
+    >>> plain = model.module.generate(**prompt, max_new_tokens=8, do_sample=False)
+    >>> model.tokenizer.decode(steered[0]) == model.tokenizer.decode(plain[0])
+    False
     """
     vectors = direction_vectors(directions, model)
     inputs = np.asarray(inputs, dtype=np.float64)

@@ -33,10 +33,17 @@ TYPICAL_TOKENS = 64
 
 
 def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
-    """Model of a study: as :func:`load_model` knows it, or ``untrained:NAME``, or ``untrained-SEED:NAME``.
+    """Model of a study: as :func:`llvlit.load_model` knows it, or ``untrained:NAME``, or ``untrained-SEED:NAME``.
 
     The weights of an untrained model are drawn as the architecture draws them before training: the control that
     tells what training adds.
+
+    Examples
+    --------
+    >>> from llvlit.study import load_subject
+    >>> untrained = load_subject("untrained:embedded/small", device="cpu")
+    >>> untrained.n_layers, untrained.fingerprint == model.fingerprint
+    (12, False)
     """
     match = re.fullmatch(r"untrained(?:-(\d+))?:(.+)", name)
     if match is None:

@@ -21,7 +21,13 @@ class Trajectory:
     states : (..., n_layers + 1, order) float64 array
         Reduced states r_0 = 0, r_1, ..., r_L; the first coordinate is the one along the concept direction.
     output : (...) float64 array
-        y = C^T r_L.
+        ``y = C^T r_L``.
+
+    Examples
+    --------
+    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16)
+    >>> surrogate.simulate(np.eye(12)).states.shape  # 12 experiments, one push each
+    (12, 13, 16)
     """
 
     states: np.ndarray
@@ -30,14 +36,14 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class LLV:
-    """Linear layer-variant surrogate r_{l+1} = A_l r_l + B_l u_l, y = C^T r_L (arXiv 2603.12541).
+    """Linear layer-variant surrogate ``r_{l+1} = A_l r_l + B_l u_l``, ``y = C^T r_L`` (arXiv 2603.12541).
 
     Attributes
     ----------
     A : (n_layers, order, order) float64 array
-        A_l = P_{l+1}^T J_l P_l, with J_l the Jacobian averaged over the prompts.
+        ``A_l = P_{l+1}^T J_l P_l``, with J_l the Jacobian averaged over the prompts.
     C : (order,) float64 array
-        P_L^T c.
+        ``P_L^T c``.
     bases : (n_layers + 1, hidden_size, order) float64 array
         P_l: orthonormal columns, the first v_l; columns beyond ``orders[l]`` are zero.
     orders : (n_layers + 1,) int array
@@ -46,6 +52,15 @@ class LLV:
         The same operators, one surrogate per prompt, in the shared bases.
     metadata : dict
         Model, prompts, settings, versions.
+
+    Examples
+    --------
+    The response to any inputs is the sum of the gains, each times its input:
+
+    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16)
+    >>> inputs = np.linspace(-1, 1, surrogate.n_layers)
+    >>> bool(np.isclose(surrogate.simulate(inputs).output, surrogate.gains() @ inputs))
+    True
     """
 
     A: np.ndarray
@@ -57,7 +72,7 @@ class LLV:
 
     @property
     def B(self) -> np.ndarray:
-        """Input vectors B_l = P_{l+1}^T J_l v_l ``(n_layers, order)``: first columns of A, as P_l starts at v_l."""
+        """Input vectors ``B_l = P_{l+1}^T J_l v_l``, ``(n_layers, order)``; A's first columns, as P_l starts at v_l."""
         return self.A[:, :, 0]
 
     @property
@@ -71,7 +86,7 @@ class LLV:
         return self.A.shape[-1]
 
     def gains(self) -> np.ndarray:
-        """Predicted gains h_l = C^T A_{L-1} ... A_{l+1} B_l: the Markov parameters, ``(n_layers,)`` float64."""
+        """Predicted gains ``h_l = C^T A_{L-1} ... A_{l+1} B_l``, the Markov parameters, ``(n_layers,)`` float64."""
         return markov_parameters(self.A, self.C)
 
     def per_prompt_gains(self) -> np.ndarray:
@@ -135,11 +150,12 @@ class LLV:
 def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
     """Gains ``(..., n_layers)`` of operators ``(..., n_layers, order, order)`` and output vector ``(order,)``.
 
-    The adjoint recursion w_L = C, w_l = A_l^T w_{l+1} costs one product per layer; h_l is the first
+    The adjoint recursion ``w_L = C``, ``w_l = A_l^T w_{l+1}`` costs one product per layer; h_l is the first
     coordinate of w_l, since B_l is A_l's first column.
 
     Examples
     --------
+    >>> from llvlit.surrogate import markov_parameters
     >>> markov_parameters(np.array([[[2.0, 0], [1, 0]], [[1, 3], [0, 1]]]), np.array([1.0, 0]))
     array([5., 1.])
     """

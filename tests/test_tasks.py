@@ -22,7 +22,8 @@ from llvlit.errors import InputError
 from llvlit.grammars import EMBEDDED_TASKS, clean_text, generate, load_grammar, normalized
 from llvlit.hub import failure
 from llvlit.hub_tasks import HUB_TASKS, HubTask, examples_from_rows, shuffled
-from llvlit.tasks import Prompts, Splits, Task, length_auc, load_task, task_names
+from llvlit.prompts import Prompts, length_auc
+from llvlit.tasks import Splits, Task, load_task, task_names
 
 LENGTH_AUC = 0.53  # chance is 0.5 with a standard error of 0.012 at 1,200 per class
 FUNCTION_WORD_ACCURACY = 0.60

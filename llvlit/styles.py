@@ -1,0 +1,41 @@
+"""One style for all plots: solid is measured, dashed predicted; one colour and marker per predictor and model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+STYLE: Any = {
+    "figure.figsize": (6.4, 3.6),
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "svg.hashsalt": "llvlit",
+    "svg.fonttype": "path",
+}
+"""A white card, which reads on a light page and on a dark one."""
+
+MEASURED: dict[str, Any] = {"color": "#000000", "linestyle": "-", "marker": "o"}
+PREDICTORS: dict[str, dict[str, Any]] = {
+    "adjoint": {"color": "#56b4e9", "marker": "D"},
+    "krylov": {"color": "#d55e00", "marker": "s"},
+    "reachability": {"color": "#009e73", "marker": "^"},
+    "random": {"color": "#999999", "marker": "x"},
+    "pca": {"color": "#0072b2", "marker": "v"},
+    "null": {"color": "#cc79a7", "marker": "."},
+}
+MODEL_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#0072b2", "marker": "o"},
+    {"color": "#e69f00", "marker": "s"},
+    {"color": "#009e73", "marker": "^"},
+    {"color": "#cc79a7", "marker": "D"},
+)
