@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llvlit.errors import InputError, unknown_name
@@ -10,6 +10,9 @@ from llvlit.grammars import EMBEDDED_TASKS
 from llvlit.grid import load_grid
 from llvlit.models import embedded_names
 from llvlit.tasks import Splits, Task, load_task
+
+RUNNING = (0, 1)
+"""Positions in the evaluation split of the prompt that all chapters follow, and of its twin of the other class."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,32 @@ class Profile:
         """The profile's splits of a task."""
         loaded = load_task(task) if isinstance(task, str) else task
         return loaded.split(concept=self.concept, operating=self.operating, evaluation=self.evaluation, seed=seed)
+
+    def choose(self, *, model: str | None = None, task: str | None = None, order: int | None = None) -> Profile:
+        """The profile with another model, task or order where a chapter takes its own; None changes nothing.
+
+        Parameters
+        ----------
+        model
+            Becomes the last: larger ones of the profile are left out, and one from outside is added.
+        task
+            Becomes the first.
+        order
+            d of the surrogates, at least 1.
+
+        Raises
+        ------
+        InputError
+            If the order is not a whole number of at least 1.  Unknown names are refused where they are loaded.
+        """
+        if order is not None and (isinstance(order, bool) or not isinstance(order, int) or order < 1):
+            raise InputError(f"order={order!r} is not a whole number of at least 1. Pass d, such as 32, or None.")
+        models, tasks = self.models, self.tasks
+        if model is not None:
+            models = models[: models.index(model) + 1] if model in models else (*models, model)
+        if task is not None:
+            tasks = (task, *(other for other in tasks if other != task))
+        return replace(self, models=models, tasks=tasks, order=self.order if order is None else order)
 
 
 PROFILES = ("embedded", "paper")

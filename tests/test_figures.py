@@ -8,7 +8,26 @@ import pytest
 
 from llvlit import figures
 from llvlit.errors import InputError
-from llvlit.profiles import load_profile
+from llvlit.profiles import RUNNING, load_profile
+
+
+def test_a_profile_takes_another_model_task_and_order_in_the_chapters_place():
+    profile = load_profile("embedded")
+    assert profile.choose() == profile
+    chosen = profile.choose(model=profile.models[0], task=profile.tasks[1], order=7)
+    assert chosen.models == profile.models[:1]  # the chapters take the last, and its color goes by its place
+    assert chosen.tasks[0] == profile.tasks[1] and sorted(chosen.tasks) == sorted(profile.tasks)
+    assert (chosen.order, chosen.evaluation) == (7, profile.evaluation)
+    assert profile.choose(model="gpt2").models == (*profile.models, "gpt2")
+    for order in (0, 2.0, True):
+        with pytest.raises(InputError, match=r"order=.* at least 1"):
+            profile.choose(order=order)
+
+
+def test_running_example_is_a_held_out_prompt_and_its_twin():
+    profile = load_profile("embedded")
+    for task in profile.tasks:
+        assert profile.split(task).evaluation.select(RUNNING).labels == (0, 1)
 
 
 def test_profiles_are_known_or_folders_of_models(tmp_path):
