@@ -1,4 +1,4 @@
-"""Command line: llvlit book | gains | steer | study | train | models | tasks."""
+"""Command line: llvlit book | exercises | gains | steer | study | train | models | tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llvlit import commands, commands_study
+from llvlit import commands, commands_exercises, commands_study
 from llvlit.errors import LlvlitError
 
 
@@ -59,6 +59,16 @@ def _parser() -> argparse.ArgumentParser:
     _device(book)
     book.add_argument("--chapters", nargs="+", metavar="NAME", help="execute these only, such as: gains control")
     book.add_argument("--jobs", type=int, help="chapters executed at once")
+
+    exercises = add(
+        "exercises",
+        commands_exercises.exercises,
+        "Write each chapter as a notebook without solutions for students, and with them for instructors.",
+        "llvlit exercises --out course",
+    )
+    exercises.add_argument("--root", default=".", help="folder with _config.yml and _toc.yml (default: here)")
+    exercises.add_argument("--out", default="exercises", metavar="FOLDER", help="folder to write (default exercises)")
+    exercises.add_argument("--force", action="store_true", help="replace notebooks there that differ")
 
     gains = add(
         "gains",

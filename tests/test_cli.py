@@ -24,7 +24,7 @@ from llvlit.grammars import EMBEDDED_TASKS
 from llvlit.models import embedded_names
 from llvlit.study import load_results
 
-COMMANDS = ("book", "gains", "steer", "study", "train", "models", "tasks")
+COMMANDS = ("book", "exercises", "gains", "steer", "study", "train", "models", "tasks")
 SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")
 
 
@@ -84,7 +84,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(re.search(rf"^    {command} +[A-Z]", text, re.MULTILINE) for command in COMMANDS)
+    assert all(re.search(rf"^    {command}\s+[A-Z]", text, re.MULTILINE) for command in COMMANDS)
 
 
 def test_unknown_command_and_none(capsys: pytest.CaptureFixture[str]) -> None:
