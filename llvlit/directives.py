@@ -26,7 +26,7 @@ class Directive:
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise: its label, its title without the stars, how many stars it has (0 if none are told), its page."""
+    """An exercise: its label, its title without the stars, how many those are (0 if none), its page."""
 
     label: str
     title: str
@@ -83,6 +83,6 @@ def read_exercises(page: Page) -> tuple[Exercise, ...]:
                 raise BuildError(
                     f"{page.source}: the exercise {block.argument!r} needs a `:label:` of its own, not {label!r}."
                 )
-            stars = len(block.argument) - len(block.argument.lstrip(STAR))
-            found[label] = Exercise(label, block.argument.lstrip(STAR).strip() or label, stars, page.name)
+            title = block.argument.replace(STAR, "").strip()
+            found[label] = Exercise(label, title or label, block.argument.count(STAR), page.name)
     return tuple(found.values())

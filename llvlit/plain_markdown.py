@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 from pybtex.database import parse_file
 
-from llvlit.directives import Directive, blocks
+from llvlit.directives import STAR, Directive, blocks
 from llvlit.pages import Page
 
 _LABEL = re.compile(r"^\(([\w-]+)\)= *\n+#+ +(.+)$", re.MULTILINE)
@@ -59,7 +59,7 @@ def collect_references(root: Path, pages: Sequence[Page]) -> References:
         for block in blocks(page.text):
             if isinstance(block, Directive) and "label" in block.options:
                 kind = "" if block.name == "exercise" else block.name.rpartition(":")[2].capitalize()
-                title = block.argument.lstrip("★ ")
+                title = block.argument.strip(f"{STAR} ")
                 labels[block.options["label"]] = f"{kind} *{title}*".strip() if title else kind
     settings = root / "_config.yml"
     config = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.is_file() else {}

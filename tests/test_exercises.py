@@ -87,7 +87,7 @@ SECRET-WORDS by {eq}`eq-sum`.
 ````{solution-end}
 ````
 
-````{exercise} ★★★ In code
+````{exercise} In code ★★★
 :label: ex-code
 
 Compute it.
@@ -250,7 +250,7 @@ def test_instructor_notebook_executes(made, tmp_path):
         ),
         ("````{solution-start} ex-code\n:class: dropdown\n````", "", "book/sums.md: a solution-end closes nothing"),
         ("{solution-start} ex-code", "{solution-start} ex-cod", "'ex-cod' has a solution, but no exercise"),
-        (":label: ex-code", ":label: ex-words", "the exercise '★★★ In code' needs a `:label:` of its own"),
+        (":label: ex-code", ":label: ex-words", "the exercise 'In code ★★★' needs a `:label:` of its own"),
         (":label: ex-code", "", "needs a `:label:` of its own, not ''"),
     ],
 )
