@@ -20,6 +20,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
+from llvlit.directives import EXERCISE_MARK, exercise_table
 from llvlit.errors import BuildError, InputError, unknown_name
 from llvlit.execution import ESCAPES, execute_chapters, executed_path, is_current, run_facts, write_notebook
 from llvlit.pages import (
@@ -147,6 +148,7 @@ def _stage(root: Path, pages: Sequence[Page], results: dict[str, NotebookNode]) 
             path = stage / page.source
             path.parent.mkdir(parents=True, exist_ok=True)
             text = link_to_notebooks(page.text, page, results).replace(STATUS_MARK, table)
+            text = text.replace(EXERCISE_MARK, exercise_table(pages))
             path.write_text(text, encoding="utf-8")
             continue
         try:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from llvlit.errors import BuildError
 from llvlit.pages import Page
 
 STAR = "★"
+EXERCISE_MARK = "<!-- exercise-table -->"
 _OPEN = re.compile(r"(`{3,}|:{3,})(?:\{([\w:-]+)\} *(.*)|(.*))")
 _OPTION = re.compile(r":([\w-]+): *(.*)")
 
@@ -86,3 +87,11 @@ def read_exercises(page: Page) -> tuple[Exercise, ...]:
             title = block.argument.replace(STAR, "").strip()
             found[label] = Exercise(label, title or label, block.argument.count(STAR), page.name)
     return tuple(found.values())
+
+
+def exercise_table(pages: Iterable[Page]) -> str:
+    """Every exercise of the chapters among these pages, as a MyST table: chapter, number, name, stars."""
+    lines = ["| Chapter | Exercise | Name | Grade |", "|---|---|---|---|"]
+    for one in (one for page in pages if page.is_chapter for one in read_exercises(page)):
+        lines.append(f"| {{doc}}`/{one.page}` | {{ref}}`{one.label}` | {one.title} | {STAR * one.stars} |")
+    return "\n".join(lines)

@@ -11,8 +11,10 @@ import pytest
 from nbclient import NotebookClient
 
 from llvlit.cli import main
+from llvlit.directives import exercise_table
 from llvlit.errors import BuildError, FileError
 from llvlit.exercises import ANSWER, write_exercises
+from llvlit.pages import read_pages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FRONT_MATTER = """\
@@ -207,6 +209,14 @@ def test_exercises_are_listed_with_their_stars(made):
         assert "- ★ In words (`ex-words`)\n- ★★★ In code (`ex-code`)" in first
         assert '%pip install --quiet "llvlit @ git+https://github.com/llvlit/llvlit"' in install
         assert "### Exercise: ★★★ In code\n\n`ex-code`\n\nCompute it." in sources(path)
+
+
+def test_table_for_teachers_lists_every_exercise(tmp_path):
+    table = exercise_table(read_pages(write_book(tmp_path)))
+    assert table.splitlines()[2:] == [
+        "| {doc}`/book/sums` | {ref}`ex-words` | In words | ★ |",
+        "| {doc}`/book/sums` | {ref}`ex-code` | In code | ★★★ |",
+    ]
 
 
 def test_sphinx_becomes_plain_markdown(made):
