@@ -1,4 +1,4 @@
-"""Command line: llvlit book | publish | gains | steer | study | train | models | tasks."""
+"""Command line: llvlit book | exercises | publish | gains | steer | study | train | models | tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llvlit import commands, commands_model, commands_study
+from llvlit import commands, commands_exercises, commands_model, commands_study
 from llvlit.errors import LlvlitError
 
 FIRST_STEPS = """\
@@ -86,6 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--site", metavar="FOLDER", help="folder to write (default _build/site)")
     publish.add_argument("--previous", metavar="FOLDER", help="site whose other versions are kept; empty for the first")
     publish.add_argument("--revision", help="commit or tag that notebooks install (default: the tag, or this commit)")
+
+    exercises = add(
+        "exercises",
+        commands_exercises.exercises,
+        "Write each chapter as a notebook without solutions for students, and with them for instructors.",
+        "llvlit exercises --out course",
+    )
+    exercises.add_argument("--root", default=".", help="folder with _config.yml and _toc.yml (default: here)")
+    exercises.add_argument("--out", default="exercises", metavar="FOLDER", help="folder to write (default exercises)")
+    exercises.add_argument("--force", action="store_true", help="replace notebooks there that differ")
 
     gains = add(
         "gains",

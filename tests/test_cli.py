@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_module
 from pyarrow import parquet
 
+from conftest import byte_tokenizer, tiny_module
 from llvlit import LLV, load_model, load_task
 from llvlit.cli import main
 from llvlit.concepts import concept_directions
@@ -24,7 +24,7 @@ from llvlit.grammars import EMBEDDED_TASKS
 from llvlit.models import embedded_names
 from llvlit.study import load_results
 
-COMMANDS = ("book", "gains", "steer", "study", "train", "models", "tasks")
+COMMANDS = ("book", "exercises", "gains", "steer", "study", "train", "models", "tasks")
 SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")
 
 
@@ -85,7 +85,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert all(re.search(rf"^    {command} +[A-Z]", text, re.MULTILINE) for command in COMMANDS)
+    assert all(re.search(rf"^    {command}\s+[A-Z]", text, re.MULTILINE) for command in COMMANDS)
 
 
 def test_unknown_command_and_none(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,330 @@
+"""Student notebooks hold no solution, instructor notebooks hold and run them; neither holds a word of Sphinx."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from llvlit.cli import main
+from llvlit.directives import exercise_table
+from llvlit.errors import BuildError, FileError
+from llvlit.exercises import ANSWER, write_exercises
+from llvlit.pages import read_pages
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+FRONT_MATTER = """\
+---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+"""
+CHAPTER = r"""(sums)=
+# What do sums do?
+
+```{admonition} Objectives
+:class: tip
+- Add {term}`numbers <number>`, as {cite:t}`known` does {cite:p}`known`.
+- **Prerequisites**: {doc}`other`, {doc}`two words <words>`.
+```
+
+```{code-cell} ipython3
+:tags: [parameters, remove-cell]
+
+profile = "embedded"
+device = "cpu"
+```
+
+```{prf:theorem} The sum
+:label: thm-sum
+
+In $\R$ it holds that
+
+$$
+1 + 1
+= 2 .
+$$ (eq-sum)
+```
+
+```{prf:proof}
+By {eq}`eq-sum` and {eq}`eq-other`.
+```
+
+```text
+{eq}`kept`
+```
+
+See {prf:ref}`thm-sum`, {ref}`sums`, {ref}`this section <sums>`, {ref}`ex-code` and {numref}`fig-sum`.
+
+```{code-cell} ipython3
+:tags: [hide-input]
+
+two = 1 + 1
+dict(name="fig-sum")
+```
+
+````{exercise} ★ In words
+:label: ex-words
+
+What is {math}`1 + 1`?
+````
+
+````{solution-start} ex-words
+:class: dropdown
+````
+
+SECRET-WORDS by {eq}`eq-sum`.
+
+````{solution-end}
+````
+
+````{exercise} In code ★★★
+:label: ex-code
+
+Compute it.
+````
+
+````{solution-start} ex-code
+:class: dropdown
+````
+
+SECRET-BEFORE
+
+```{code-cell} ipython3
+secret_code = two
+assert secret_code == 2
+```
+
+SECRET-AFTER
+
+````{solution-end}
+````
+
+## After
+
+```{code-cell} ipython3
+print(two)
+```
+"""
+OTHER = """\
+# Other?
+
+```{code-cell} ipython3
+:tags: [parameters, remove-cell]
+
+profile = "embedded"
+device = "cpu"
+```
+
+$$
+x = x
+$$ (eq-other)
+
+```{list-table}
+:header-rows: 1
+
+* - a
+  - b
+* - {doc}`sums`
+  - long
+    cell
+```
+"""
+
+
+def write_book(root: Path, chapter: str = CHAPTER) -> Path:
+    (root / "book").mkdir(parents=True, exist_ok=True)
+    (root / "_config.yml").write_text((REPOSITORY / "_config.yml").read_text(encoding="utf-8"), encoding="utf-8")
+    (root / "book" / "references.bib").write_text(
+        "@misc{known, title={A}, author={Bell, Ann and de Boer, Cees}, year={2000}}\n"
+    )
+    (root / "_toc.yml").write_text("root: book/words\nchapters:\n- file: book/sums\n- file: book/other\n")
+    (root / "book" / "words.md").write_text("# Words\n\nNo chapter.\n")
+    (root / "book" / "sums.md").write_text(FRONT_MATTER + chapter, encoding="utf-8")
+    (root / "book" / "other.md").write_text(FRONT_MATTER + OTHER, encoding="utf-8")
+    return root
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = write_book(tmp_path_factory.mktemp("book"))
+    return write_exercises(root, root / "out")
+
+
+def cells(path: Path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    return notebook.cells
+
+
+def sources(path: Path, kind: str = "") -> list[str]:
+    return [cell.source for cell in cells(path) if kind in cell.cell_type]
+
+
+def named(paths, name: str) -> Path:
+    return next(path for path in paths if path.stem == name)
+
+
+def test_students_get_an_empty_cell_where_instructors_get_the_solution(made):
+    student, instructor = sources(named(made.student, "sums")), sources(named(made.instructor, "sums"))
+    assert not re.search("secret", "\n".join(student), re.IGNORECASE)
+    assert student.count(ANSWER) == 2 and ANSWER not in instructor
+    taken = [source for source in instructor if source not in student]
+    assert taken[1:] == [
+        "#### Solution to In words",
+        "SECRET-WORDS by (1).",
+        "#### Solution to In code",
+        "SECRET-BEFORE",
+        "secret_code = two\nassert secret_code == 2",
+        "SECRET-AFTER",
+    ] or taken[1:] == [
+        "#### Solution to In words\n\nSECRET-WORDS by (1).",
+        "#### Solution to In code\n\nSECRET-BEFORE",
+        "secret_code = two\nassert secret_code == 2",
+        "SECRET-AFTER",
+    ]
+    assert "Instructor" in taken[0]
+    assert [source for source in student if source not in instructor][1:] == [ANSWER, ANSWER]
+    assert student[-2:] == instructor[-2:] == ["## After", "print(two)"]
+
+
+def test_exercises_are_listed_with_their_stars(made):
+    found = [(one.label, one.title, one.stars, one.page) for one in made.exercises]
+    assert found == [("ex-words", "In words", 1, "book/sums"), ("ex-code", "In code", 3, "book/sums")]
+    for path in (named(made.student, "sums"), named(made.instructor, "sums")):
+        first, install = sources(path)[:2]
+        assert "What do sums do?" in first
+        assert "- ★ In words (`ex-words`)\n- ★★★ In code (`ex-code`)" in first
+        assert '%pip install --quiet "llvlit @ git+https://github.com/llvlit/llvlit"' in install
+        assert "### Exercise: ★★★ In code\n\n`ex-code`\n\nCompute it." in sources(path)
+
+
+def test_table_for_teachers_lists_every_exercise(tmp_path):
+    table = exercise_table(read_pages(write_book(tmp_path)))
+    assert table.splitlines()[2:] == [
+        "| {doc}`/book/sums` | {ref}`ex-words` | In words | ★ |",
+        "| {doc}`/book/sums` | {ref}`ex-code` | In code | ★★★ |",
+    ]
+
+
+def test_sphinx_becomes_plain_markdown(made):
+    text = "\n\n".join(sources(named(made.student, "sums"), "markdown"))
+    for expected in (
+        "> **Objectives**\n>\n> - Add numbers, as Bell and de Boer (2000) does (Bell and de Boer, 2000).",
+        "> - **Prerequisites**: [Other?](other.ipynb), *two words*.",
+        "> **Theorem: The sum**\n>\n> In $\\mathbb{R}$ it holds that\n>\n> $$ 1 + 1 = 2 . \\tag{1} $$",
+        "**Proof.** By (1) and (1) of *Other?*. ∎",
+        "```text\n{eq}`kept`\n```",
+        "See Theorem *The sum*, *What do sums do?*, this section, *In code* and Figure 1.",
+        "What is $1 + 1$?",
+    ):
+        assert expected in text, text
+    assert "(sums)=" not in text
+    table = "| a | b |\n| --- | --- |\n| [What do sums do?](sums.ipynb) | long cell |"
+    assert table in sources(named(made.student, "other"))[-1]
+
+
+def test_parameters_stay_and_plotting_code_is_folded(made):
+    by_tag = {tag: cell for cell in cells(named(made.student, "sums")) for tag in cell.metadata.get("tags", ())}
+    assert by_tag["parameters"].source == 'profile = "embedded"\ndevice = "cpu"'
+    assert "jupyter" not in by_tag["parameters"].metadata
+    assert by_tag["hide-input"].metadata["jupyter"]["source_hidden"] is True
+
+
+def test_instructor_notebook_executes(made, tmp_path):
+    notebook = nbformat.read(named(made.instructor, "sums"), as_version=4)
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    assert notebook.cells[-1].outputs[0].text == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("SECRET-AFTER\n\n````{solution-end}\n````", "SECRET-AFTER", "book/sums.md: the solution of 'ex-code' has no"),
+        (
+            "SECRET-WORDS by {eq}`eq-sum`.\n\n````{solution-end}\n````",
+            "",
+            "'ex-code' begins in the solution of 'ex-words'",
+        ),
+        ("````{solution-start} ex-code\n:class: dropdown\n````", "", "book/sums.md: a solution-end closes nothing"),
+        ("{solution-start} ex-code", "{solution-start} ex-cod", "'ex-cod' has a solution, but no exercise"),
+        (":label: ex-code", ":label: ex-words", "the exercise 'In code ★★★' needs a `:label:` of its own"),
+        (":label: ex-code", "", "needs a `:label:` of its own, not ''"),
+    ],
+)
+def test_unbalanced_gates_are_refused_and_nothing_is_written(tmp_path, before, after, message):
+    assert CHAPTER.count(before) == 1
+    with pytest.raises(BuildError, match=re.escape(message)):
+        write_exercises(write_book(tmp_path, CHAPTER.replace(before, after)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_work_of_others_is_kept_unless_forced(tmp_path, capsys):
+    root, out = write_book(tmp_path), tmp_path / "out"
+    first = write_exercises(root, out)
+    contents = {path: path.read_bytes() for path in first.student + first.instructor}
+    write_exercises(root, out)  # the same to the byte: nothing to refuse
+    assert contents == {path: path.read_bytes() for path in contents}
+    mine = named(first.student, "sums")
+    mine.write_text("my answers")
+    (out / "student" / "other.ipynb").unlink()
+    with pytest.raises(FileError, match=r"1 of 4 notebooks .* student/sums\.ipynb.*--force"):
+        write_exercises(root, out)
+    assert mine.read_text() == "my answers"
+    assert not (out / "student" / "other.ipynb").exists()  # nothing at all was written
+    assert main(["exercises", "--root", str(root), "--out", str(out), "--force"]) == 0
+    assert "★★★  In code (ex-code)" in capsys.readouterr().out
+    assert contents == {path: path.read_bytes() for path in contents}
+
+
+# The book's own
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    return write_exercises(REPOSITORY, tmp_path_factory.mktemp("ours"))
+
+
+def test_every_exercise_of_the_book_is_in_both_notebooks(ours):
+    assert len(ours.exercises) > 15
+    for one in ours.exercises:
+        name = one.page.rpartition("/")[2]
+        for paths in (ours.student, ours.instructor):
+            assert any(f"`{one.label}`" in source for source in sources(named(paths, name))[2:]), one
+        assert f"#### Solution to {one.title}" in "\n".join(sources(named(ours.instructor, name)))
+
+
+def test_no_notebook_of_the_book_speaks_sphinx(ours):
+    for path in ours.student + ours.instructor:
+        for source in sources(path, "markdown"):
+            assert not re.search(r"\{[a-z:-]+\}`|^:+\{|`{3,}\{|^\([\w-]+\)=|\$\$ \(eq-", source, re.MULTILINE), source
+
+
+def names(code: str) -> tuple[set[str], set[str]]:
+    """Names that some code defines, and names that it uses."""
+    tree = list(ast.walk(ast.parse(re.sub(r"%pip.*", "pass", code))))
+    uses = {node.id for node in tree if isinstance(node, ast.Name)}
+    stores = {node.id for node in tree if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    stores |= {node.name for node in tree if isinstance(node, ast.FunctionDef)}
+    stores |= {node.arg for node in tree if isinstance(node, ast.arg)}
+    imports = [node for node in tree if isinstance(node, ast.Import | ast.ImportFrom)]
+    return stores | {name.asname or name.name for node in imports for name in node.names}, uses
+
+
+def test_student_notebooks_lack_no_name_that_only_a_solution_defines(ours):
+    for student, instructor in zip(ours.student, ours.instructor, strict=True):
+        kept, whole = (names("\n".join(sources(path, "code"))) for path in (student, instructor))
+        taken = whole[0] - kept[0]
+        assert not taken & kept[1], student.stem
