@@ -226,10 +226,10 @@ def test_another_model_and_task_bring_their_own_numbers(page, document):
 
 
 def test_measured_gains_are_laid_over_the_predicted_ones_on_request(page):
-    assert page.locator("svg .line.measured:visible").count() == 0
+    assert page.locator("svg .mark.measured:visible").count() == 0
     page.get_by_role("checkbox", name="Measured").focus()
     page.keyboard.press("Space")
-    assert page.locator("svg .line.measured:visible").count() == 2  # chart and legend
+    assert page.locator("svg .mark.measured:visible").count() == 2  # chart and legend
     assert page.locator("svg .band").count() == 1
     assert page.locator("dd[data-role=measured-output]").is_visible()
 
