@@ -211,7 +211,11 @@ def test_sliders_move_by_keyboard_and_change_one_push(page, llv, document):
         inputs[layer] += times * step * (1 if key in {"ArrowUp", "ArrowRight"} else -1)
         check(page, llv, case, None, inputs)
     page.keyboard.press("End")
-    assert shown(page)["inputs"][2] == float(page.get_by_role("slider", name="Push before layer 2", exact=True).get_attribute("max")) > 0
+    assert (
+        shown(page)["inputs"][2]
+        == float(page.get_by_role("slider", name="Push before layer 2", exact=True).get_attribute("max"))
+        > 0
+    )
     page.wait_for_timeout(500)
     spoken = page.get_by_role("status").inner_text()
     assert spoken.startswith("Output shift") and page.locator("dd[data-role=energy]").inner_text() in spoken

@@ -43,7 +43,7 @@
     let text = "0";
     if (size >= 1e5 || (size > 0 && size < 1e-3)) text = value.toExponential(digits - 1);
     else if (size > 0) text = size >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(digits)));
-    return text.replace("-", "\u2212");
+    return text.replaceAll("-", "\u2212");
   }
 
   // ---- Elements ----
@@ -87,7 +87,7 @@
     let [low, high] = [Math.min(0, ...all), Math.max(0, ...all)];
     if (high === low) [low, high] = [-1, 1];
     const step = roundUp((high - low) / 5);
-    [low, high] = [Math.floor(low / step) * step, Math.ceil(high / step) * step];
+    [low, high] = [Math.floor(low / step + 0.05) * step, Math.ceil(high / step - 0.05) * step];
     const count = series[0].values.length;
     const across = (index) => left + (index / Math.max(count - 1, 1)) * (width - left - right);
     const up = (value) => top + ((high - value) / (high - low)) * (height - top - bottom);
