@@ -55,8 +55,8 @@ def weights(model):
 
 
 def second_model():
-    """A shallower model of another name."""
-    return replace(tiny_model("gpt2", seed=4), name="tiny-gpt2 2")
+    """One of another name, with more layers than a phone is wide."""
+    return replace(tiny_model("gpt2", seed=4, num_hidden_layers=14), name="tiny-gpt2 2")
 
 
 def table_of(case) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_case_holds_the_packages_numbers(model, llv, document, weights):
     assert (case["operating_fingerprint"], case["evaluation_fingerprint"]) == (PROMPTS.fingerprint, OTHERS.fingerprint)
     assert [(one["model"], one["task"], one["n_layers"]) for one in document["cases"][1:3]] == [
         ("tiny-gpt2", "two <b>", 7),
-        ("tiny-gpt2 2", "one", 4),
+        ("tiny-gpt2 2", "one", 14),
     ]
 
 
@@ -225,7 +225,7 @@ def test_another_model_and_task_bring_their_own_numbers(page, document):
     page.locator("[data-role=model]").select_option("tiny-gpt2 2")
     page.locator("[data-role=task]").select_option("two <b>")
     found, case = shown(page), document["cases"][3]
-    assert len(found["inputs"]) == page.locator("input[type=range]").count() == 4
+    assert len(found["inputs"]) == page.locator("input[type=range]").count() == 14
     assert np.allclose(np.array(found["shift"]) * case["gap"], table_of(case) @ found["inputs"], rtol=SAME, atol=SAME)
 
 
@@ -260,6 +260,7 @@ def test_ranges_hold_the_pushes_and_can_be_widened(page):
 def test_nothing_is_wider_than_a_phone(page, scheme):
     page.evaluate("scheme => document.documentElement.dataset.theme = scheme", scheme)
     page.set_viewport_size({"width": 360, "height": 780})
+    page.locator("[data-role=model]").select_option("tiny-gpt2 2")
     page.get_by_role("checkbox", name="Measured").check()
     page.wait_for_timeout(100)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
