@@ -13,16 +13,21 @@ from functools import partial
 from pathlib import Path
 
 import nbformat
+import yaml
 from nbformat import NotebookNode
 
 from llvlit.directives import STAR, Directive, Exercise, blocks, read_exercises
 from llvlit.errors import BuildError, FileError
 from llvlit.files import write_atomically
-from llvlit.pages import INSTALL_ELSEWHERE, Page, read_notebook, read_pages
+from llvlit.notebooks import install_cell
+from llvlit.pages import Page, read_notebook, read_pages
 from llvlit.plain_markdown import References, collect_references, plain_markdown
 
 GRADES = {1: "a few lines", 2: "needs the chapter's idea", 3: "a small project"}
 ANSWER = "# your answer"
+REPOSITORY = "https://github.com/llvlit/llvlit"
+"""Where a book whose configuration names no repository gets the package from."""
+
 _GATE = re.compile("exercise|solution(-start|-end)?")
 _HIDDEN = {"hide-input", "remove-input", "remove-cell"}
 
@@ -66,11 +71,12 @@ def write_exercises(root: str | Path = ".", out: str | Path = "exercises", *, fo
     pages = read_pages(root)
     references = collect_references(root, pages)
     chapters = [page for page in pages if page.is_chapter]
+    install = install_cell(_repository(root))
     exercises = {page.name: read_exercises(page) for page in chapters}
     texts: dict[Path, str] = {}
     for page in chapters:
         for reader in ("student", "instructor"):
-            notebook = class_notebook(page, references, exercises[page.name], solutions=reader == "instructor")
+            notebook = class_notebook(page, references, exercises[page.name], install, solutions=reader == "instructor")
             texts[out / reader / f"{Path(page.name).name}.ipynb"] = nbformat.writes(notebook) + "\n"
     edited = [path for path, text in texts.items() if path.is_file() and path.read_text(encoding="utf-8") != text]
     if edited and not force:
@@ -85,12 +91,18 @@ def write_exercises(root: str | Path = ".", out: str | Path = "exercises", *, fo
     return ClassNotebooks(**made, exercises=tuple(one for found in exercises.values() for one in found))
 
 
+def _repository(root: Path) -> str:
+    """Address that the book's own configuration gives."""
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")) or {}
+    return str(config.get("repository", {}).get("url", REPOSITORY))
+
+
 def _write(path: Path, *, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
 def class_notebook(
-    page: Page, references: References, exercises: tuple[Exercise, ...], *, solutions: bool
+    page: Page, references: References, exercises: tuple[Exercise, ...], install: NotebookNode, *, solutions: bool
 ) -> NotebookNode:
     """A chapter as an unexecuted notebook (nbformat 4.5) in plain Markdown, with or without its solutions.
 
@@ -103,7 +115,6 @@ def class_notebook(
     """
     source = read_notebook(page)
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": dict(source.metadata.get("kernelspec", {}))})
-    install = nbformat.v4.new_code_cell(INSTALL_ELSEWHERE)
     notebook.cells = [nbformat.v4.new_markdown_cell(_preface(page, references, exercises, solutions)), install]
     notebook.cells += _cells(source, page, references, {one.label: one for one in exercises}, solutions)
     for number, cell in enumerate(notebook.cells):
