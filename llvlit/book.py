@@ -25,17 +25,16 @@ from llvlit.command_page import COMMAND_MARK, command_page
 from llvlit.directives import EXERCISE_MARK, exercise_table
 from llvlit.errors import BuildError, InputError, unknown_name
 from llvlit.execution import ESCAPES, execute_chapters, executed_path, is_current, run_facts, write_notebook
+from llvlit.html import html_faults, trim
 from llvlit.pages import (
     STATUS_MARK,
     Page,
     cell_label,
-    html_faults,
     link_to_notebooks,
     present,
     read_notebook,
     read_pages,
     status_table,
-    without_thebe,
 )
 from llvlit.profiles import PROFILES, load_profile
 
@@ -186,8 +185,7 @@ def _build_pages(root: Path, stage: Path, pages: Sequence[Page]) -> Path:
     if done.returncode != 0 or warnings:
         told = warnings or [_readable(line, stage) for line in lines[-25:]]
         raise BuildError("jupyter-book could not build the book without warnings:\n" + "\n".join(told))
-    for path in html.rglob("*.html"):
-        path.write_text(without_thebe(path.read_text(encoding="utf-8")), encoding="utf-8")
+    trim(html)
     faults = html_faults(html, pages)
     if faults:
         raise BuildError("\n".join(faults))

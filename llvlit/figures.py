@@ -1,4 +1,4 @@
-"""All plots: one style, one colour and marker per model and per predictor, solid measured, dashed predicted."""
+"""All plots: one style, one color and marker per model and per predictor, solid measured, dashed predicted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llvlit.styles import MEASURED, MODEL_STYLES, PREDICTORS, STYLE
 def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
     """Show a figure in a notebook as SVG, with its label, its alt text and its caption.
 
-    The book's build turns them into a numbered figure; without them it fails.
+    The book's build turns them into a numbered figure.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
             raise InputError(f"{argument} is empty; every figure has a name, an alt text and a caption.")
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     plt.close(figure)
     from IPython.display import display  # comes with a notebook, not with the package
 
@@ -99,7 +99,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def model_style(number: int) -> dict[str, Any]:
-    """Colour and marker of the model of that rank in size, the same in every chapter.
+    """Color and marker of the model of that rank in size, the same in every chapter.
 
     Examples
     --------
@@ -180,7 +180,7 @@ def heatmap(
     title: str = "",
     limits: tuple[float, float],
 ) -> None:
-    """Matrix as colours; NaN stays white.
+    """Matrix as colors; NaN stays white.
 
     Examples
     --------

@@ -10,10 +10,8 @@ import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlparse
 
 import jupytext
 import nbformat
@@ -23,11 +21,6 @@ from nbformat import NotebookNode
 from llvlit.errors import BuildError
 
 _LINK = re.compile(r"\]\(([\w./-]+)\.md(#[^)\s]*)?\)")
-_THEBE = re.compile(
-    r"<script>const THEBE_JS_URL.*?</script>|<script[^>]*sphinx-thebe\.js[^>]*></script>"
-    r"|<link[^>]*sphinx-thebe\.css[^>]*>|<script type=\"text/x-thebe-config\">.*?</script>",
-    re.DOTALL,
-)
 STATUS_MARK = "<!-- status-table -->"
 INDEX = "genindex"
 """Name of the page that Sphinx fills with the index; the table of contents may list it, and no file holds it."""
@@ -187,54 +180,6 @@ def _lift_figure(cell: NotebookNode, place: str) -> None:
         "figure": {"name": stated["name"], "caption": stated["caption"]},
         "image": {"alt": stated["alt"]},
     }
-
-
-class _References(HTMLParser):
-    """Collects what a page fetches, and its pictures without words."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.remote: list[str] = []
-        self.wordless: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = {key: value or "" for key, value in attrs}
-        address = values.get("src") if tag != "link" else values.get("href")
-        fetched = tag in {"script", "img", "iframe", "source", "video", "audio", "embed"} or (
-            tag == "link" and not {"canonical", "search", "next", "prev", "author"} & set(values.get("rel", "").split())
-        )
-        if fetched and address and urlparse(address).netloc:
-            self.remote.append(address)
-        if tag == "img":
-            alt, name = values.get("alt", "").strip(), PurePosixPath(values.get("src", "")).name
-            if not alt or alt == values.get("src") or PurePosixPath(alt).name == name:
-                self.wordless.append(f"image {values.get('src')}")
-        named = values.get("role") == "img" and values.get("aria-label", "").strip()
-        if tag == "svg" and values.get("aria-hidden") != "true" and not named:
-            self.wordless.append("an inline svg without role=img and aria-label")
-
-
-def without_thebe(html: str) -> str:
-    """A built page without the scripts of thebe, which runs cells in the page: not offered here.
-
-    Its extension is always there, declares the same constant twice (an error in the console) and names another host.
-    """
-    return _THEBE.sub("", html)
-
-
-def html_faults(html: Path, pages: Iterable[Page]) -> list[str]:
-    """What is wrong with the built pages: pictures without alt text, anything fetched from another host."""
-    faults = []
-    for page in pages:
-        path = html / f"{page.name}.html"
-        if not path.is_file():
-            faults.append(f"{page.source}: was not built")
-            continue
-        found = _References()
-        found.feed(path.read_text(encoding="utf-8"))
-        faults += [f"{page.source}: no alt text: {what}" for what in found.wordless]
-        faults += [f"{page.source}: needs the network: {address}" for address in found.remote]
-    return faults
 
 
 def status_table(rows: Iterable[tuple[Page, Mapping[str, Any]]]) -> str:

@@ -1,4 +1,4 @@
-"""One style for all plots: solid is measured, dashed predicted; one colour and marker per predictor and model."""
+"""One style for all plots: solid is measured, dashed predicted; one color and marker per predictor and model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
+    "grid.color": "#d4d4d4",
     "font.size": 10,
     "axes.titlesize": 10,
     "legend.frameon": False,
@@ -22,20 +22,20 @@ STYLE: Any = {
     "svg.hashsalt": "llvlit",
     "svg.fonttype": "path",
 }
-"""A white card, which reads on a light page and on a dark one."""
+"""For a white page.  The book shows figures on its own ground, and turns their lightness round in dark mode."""
 
 MEASURED: dict[str, Any] = {"color": "#000000", "linestyle": "-", "marker": "o"}
 PREDICTORS: dict[str, dict[str, Any]] = {
-    "adjoint": {"color": "#56b4e9", "marker": "D"},
+    "adjoint": {"color": "#2f8fc6", "marker": "D"},
     "krylov": {"color": "#d55e00", "marker": "s"},
     "reachability": {"color": "#009e73", "marker": "^"},
-    "random": {"color": "#999999", "marker": "x"},
+    "random": {"color": "#8a8a8a", "marker": "x"},
     "pca": {"color": "#0072b2", "marker": "v"},
-    "null": {"color": "#cc79a7", "marker": "."},
+    "null": {"color": "#c46a99", "marker": "."},
 }
 MODEL_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#0072b2", "marker": "o"},
-    {"color": "#e69f00", "marker": "s"},
+    {"color": "#b87d00", "marker": "s"},
     {"color": "#009e73", "marker": "^"},
-    {"color": "#cc79a7", "marker": "D"},
+    {"color": "#c46a99", "marker": "D"},
 )

@@ -15,7 +15,8 @@ import torch
 
 from llvlit.book import build_book
 from llvlit.errors import BuildError, InputError
-from llvlit.pages import Page, html_faults, read_notebook, read_pages
+from llvlit.html import html_faults, trimmed, with_icons
+from llvlit.pages import Page, read_notebook, read_pages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -159,6 +160,30 @@ def test_healthy_book_needs_no_network(healthy):
     mathjax = re.search(r'src="\.\./(_static/mathjax/[^"?]+)', text)
     assert mathjax and (html / mathjax[1]).is_file()
     assert (html / "searchindex.js").is_file()
+
+
+def test_theme_scripts_are_trimmed_to_what_pages_use(healthy):
+    html = healthy[0] / "_build" / "html"
+    text = (html / "book" / "chapter.html").read_text(encoding="utf-8")
+    icons = (html / "_static" / "scripts" / "fontawesome.js").read_text(encoding="utf-8")
+    assert "thebe" not in text.lower() and "tex-chtml" not in text
+    assert "fa-moon" in text and "moon:[" in icons  # the theme's switch is drawn with it
+    assert len(icons) < 100_000 and "monero" not in icons
+    loaded = re.search(r'"loader": \{"load": (\[[^\]]*\])', text)
+    assert loaded and all((html / "_static" / "mathjax" / f"{part}.js").is_file() for part in json.loads(loaded[1]))
+    assert not list((html / "_static").rglob("*.map"))
+
+
+def test_only_named_icons_stay():
+    script = (
+        'a={moon:[512,512,[9,10],"f186","M1 2z"],"half-sun":[1,2,[],"f0",["M3","M4z"]],sun:[1,2,["s"],"f185","M5z"]};b'
+    )
+    assert with_icons(script, {"sun"}) == 'a={sun:[1,2,["s"],"f185","M5z"]};b'
+    assert with_icons(script, {"moon", "half-sun", "sun"}) == script
+    lines = '<dl>\n<dd><em class="sig-param">name</em>,</dd>\n</dl>'
+    assert trimmed(lines) == '<span>\n<span class="sig-line"><em class="sig-param">name</em>,</span>\n</span>'
+    assert trimmed("<dl><dt>a</dt><dd>b</dd></dl>") == "<dl><dt>a</dt><dd>b</dd></dl>"
+    assert trimmed("<script>const THEBE_JS_URL = 1</script><p>x</p>") == "<p>x</p>"
 
 
 def test_launch_button_opens_an_executed_notebook_of_the_published_branch(healthy):

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
-CHAPTERS = ("depth_as_time", "linearization", "reduction", "gains")
+ONE_MODEL = ("depth_as_time", "linearization", "reduction", "gains", "ablations", "control")
+CHAPTERS = (*ONE_MODEL, "scaling", "explorer", "scoreboard")
+CHOICES = {
+    **{name: {"model_name", "task_name"} for name in ("intro", *ONE_MODEL)},
+    "scaling": {"task_name"},
+    "explorer": {"model_name", "task_name", "order"},
+}
 EXERCISE = re.compile(r"^`{3,4}\{exercise\} (?P<title>.*)\n:label: (?P<label>ex-[a-z0-9-]+)$", re.MULTILINE)
 CODE = "```{code-cell} ipython3\n"
 
@@ -50,11 +56,15 @@ def test_chapter_states_objectives_and_boxes_a_misconception(name):
     assert "**The question it leaves**" in text
 
 
-@pytest.mark.parametrize("name", ("intro", *CHAPTERS))
+@pytest.mark.parametrize("name", CHOICES)
 def test_choices_stand_in_the_first_cell_and_are_used_below(name):
     cells = [part.partition("\n```")[0] for part in page(name).split(CODE)[1:]]
     choices = re.findall(r"^(\w+) = ", cells[0], re.MULTILINE)
-    assert {"profile", "device", "model_name", "task_name"} <= set(choices)
+    assert {"profile", "device"} | CHOICES[name] <= set(choices)
     for choice in choices:
         assert any(re.search(rf"\b{choice}\b", cell) for cell in cells[1:]), f"{choice} changes nothing"
-    assert sum("select(RUNNING)" in cell for cell in cells) == 1
+
+
+@pytest.mark.parametrize("name", ("intro", *ONE_MODEL, "scaling"))
+def test_the_running_example_comes_along(name):
+    assert re.search(r"\bRUNNING\b(?!,? load_profile)", page(name).partition("import RUNNING")[2])

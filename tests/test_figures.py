@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
 from llvlit import figures
 from llvlit.errors import InputError
 from llvlit.profiles import RUNNING, load_profile
+from llvlit.styles import MEASURED, MODEL_STYLES, PREDICTORS
+
+DARK_PAGE = "#14181e"
+"""The theme's ground in dark mode."""
 
 
 def test_a_profile_takes_another_model_task_and_order_in_the_chapters_place():
@@ -99,3 +104,27 @@ def test_a_saved_figure_is_whole_or_absent(tmp_path):
     figure, _ = figures.new()
     assert figures.save(figure, tmp_path / "a" / "figure.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["figure.png"]
+
+
+def luminance(color):
+    """Relative luminance of sRGB in [0, 1] (WCAG 2.2)."""
+    linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def contrast(one, other):
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def in_the_dark(color):
+    """What the style sheet makes of it: invert(1), then hue-rotate(180deg) (Filter Effects, section 9)."""
+    gray = np.array([0.213, 0.715, 0.072])
+    return np.clip(2 * gray @ (1 - color) - (1 - color), 0, 1)
+
+
+@pytest.mark.parametrize("color", sorted({style["color"] for style in (*PREDICTORS.values(), *MODEL_STYLES, MEASURED)}))
+def test_colors_stand_out_on_a_light_and_on_a_dark_page(color):
+    shade = np.array(to_rgb(color))
+    assert contrast(shade, np.array(to_rgb("#ffffff"))) >= 3
+    assert contrast(in_the_dark(shade), np.array(to_rgb(DARK_PAGE))) >= 3
