@@ -12,7 +12,7 @@ from llvlit.errors import InputError
 from llvlit.profiles import RUNNING, load_profile
 from llvlit.styles import MEASURED, MODEL_STYLES, PREDICTORS
 
-DARK_PAGE = "#14181e"
+DARK_PAGE = "#121212"
 """The theme's ground in dark mode."""
 
 
