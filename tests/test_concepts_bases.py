@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import EXACT, PROMPTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from conftest import EXACT, PROMPTS
 from llvlit.bases import BASES, krylov_basis, orthonormal_basis, principal_basis, random_basis, reachability_basis
 from llvlit.concepts import (
     METHODS,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import EXACT, PROMPTS, affine_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from conftest import EXACT, PROMPTS, affine_model
 from llvlit.concepts import random_directions
 from llvlit.control import energy, minimum_energy, relative_weights, schedules
 from llvlit.depth import depth_system

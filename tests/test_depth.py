@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, EXACT, PROMPTS, REFUSED, SOFTMAX32, tiny_model
 
+from conftest import ARCHITECTURES, EXACT, PROMPTS, REFUSED, SOFTMAX32, tiny_model
 from llvlit import frozen
 from llvlit.depth import depth_system, last_token_states, propagate_beside, sweep
 from llvlit.errors import InputError, ModelError, NumericalError

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from conftest import byte_tokenizer, tiny_module
 from hub_server import LAYOUTS, Hub, client_environment, expected_text, serve, write_task_repositories
 
+from conftest import byte_tokenizer, tiny_module
 from llvlit.hub import hub_reachable
 from llvlit.hub_tasks import HUB_TASKS
 from llvlit.models import load_model, wrap_model

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import EXACT, byte_tokenizer, tiny_module
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -28,6 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from conftest import EXACT, byte_tokenizer, tiny_module
 from llvlit import files, models
 from llvlit.errors import FileError, InputError, LlvlitError, ModelError, unknown_name
 from llvlit.files import load_tensors, save_tensors, write_atomically, write_json

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_module
 from hub_server import client_environment, serve, write_task_repositories
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from conftest import byte_tokenizer, tiny_module
 from llvlit.cli import main
 from llvlit.estimate import PAPER_SHAPES, model_shape
 from llvlit.grid import load_grid

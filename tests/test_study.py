@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import PROMPTS, affine_model
 from pyarrow import Table, parquet
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from conftest import PROMPTS, affine_model
 from llvlit.concepts import directions_of_states, random_directions
 from llvlit.depth import last_token_states
 from llvlit.energies import schedule_energies

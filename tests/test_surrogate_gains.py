@@ -7,9 +7,9 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import EXACT, PROMPTS, affine_model
 from scipy.stats import pearsonr, spearmanr
 
+from conftest import EXACT, PROMPTS, affine_model
 from llvlit.bases import BASES
 from llvlit.concepts import random_directions
 from llvlit.depth import depth_system, last_token_states
