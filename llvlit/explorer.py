@@ -47,9 +47,10 @@ def responses(llv: LLV) -> np.ndarray:
 
     Examples
     --------
+    >>> from llvlit.explorer import responses
     >>> A = np.array([[[2.0, 0], [1, 0]], [[1, 3], [0, 1]]])
     >>> bases = np.tile(np.eye(2), (3, 1, 1))
-    >>> responses(LLV(A, np.array([1.0, 0]), bases, np.array([2, 2, 2]), A[None], {}))
+    >>> responses(llvlit.LLV(A, np.array([1.0, 0]), bases, np.array([2, 2, 2]), A[None], {}))
     array([[1., 0.],
            [2., 1.],
            [5., 1.]])
@@ -133,17 +134,24 @@ def export_explorer(
     models
         An iterator will do: one model is held at a time.
     tasks
-        Splits of each task by its name; see :func:`explorer_case` for what each split serves.
+        Splits of each task by its name; see ``explorer_case`` for what each split serves.
 
     Returns
     -------
     dict
-        ``format``, ``llvlit`` (the version) and ``cases``; :func:`llvlit.files.write_json` writes it.
+        ``format``, ``llvlit`` (the version) and ``cases``; ``llvlit.files.write_json`` writes it.
 
     Raises
     ------
     InputError
         If there is no model or no task, or two cases would have one name.
+
+    Examples
+    --------
+    >>> from llvlit.explorer import export_explorer
+    >>> document = export_explorer([model], {task.name: splits}, order=4)
+    >>> document["cases"][0]["n_layers"]
+    12
     """
     cases = [
         explorer_case(model, task, splits, order=order, amplitude=amplitude, seed=seed)
@@ -166,6 +174,12 @@ def explorer_html(document: Mapping[str, Any]) -> str:
     ------
     InputError
         If a number is not finite: JSON has no word for it.
+
+    Examples
+    --------
+    >>> from llvlit.explorer import explorer_html, export_explorer
+    >>> explorer_html(export_explorer([model], {task.name: splits}, order=4))[:28]
+    '<div class="llvlit-explorer"'
     """
     try:
         data = json.dumps(document, allow_nan=False, separators=(",", ":"))

@@ -40,6 +40,7 @@ def sparkline(
 
     Examples
     --------
+    >>> from llvlit.terminal import sparkline
     >>> sparkline([0, 1, 2, 7])
     '▁▂▃█'
     """
@@ -58,6 +59,7 @@ def bar(value: float, largest: float, width: int, *, blocks: bool = True) -> str
 
     Examples
     --------
+    >>> from llvlit.terminal import bar
     >>> bar(3.0, 4.0, 8)
     '██████'
     >>> bar(-9.0, 4.0, 8, blocks=False)

@@ -184,8 +184,18 @@ def _unit(name: str, shape: np.ndarray, n_layers: int) -> np.ndarray:
 
 
 def output_shifts(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray) -> np.ndarray:
-    """Shift of y = v_L^T x_L on the full model, ``(n_prompts, k)``, under inputs ``(n_prompts, k, n_layers)``."""
+    """Shift of y = v_L^T x_L on the full model, ``(n_prompts, k)``, under inputs ``(n_prompts, k, n_layers)``.
+
+    Examples
+    --------
+    >>> from llvlit.verification import output_shifts
+    >>> system = llvlit.depth_system(model, splits.evaluation)
+    >>> shifts = output_shifts(system, directions.vectors, np.zeros((8, 1, 12)))
+    >>> shifts.shape, bool(np.abs(shifts).max() < 1e-3)
+    ((8, 1), True)
+    """
     n_prompts, k, _ = inputs.shape
+    vectors = vectors.to(system.states)
     pushes = torch.as_tensor(inputs).to(vectors)
     candidates = system.states[:, :1].expand(-1, k, -1)
     for layer in range(system.n_layers):
