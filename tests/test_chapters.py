@@ -11,7 +11,7 @@ BOOK = Path(__file__).resolve().parent.parent / "book"
 ONE_MODEL = ("depth_as_time", "linearization", "reduction", "gains", "ablations", "control")
 CHAPTERS = (*ONE_MODEL, "scaling", "explorer", "scoreboard")
 CHOICES = {
-    **{name: {"model_name", "task_name"} for name in ("intro", *ONE_MODEL)},
+    **{name: {"model_name", "task_name"} for name in ("intro", *ONE_MODEL, "scoreboard")},
     "scaling": {"task_name"},
     "explorer": {"model_name", "task_name", "order"},
 }
@@ -65,6 +65,6 @@ def test_choices_stand_in_the_first_cell_and_are_used_below(name):
         assert any(re.search(rf"\b{choice}\b", cell) for cell in cells[1:]), f"{choice} changes nothing"
 
 
-@pytest.mark.parametrize("name", ("intro", *ONE_MODEL, "scaling"))
+@pytest.mark.parametrize("name", ("intro", *ONE_MODEL, "scaling", "scoreboard"))
 def test_the_running_example_comes_along(name):
     assert re.search(r"\bRUNNING\b(?!,? load_profile)", page(name).partition("import RUNNING")[2])
