@@ -60,9 +60,17 @@ def random_prompts(n_prompts: int, *, seed: int) -> Prompts:
 
 
 def seconds(function: Callable[[], object]) -> float:
+    synchronize()
     began = time.perf_counter()
     function()
+    synchronize()
     return time.perf_counter() - began
+
+
+def synchronize() -> None:
+    """Wait for an accelerator, which works on while Python goes on."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def interleaved(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:

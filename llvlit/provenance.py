@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -37,10 +38,14 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def commit() -> str:
-    """Commit of the checkout that holds the package (``+`` if changed since), or ``unknown``; asked once a process."""
+    """Commit of the checkout that holds the package (``+`` if changed since); asked once a process.
+
+    Files that came without their history, as into a container, have the commit that the environment variable
+    ``LLVLIT_COMMIT`` names, else ``unknown``.
+    """
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
-        return "unknown"
+        return os.environ.get("LLVLIT_COMMIT", "unknown")
     try:
         revision = _git(folder, "rev-parse", "--short=12", "HEAD")
         return revision + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")

@@ -145,3 +145,13 @@ def test_every_figure_has_alt_text_caption_and_a_name_of_its_own():
                 names.append(ast.literal_eval(words["name"]))
     assert all(name.startswith("fig-") for name in names), names
     assert len(names) == len(set(names)), "two figures share a name"
+
+
+def test_files_without_history_have_the_commit_they_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llvlit import provenance
+
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "llvlit" / "provenance.py"))
+    monkeypatch.delenv("LLVLIT_COMMIT", raising=False)
+    assert provenance.commit.__wrapped__() == "unknown"
+    monkeypatch.setenv("LLVLIT_COMMIT", "0123456789ab")
+    assert provenance.commit.__wrapped__() == "0123456789ab"
