@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from llvlit.control import relative_weights
 from llvlit.depth import last_token_states
 from llvlit.energies import schedule_energies
 from llvlit.errors import FileError
-from llvlit.files import FORMAT_VERSION, write_json
+from llvlit.files import write_json
 from llvlit.gains import Gains, adjoint_gains_of, agreement, measured_gains_of
 from llvlit.grid import Settings
 from llvlit.identification import Identification, Plan, identify_all
 from llvlit.models import LanguageModel
+from llvlit.prompting import tokenize
 from llvlit.prompts import Prompts, length_auc
 from llvlit.provenance import environment
 from llvlit.tasks import Splits
+
+RESULT_VERSION = 2
+"""Of result files; finished cells of another version are computed again."""
 
 PARTS = {"all": slice(None), "not 0": slice(1, None)}
 """Layers that a number is about; layer 0, where the state is small, is often a case of its own."""
@@ -44,7 +49,7 @@ class Experiment:
     model : dict
         ``parameters``, ``layers``, ``hidden_size``, ``fingerprint``.
     data : dict
-        ``fingerprint`` (of the held-out prompts), ``length_auc``, ``n_cut``.
+        ``fingerprint`` (of the held-out prompts), those of the other splits, ``length_auc``, ``n_cut``.
     directions : dict of str to dict
         For each method: ``gaps``, ``borrowed`` and ``separation`` (on the operating split), one value a state.
     profiles : dict of str to dict
@@ -66,7 +71,7 @@ class Experiment:
 
     def content(self) -> dict[str, Any]:
         """The result as it stands in a file."""
-        return {"format": FORMAT_VERSION, "kind": "experiment", **asdict(self)}
+        return {"format": RESULT_VERSION, "kind": "experiment", **asdict(self)}
 
     def save(self, path: str | Path) -> None:
         """Write the result as JSON, whole or not at all."""
@@ -77,7 +82,7 @@ class Experiment:
         """Read what :meth:`save` wrote; FileError if it is cut short or of another version."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if (content.pop("kind"), content.pop("format")) != ("experiment", FORMAT_VERSION):
+            if (content.pop("kind"), content.pop("format")) != ("experiment", RESULT_VERSION):
                 raise FileError(f"{path} is of another kind or version. Compute it again.")
             return cls(**content)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -162,18 +167,7 @@ def run_experiment(
         )
     return Experiment(
         cell=dict(cell or {}),
-        model={
-            "parameters": model.n_parameters,
-            "layers": model.n_layers,
-            "hidden_size": model.hidden_size,
-            "fingerprint": model.fingerprint,
-        },
-        data={
-            "fingerprint": splits.evaluation.fingerprint,
-            "length_auc": length_auc(splits.evaluation),
-            "n_cut": measured[first, "null"].metadata["n_cut"],
-            "n_evaluation": len(splits.evaluation),
-        },
+        **describe(model, splits, settings),
         directions={
             method: {
                 "gaps": one.gaps.tolist(),
@@ -185,8 +179,38 @@ def run_experiment(
         profiles=profiles,
         agreements=rows,
         energies=energies,
-        metadata={"seconds": round(time.perf_counter() - began, 2), **environment(model.device)},
+        metadata=run_metadata(model, began),
     )
+
+
+def describe(model: LanguageModel, splits: Splits, settings: Settings) -> dict[str, dict[str, Any]]:
+    """``model`` and ``data`` of a result: sizes, fingerprints, and what length alone tells of the class."""
+    held_out = splits.evaluation
+    return {
+        "model": {
+            "parameters": model.n_parameters,
+            "layers": model.n_layers,
+            "hidden_size": model.hidden_size,
+            "fingerprint": model.fingerprint,
+        },
+        "data": {
+            "fingerprint": held_out.fingerprint,
+            "concept_fingerprint": splits.concept.fingerprint,
+            "operating_fingerprint": splits.operating.fingerprint,
+            "length_auc": length_auc(held_out),
+            "n_cut": tokenize(model, held_out, max_tokens=settings.max_tokens).n_cut,
+            "n_evaluation": len(held_out),
+        },
+    }
+
+
+def run_metadata(model: LanguageModel, began: float) -> dict[str, Any]:
+    """Seconds since ``began``, when it ended, versions, device, commit."""
+    return {
+        "seconds": round(time.perf_counter() - began, 2),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **environment(model.device),
+    }
 
 
 def _of(method: str, plans: Mapping[tuple[str, str], Plan]) -> dict[tuple[str, str], Plan]:

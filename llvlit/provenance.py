@@ -13,7 +13,7 @@ import torch
 
 from llvlit import __version__
 
-PACKAGES = ("torch", "transformers", "numpy", "scipy")
+PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 
 
 def environment(device: torch.device | None = None) -> dict[str, str]:

@@ -16,6 +16,7 @@ from llvlit.grid import Grid
 from llvlit.study import Results
 
 TABLES = ("cells", "agreement", "energy")
+CELL = ("model", "task", "seed", "jacobian", "final_norm")
 FIRST_COLUMNS = (
     *("model", "task", "seed", "jacobian", "final_norm"),
     *("direction", "predictor", "order", "n_operating", "amplitude"),
@@ -32,37 +33,42 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
     """
     cells, agreements, energies = [], [], []
     for one in results.experiments:
-        asked = {key: one.cell[key] for key in ("model", "task", "seed", "jacobian", "final_norm")}
+        asked = {key: one.cell[key] for key in CELL}
         first = one.directions[one.cell["settings"]["directions"][0]]
         own = np.array(first["separation"])[~np.array(first["borrowed"])]
-        cells.append(
-            {
-                **asked,
-                "suffix": one.cell["suffix"],
-                "parameters": one.model["parameters"],
-                "n_layers": one.model["layers"],
-                "hidden_size": one.model["hidden_size"],
-                "model_fingerprint": one.model["fingerprint"],
-                "data_fingerprint": one.data["fingerprint"],
-                "n_evaluation": one.data["n_evaluation"],
-                "n_cut": one.data["n_cut"],
-                "length_auc": one.data["length_auc"],
-                "best_separation": float(own.max()),
-                "n_borrowed": int(np.sum(first["borrowed"])),
-                "class_gap": first["gaps"][-1],
-                "seconds": one.metadata["seconds"],
-                "device": one.metadata["device"],
-                "commit": one.metadata["commit"],
-                "visible": True,
-            }
-        )
+        shown = {
+            "best_separation": float(own.max()),
+            "n_borrowed": int(np.sum(first["borrowed"])),
+            "class_gap": first["gaps"][-1],
+        }
+        cells.append(_cell(one.content(), shown))
         agreements += [{**asked, **row} for row in one.agreements]
         energies += [{**asked, **row} for row in one.energies]
-    for missing in results.not_visible:
-        asked = {key: missing["cell"][key] for key in ("model", "task", "seed", "jacobian", "final_norm", "suffix")}
-        cells.append({**asked, "visible": False})
+    absent = dict.fromkeys(("best_separation", "n_borrowed", "class_gap"))
+    cells += [_cell(missing, absent) for missing in results.not_visible]
     frames = (pd.DataFrame(rows) for rows in (cells, agreements, energies))
     return {name: _ordered(frame) for name, frame in zip(TABLES, frames, strict=True)}
+
+
+def _cell(content: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    """Row of a cell: what was asked, model, data, how well the concept shows (``None``: not at all), provenance."""
+    model, data, metadata = content["model"], content["data"], content["metadata"]
+    return {
+        **{key: content["cell"][key] for key in (*CELL, "suffix")},
+        "parameters": model["parameters"],
+        "n_layers": model["layers"],
+        "hidden_size": model["hidden_size"],
+        "model_fingerprint": model["fingerprint"],
+        "data_fingerprint": data["fingerprint"],
+        "concept_fingerprint": data["concept_fingerprint"],
+        "operating_fingerprint": data["operating_fingerprint"],
+        "n_evaluation": data["n_evaluation"],
+        "n_cut": data["n_cut"],
+        "length_auc": data["length_auc"],
+        **shown,
+        **{key: metadata[key] for key in ("seconds", "finished", "device", "commit")},
+        "visible": content["kind"] == "experiment",
+    }
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
@@ -199,7 +205,7 @@ def _short(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _provenance(results: Results, grid: Grid) -> dict[str, Any]:
     """Grid, versions, devices and commits of all experiments."""
-    keys = sorted({key for one in results.experiments for key in one.metadata} - {"seconds"})
+    keys = sorted({key for one in results.experiments for key in one.metadata} - {"seconds", "finished"})
     found = {key: sorted({str(one.metadata.get(key)) for one in results.experiments}) for key in keys}
     return {
         "grid": grid.name,
@@ -209,5 +215,6 @@ def _provenance(results: Results, grid: Grid) -> dict[str, Any]:
         "n_experiments": len(results.experiments),
         "n_not_visible": len(results.not_visible),
         "seconds": round(sum(one.metadata["seconds"] for one in results.experiments)),
+        "finished": max(one.metadata["finished"] for one in results.experiments),
         **{key: values[0] if len(values) == 1 else values for key, values in found.items()},
     }

@@ -17,11 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from llvlit.errors import ConceptNotVisibleError, FileError, InputError
 from llvlit.estimate import count_operations, model_shape
-from llvlit.experiment import Experiment, run_experiment
-from llvlit.files import FORMAT_VERSION, write_json
+from llvlit.experiment import RESULT_VERSION, Experiment, describe, run_experiment, run_metadata
+from llvlit.files import write_json
 from llvlit.grid import Cell, Grid
 from llvlit.models import LanguageModel, load_model, wrap_model
-from llvlit.provenance import environment
 from llvlit.runner import Job, Outcome, read_result, result_path, run_jobs
 from llvlit.tasks import Splits, load_task
 
@@ -82,13 +81,12 @@ def run_cell(cell: Cell, device: str = "auto") -> dict[str, Any]:
             return run_experiment(model, splits, cell.settings, **options, cell=asked).content()
         except ConceptNotVisibleError as error:
             return {
-                "format": FORMAT_VERSION,
+                "format": RESULT_VERSION,
                 "kind": "not visible",
                 "cell": asked,
-                "model": {"fingerprint": model.fingerprint},
-                "data": {"fingerprint": splits.evaluation.fingerprint},
+                **describe(model, splits, cell.settings),
                 "reason": str(error),
-                "metadata": {"seconds": round(time.perf_counter() - began, 2), **environment(model.device)},
+                "metadata": run_metadata(model, began),
             }
 
 
@@ -135,7 +133,7 @@ def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str = "aut
 
 
 def _is_current(content: dict[str, Any]) -> bool:
-    return content.get("format") == FORMAT_VERSION and content.get("kind") in ("experiment", "not visible")
+    return content.get("format") == RESULT_VERSION and content.get("kind") in ("experiment", "not visible")
 
 
 def run_study(
