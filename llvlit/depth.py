@@ -45,9 +45,9 @@ def sweep(
         If a state is not finite; the message names the layer.
     """
     tokenized = prompts if isinstance(prompts, TokenizedPrompts) else tokenize(model, prompts, max_tokens=max_tokens)
-    returns_tuple = check_replay(model, tokenized)
+    style = check_replay(model, tokenized)
     batches = [
-        (members, record(model, tokens, last, returns_tuple=returns_tuple))
+        (members, record(model, tokens, last, style))
         for members, tokens, last in tokenized.batches(
             numbers_per_batch(model.device) // model.hidden_size, model.device
         )
@@ -110,11 +110,11 @@ def propagate_beside(
     Tokens and candidates share every matrix product, and one batch is held at a time: the cheapest way to
     the outputs where no derivative and no context is needed.
     """
-    returns_tuple = check_replay(model, tokenized)
+    style = check_replay(model, tokenized)
     finals: list[tuple[torch.Tensor, torch.Tensor]] = []
     batches = list(tokenized.batches(numbers_per_batch(model.device) // model.hidden_size, model.device))
     for members, tokens, last in progress(batches, description):
-        recording = record(model, tokens, last, returns_tuple=returns_tuple)
+        recording = record(model, tokens, last, style)
         hidden = recording.hidden
         rows = torch.arange(len(members), device=hidden.device)
         candidates = hidden[:, :0]

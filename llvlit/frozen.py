@@ -131,8 +131,7 @@ class FrozenLayer:
         return LinearizedLayer(self, n_products)
 
     def _replay(self, batch: FrozenBatch, candidates: torch.Tensor) -> torch.Tensor:
-        recording = batch.recording
-        out = run_candidates(self.module, candidates, batch.call, recording.cache, batch.context, recording.last)
+        out = run_candidates(self.module, candidates, batch.call, batch.recording, batch.context)
         return apply_modules(self.after, out)
 
     def _pieces(self, n_candidates: int) -> Iterator[tuple[FrozenBatch, slice]]:
@@ -207,11 +206,14 @@ class LinearizedLayer:
             most = max(1, NUMBERS_PER_GRAPH[kind] // (len(batch.members) * hidden_size))
             n_rows = -(-self.n_products // -(-self.n_products // most)) if n_vectors > 1 else 1  # even pieces
             graph = self._graph(number, n_rows)
+            mine = vectors[batch.members]
+            products = torch.empty_like(mine)
             for start in range(0, n_vectors, n_rows):
-                part = vectors[batch.members, start : start + n_rows]
+                part = mine[:, start : start + n_rows]
                 missing = n_rows - part.shape[1]
                 whole = nn.functional.pad(part, (0, 0, 0, missing)) if missing else part
-                out[batch.members, start : start + n_rows] = product(graph, whole)[:, : part.shape[1]]
+                products[:, start : start + n_rows] = product(graph, whole)[:, : part.shape[1]]
+            out[batch.members] = products
         return out
 
     def _graph(self, number: int, n_rows: int) -> _Graph:

@@ -3,13 +3,13 @@
 A forward pass whose layers do nothing records what the model hands each of them (mask, positions, ...).  A
 layer is then run twice: once on all tokens, which yields the next states and the context's keys and values;
 and as often as wanted on *candidates*, alternative last tokens that stand side by side behind the context.
-A mask lets each candidate see the context and itself.  No architecture has code of its own.
+Each candidate sees the context and itself.  No architecture has code of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from llvlit.frozen_attention import FrozenContext, frozen_attention
 from llvlit.models import LanguageModel
 
 
@@ -55,6 +56,23 @@ class LayerCall:
 
 
 @dataclass(frozen=True)
+class ReplayStyle:
+    """How the layers of an architecture are run; found out by :func:`llvlit.replay_check.check_replay`.
+
+    Attributes
+    ----------
+    returns_tuple : bool
+        Whether layers return tuples.
+    frozen_attention : bool
+        Whether candidates run through :func:`llvlit.frozen_attention.attend`; else through the layer's own kernel,
+        behind the context's tokens and a mask.
+    """
+
+    returns_tuple: bool
+    frozen_attention: bool
+
+
+@dataclass(frozen=True)
 class Recording:
     """The embedded tokens of a batch and the call of every layer.
 
@@ -67,12 +85,14 @@ class Recording:
     calls : tuple of LayerCall
     cache : DynamicCache
         Stands in the calls where a cache belongs.
+    style : ReplayStyle
     """
 
     hidden: torch.Tensor
     last: torch.Tensor
     calls: tuple[LayerCall, ...]
     cache: DynamicCache
+    style: ReplayStyle
 
 
 @contextmanager
@@ -98,18 +118,18 @@ def _idle_layers(
                 layer.forward = forward
 
 
-def record(model: LanguageModel, tokens: torch.Tensor, last: torch.Tensor, *, returns_tuple: bool = False) -> Recording:
+def record(model: LanguageModel, tokens: torch.Tensor, last: torch.Tensor, style: ReplayStyle) -> Recording:
     """Recording of a batch of token ids ``(n_prompts, n_tokens)``, padded on the right."""
     seen: list[tuple[torch.Tensor, LayerCall]] = []
     cache = DynamicCache()
     with (
         torch.no_grad(),
-        _idle_layers(model, lambda hidden, call: seen.append((hidden, call)), returns_tuple=returns_tuple),
+        _idle_layers(model, lambda hidden, call: seen.append((hidden, call)), returns_tuple=style.returns_tuple),
     ):
         model.module.base_model(
             input_ids=tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache, use_cache=True
         )
-    return Recording(seen[0][0], last, tuple(call for _, call in seen), cache)
+    return Recording(seen[0][0], last, tuple(call for _, call in seen), cache, style)
 
 
 def run_all_tokens(
@@ -122,25 +142,26 @@ def run_all_tokens(
 
 
 def run_candidates(
-    layer: nn.Module,
-    candidates: torch.Tensor,
-    call: LayerCall,
-    cache: DynamicCache,
-    context: ContextCache,
-    last: torch.Tensor,
+    layer: nn.Module, candidates: torch.Tensor, call: LayerCall, recording: Recording, context: ContextCache
 ) -> torch.Tensor:
     """Outputs ``(n_prompts, n_candidates, hidden_size)`` for candidate last tokens of each prompt."""
-    assert context.keys is not None
-    n_tokens = context.keys.shape[-2]
-    reader = ContextCache(context.keys, context.values)
+    keys, values = context.keys, context.values
+    assert keys is not None and values is not None
+    n_tokens, frozen = keys.shape[-2], recording.style.frozen_attention
+    reader = ContextCache() if frozen else ContextCache(keys, values)
 
     def cut(value: Any) -> Any:
-        if value is cache:
+        if value is recording.cache:
             return reader
-        return _cut(value, last, n_tokens, candidates.shape[1]) if isinstance(value, torch.Tensor) else value
+        if not isinstance(value, torch.Tensor):
+            return value
+        if frozen and _is_mask(value, n_tokens) and value.is_floating_point():
+            return FrozenContext(keys.contiguous(), values.contiguous(), *_seen_by_last(value, recording.last))
+        return _cut(value, recording.last, n_tokens, candidates.shape[1])
 
     args, kwargs = _map(call, cut)
-    return first_output(layer(candidates, *args, **kwargs))
+    with frozen_attention(layer) if frozen else nullcontext():
+        return first_output(layer(candidates, *args, **kwargs))
 
 
 def run_together(
@@ -204,9 +225,9 @@ def _cut(value: torch.Tensor, last: torch.Tensor, n_tokens: int, n_candidates: i
     Attention masks are (batch, head, token, token), positions (batch, token), rotary embeddings and other
     features (batch, token, feature), where the batch may be 1; anything else is handed on as it is.
     """
-    rows = torch.arange(len(last), device=value.device) if value.shape[:1] == (len(last),) else 0 * last
-    if value.ndim == 4 and value.shape[-2:] == (n_tokens, n_tokens):
-        return _candidate_mask(value[rows, :, last, :], last, n_candidates)
+    rows = _rows(value, last)
+    if _is_mask(value, n_tokens):
+        return _candidate_mask(value, last, n_candidates)
     if value.ndim == 3 and value.shape[1] == n_tokens:
         return value[rows, last].unsqueeze(1).expand(-1, n_candidates, -1)
     if value.ndim == 2 and value.shape[1] == n_tokens:
@@ -214,18 +235,31 @@ def _cut(value: torch.Tensor, last: torch.Tensor, n_tokens: int, n_candidates: i
     return value
 
 
-def _candidate_mask(row: torch.Tensor, last: torch.Tensor, n_candidates: int) -> torch.Tensor:
-    """Mask (batch, head, candidate, token + candidate) from the last token's row (batch, head, token).
+def _rows(value: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Index of each prompt in a recorded argument, whose batch may be 1."""
+    return torch.arange(len(last), device=value.device) if value.shape[:1] == (len(last),) else 0 * last
 
-    The original last token is hidden; in its place, each candidate sees itself and no other candidate.
+
+def _is_mask(value: torch.Tensor, n_tokens: int) -> bool:
+    return value.ndim == 4 and value.shape[-2:] == (n_tokens, n_tokens)
+
+
+def _seen_by_last(mask: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last token's row of a mask, cut into context ``(batch, head, 1, token)`` and itself ``(batch, head, 1, 1)``.
+
+    In the context, the original last token is hidden: candidates stand in its place.
     """
-    hidden = _hidden(row.dtype)
-    index = last.view(-1, 1, 1).expand(-1, row.shape[1], 1)
-    own = row.gather(-1, index)
-    context = row.scatter(-1, index, hidden).unsqueeze(2).expand(-1, -1, n_candidates, -1)
-    itself = torch.eye(n_candidates, dtype=torch.bool, device=row.device)
-    candidates = torch.where(itself, own.unsqueeze(-1), torch.full_like(own, hidden).unsqueeze(-1))
-    return torch.cat([context, candidates], dim=-1)
+    row = mask[_rows(mask, last), :, last, :].unsqueeze(2)
+    index = last.view(-1, 1, 1, 1).expand(-1, row.shape[1], 1, 1)
+    return row.scatter(-1, index, _hidden(row.dtype)), row.gather(-1, index)
+
+
+def _candidate_mask(mask: torch.Tensor, last: torch.Tensor, n_candidates: int) -> torch.Tensor:
+    """Mask (batch, head, candidate, token + candidate): each candidate sees the context and itself."""
+    context, own = _seen_by_last(mask, last)
+    itself = torch.eye(n_candidates, dtype=torch.bool, device=mask.device)
+    candidates = torch.where(itself, own, torch.full_like(own, _hidden(mask.dtype)))
+    return torch.cat([context.expand(-1, -1, n_candidates, -1), candidates], dim=-1)
 
 
 def _hidden(dtype: torch.dtype) -> float | bool:

@@ -10,27 +10,28 @@ from torch import nn
 from llvlit.errors import ModelError, NumericalError
 from llvlit.models import LanguageModel
 from llvlit.prompting import TokenizedPrompts
-from llvlit.replay import first_output, record, run_all_tokens, run_candidates
+from llvlit.replay import ReplayStyle, first_output, record, run_all_tokens, run_candidates
 
 REPLAY_TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-5}
 """Relative to the largest number; in float64 too, most architectures take norms and softmax in float32."""
 
-_RETURNS_TUPLE: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Modules already checked, and whether their layers return tuples (a memo of :func:`check_replay`)."""
+_STYLES: WeakKeyDictionary[nn.Module, ReplayStyle] = WeakKeyDictionary()
+"""Modules already checked, and how they are run (a memo of :func:`check_replay`)."""
 
 
-def check_replay(model: LanguageModel, tokenized: TokenizedPrompts) -> bool:
-    """Whether the model's layers return tuples, after a check that recording and replaying them is exact.
+def check_replay(model: LanguageModel, tokenized: TokenizedPrompts) -> ReplayStyle:
+    """How the model's layers are run, after a check that recording and replaying them is exact.
 
     One prompt runs through the plain model; its recorded states, a replay of each state, and a replay of a
-    changed state beside it must agree with the model's own layers.  The answer is kept per module.
+    changed state beside it must agree with the model's own layers: with attention to a frozen context, or else with
+    the layers' own kernel.  The answer is kept per module.
 
     Raises
     ------
     ModelError
         If they do not: the architecture masks, positions or caches in a way that a replay does not see.
     """
-    known = _RETURNS_TUPLE.get(model.module)
+    known = _STYLES.get(model.module)
     if known is not None:
         return known
     for index, module in enumerate(model.layers):
@@ -50,20 +51,29 @@ def check_replay(model: LanguageModel, tokenized: TokenizedPrompts) -> bool:
         for handle in handles:
             handle.remove()
     returns_tuple = all(is_tuple for _, is_tuple in outputs)
-    try:
-        _compare_replay(model, tokens, [out for out, _ in outputs], returns_tuple)
-    except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError) as error:
-        raise refusal(model, None, f"cannot be replayed ({str(error).splitlines()[0]})") from error
-    _RETURNS_TUPLE[model.module] = returns_tuple
-    return returns_tuple
+    expected = [out for out, _ in outputs]
+    for frozen_attention in (True, False):
+        style = ReplayStyle(returns_tuple, frozen_attention)
+        try:
+            _compare_replay(model, tokens, expected, style)
+        except ModelError:
+            if not frozen_attention:
+                raise
+        except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError, KeyError) as error:
+            if not frozen_attention:
+                raise refusal(model, None, f"cannot be replayed ({str(error).splitlines()[0]})") from error
+        else:
+            break
+    _STYLES[model.module] = style
+    return style
 
 
 def _compare_replay(
-    model: LanguageModel, tokens: torch.Tensor, expected: list[torch.Tensor], returns_tuple: bool
+    model: LanguageModel, tokens: torch.Tensor, expected: list[torch.Tensor], style: ReplayStyle
 ) -> None:
     tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
     last = torch.tensor([tokens.shape[1] - 1], device=tokens.device)
-    recording = record(model, tokens, last, returns_tuple=returns_tuple)
+    recording = record(model, tokens, last, style)
     if len(recording.calls) != model.n_layers:
         raise refusal(model, None, "does not call each of its layers once")
     hidden = recording.hidden
@@ -74,7 +84,7 @@ def _compare_replay(
             after, context = run_all_tokens(module, hidden, call, recording.cache)
             after_changed, _ = run_all_tokens(module, changed, call, recording.cache)
             pair = torch.stack([hidden[:, -1], changed[:, -1]], dim=1)
-            replayed = run_candidates(module, pair, call, recording.cache, context, last)
+            replayed = run_candidates(module, pair, call, recording, context)
         scale = tolerance * (1 + after.abs().max().item())
         for reference, value, what in (
             (expected[index], after, "sees something that its recorded call lacks"),

@@ -9,14 +9,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from transformers import AttentionInterface
 
 from conftest import ARCHITECTURES, EXACT, PROMPTS, REFUSED, SOFTMAX32, tiny_model
 from llvlit import frozen
 from llvlit.depth import depth_system, last_token_states, propagate_beside, sweep
 from llvlit.errors import InputError, ModelError, NumericalError
+from llvlit.frozen_attention import NAME, attend
 from llvlit.models import LanguageModel
 from llvlit.prompting import tokenize
-from llvlit.replay import first_output
+from llvlit.replay import ReplayStyle, first_output
 from llvlit.tasks import Prompts
 
 
@@ -65,6 +67,42 @@ def test_frozen_context_equals_the_hooked_full_forward(model_type, generator):
             assert (moved[number, 0] - expected).abs().max() < tolerance * expected.abs().max()
             assert (expected - system.states[number, -1]).abs().max() > 0.1  # the input does something
     assert first.shape == (len(PROMPTS), 1, model.hidden_size)
+
+
+@pytest.mark.parametrize("model_type", [*ARCHITECTURES, "gemma2"])
+def test_attention_to_a_frozen_context_is_that_of_the_layers_own_kernel(model_type, generator):
+    """Windows, grouped keys and capped scores included; prompts of several lengths, so that some are padded."""
+    model = tiny_model(model_type)
+    layers = depth_system(model, PROMPTS).layers
+    own = ReplayStyle(returns_tuple=False, frozen_attention=False)
+    candidates = torch.randn(len(PROMPTS), 5, 24, generator=generator, dtype=torch.float64)
+    tolerance = EXACT if model_type == "gpt2" else SOFTMAX32
+    for layer in layers:
+        assert all(batch.recording.style.frozen_attention for batch in layer.batches)
+        slow = replace(
+            layer, batches=tuple(replace(b, recording=replace(b.recording, style=own)) for b in layer.batches)
+        )
+        expected = slow.step(candidates)
+        assert (layer.step(candidates) - expected).abs().max() < tolerance * expected.abs().max()
+        expected = slow.vjp(candidates)
+        assert (layer.vjp(candidates) - expected).abs().max() < tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("fault", ["other numbers", "other arguments"])
+def test_an_attention_that_cannot_be_frozen_runs_through_its_own_kernel(monkeypatch, fault, generator):
+    def other(*arguments: object, scaling: float = 1.0, **rest: object) -> object:
+        if fault == "other arguments":
+            raise TypeError("an argument that nobody knows")
+        return attend(*arguments, scaling=1.01 * scaling, **rest)
+
+    candidates = torch.randn(len(PROMPTS), 3, 24, generator=generator, dtype=torch.float64)
+    expected = depth_system(tiny_model("llama"), PROMPTS).step(2, candidates)
+    monkeypatch.setitem(AttentionInterface._global_mapping, NAME, other)
+    model = tiny_model("llama")
+    system = depth_system(model, PROMPTS)
+    assert not any(batch.recording.style.frozen_attention for batch in system.layers[2].batches)
+    assert (system.step(2, candidates) - expected).abs().max() < SOFTMAX32 * expected.abs().max()
+    assert model.module.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
