@@ -46,9 +46,10 @@ links: $(INSTALLED) ## Check the links of a built book to other sites (needs the
 
 results: $(INSTALLED) ## Compute the tables in results/ again: DATA=tasks CORPUS=reviews
 	@test -n "$(DATA)" -a -n "$(CORPUS)" || { echo "Say where the data lie: make results DATA=tasks CORPUS=aclImdb"; exit 1; }
-	$(BIN)/llvlit train --corpus $(CORPUS) --out run --sizes small 24x64 12x128 --keep 0 50 100 200 400 800 1000 1200 1500
+	$(BIN)/llvlit train --corpus $(CORPUS) --out run --sizes small --keep 0 50 100 200 400 800 1000 1200 1500
+	$(BIN)/llvlit train --corpus $(CORPUS) --out run --sizes 24x64 12x128 36x192 48x256
 	$(BIN)/llvlit study real --data-dir $(DATA) --out study/real --save results/real --workers 2
-	for grid in ablations steps controls training; do \
+	for grid in larger ablations steps controls training; do \
 		$(BIN)/llvlit study results/grids/$$grid.toml --data-dir $(DATA) --out study/$$grid \
 			--save results/$$grid --workers 2 || exit 1; done
 
