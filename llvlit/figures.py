@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import cycle
@@ -19,6 +20,10 @@ from matplotlib.figure import Figure
 from llvlit.errors import InputError
 from llvlit.files import write_atomically
 from llvlit.styles import MEASURED, MODEL_STYLES, PREDICTORS, STYLE
+
+
+WIDEST = 9.6
+"""Inches, of a figure: in the book's column, letters then keep two thirds of their size."""
 
 
 def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
@@ -65,7 +70,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def new(n_columns: int = 1, *, height: float = 3.6, width: float | None = None) -> tuple[Figure, list[Axes]]:
-    """Figure in the project's style with some axes side by side.
+    """Figure in the project's style with some axes side by side; never so wide that letters get too small to read.
 
     Examples
     --------
@@ -75,9 +80,16 @@ def new(n_columns: int = 1, *, height: float = 3.6, width: float | None = None) 
     2
     """
     with mpl.rc_context(STYLE):
-        size = (width or (6.4 if n_columns == 1 else 4.0 * n_columns), height)
+        size = (min(width or (6.4 if n_columns == 1 else 4.0 * n_columns), WIDEST), height)
         figure, axes = plt.subplots(1, n_columns, figsize=size, layout="constrained", squeeze=False)
     return figure, list(axes[0])
+
+
+_INTERVAL = re.compile(r"\[[^][]*\d[^][]*\]|\([-+\d.]+ (?:to|of) [-+\d.]+\)")  # such as [0.1, 0.2] or (0.1 to 0.2)
+
+
+def _unbroken(found: re.Match[str]) -> str:
+    return found[0].replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -92,7 +104,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     from IPython.display import HTML, display
 
     def line(cells: Sequence[object], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{_INTERVAL.sub(_unbroken, escape(str(cell)))}</{tag}>" for cell in cells) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     display(HTML(f'<table class="dataframe"><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table>'))
