@@ -21,7 +21,6 @@ from llvlit.errors import InputError
 from llvlit.files import write_atomically
 from llvlit.styles import MEASURED, MODEL_STYLES, PREDICTORS, STYLE
 
-
 WIDEST = 9.6
 """Inches, of a figure: in the book's column, letters then keep two thirds of their size."""
 
@@ -104,7 +103,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     from IPython.display import HTML, display
 
     def line(cells: Sequence[object], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_INTERVAL.sub(_unbroken, escape(str(cell)))}</{tag}>" for cell in cells) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(f"<{tag}>{_INTERVAL.sub(_unbroken, escape(str(cell)))}</{tag}>" for cell in cells)
+            + "</tr>"
+        )
 
     body = "".join(line(row, "td") for row in rows)
     display(HTML(f'<table class="dataframe"><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table>'))
@@ -191,8 +194,9 @@ def heatmap(
     label: str,
     title: str = "",
     limits: tuple[float, float],
+    bar: bool = True,
 ) -> None:
-    """Matrix as colors; NaN stays white.
+    """Matrix as colors; NaN stays white.  ``bar`` adds the scale, which panels of one scale need only once.
 
     Examples
     --------
@@ -209,7 +213,8 @@ def heatmap(
     axes.grid(visible=False)
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
-    figure.colorbar(image, ax=axes, label=label)
+    if bar:
+        figure.colorbar(image, ax=axes, label=label)
 
 
 def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = None) -> Figure:
