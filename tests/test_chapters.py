@@ -74,7 +74,7 @@ def test_choices_stand_in_the_first_cell_and_are_used_below(name):
         assert any(re.search(rf"\b{choice}\b", cell) for cell in cells[1:]), f"{choice} changes nothing"
 
 
-@pytest.mark.parametrize("name", ("intro", *ONE_MODEL, "scaling", "scoreboard"))
+@pytest.mark.parametrize("name", IN_ORDER)
 def test_the_running_example_comes_along(name):
     assert re.search(r"\bRUNNING\b(?!,? load_profile)", page(name).partition("import RUNNING")[2])
 
