@@ -162,8 +162,9 @@ def gain_profile(
     *,
     axes: Axes,
     title: str = "",
+    first: int = 0,
 ) -> None:
-    """Measured gains (solid, with their interval as a band) and predictions (dashed) against the layer.
+    """Measured gains (solid, with their interval as a band) and predictions (dashed) from layer ``first`` on.
 
     Examples
     --------
@@ -173,15 +174,16 @@ def gain_profile(
     >>> [line.get_linestyle() for line in axes.get_lines()]  # measured, predicted
     ['-', '--']
     """
-    layers = np.arange(len(measured))
-    axes.plot(layers, measured, label="measured", zorder=3, **MEASURED)
+    layers = np.arange(first, len(measured))
+    axes.plot(layers, measured[first:], label="measured", zorder=3, **MEASURED)
     if bounds is not None:
-        axes.fill_between(layers, bounds[0], bounds[1], color="black", alpha=0.15, linewidth=0)
+        axes.fill_between(layers, bounds[0][first:], bounds[1][first:], color="black", alpha=0.15, linewidth=0)
     spare = cycle(MODEL_STYLES)
     for name, values in (predicted or {}).items():
         style = PREDICTORS.get(name) or next(spare)
-        axes.plot(layers, values, linestyle="--", label=name, **style)
+        axes.plot(layers, values[first:], linestyle="--", label=name, **style)
     layer_axis(axes, len(measured), label="Gain (output per input)", title=title)
+    axes.set_xlim(left=first - 0.5)
     axes.legend()
 
 
