@@ -88,7 +88,7 @@ _INTERVAL = re.compile(r"\[[^][]*\d[^][]*\]|\([-+\d.]+ (?:to|of) [-+\d.]+\)")  #
 
 
 def _unbroken(found: re.Match[str]) -> str:
-    return found[0].replace(" ", "\N{NO-BREAK SPACE}") if len(found[0]) < 16 else found[0]
+    return found[0].replace(" ", "\N{NO-BREAK SPACE}") if len(found[0]) < 18 else found[0]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
