@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import cycle
@@ -19,6 +20,9 @@ from matplotlib.figure import Figure
 from llvlit.errors import InputError
 from llvlit.files import write_atomically
 from llvlit.styles import MEASURED, MODEL_STYLES, PREDICTORS, STYLE
+
+WIDEST = 9.6
+"""Inches, of a figure: in the book's column, letters then keep two thirds of their size."""
 
 
 def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
@@ -65,7 +69,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def new(n_columns: int = 1, *, height: float = 3.6, width: float | None = None) -> tuple[Figure, list[Axes]]:
-    """Figure in the project's style with some axes side by side.
+    """Figure in the project's style with some axes side by side; never so wide that letters get too small to read.
 
     Examples
     --------
@@ -75,9 +79,16 @@ def new(n_columns: int = 1, *, height: float = 3.6, width: float | None = None) 
     2
     """
     with mpl.rc_context(STYLE):
-        size = (width or (6.4 if n_columns == 1 else 4.0 * n_columns), height)
+        size = (min(width or (6.4 if n_columns == 1 else 4.0 * n_columns), WIDEST), height)
         figure, axes = plt.subplots(1, n_columns, figsize=size, layout="constrained", squeeze=False)
     return figure, list(axes[0])
+
+
+_INTERVAL = re.compile(r"\[[^][]*\d[^][]*\]|\([-+\d.]+ (?:to|of) [-+\d.]+\)")  # such as [0.1, 0.2] or (0.1 to 0.2)
+
+
+def _unbroken(found: re.Match[str]) -> str:
+    return found[0].replace(" ", "\N{NO-BREAK SPACE}") if len(found[0]) < 18 else found[0]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -92,7 +103,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     from IPython.display import HTML, display
 
     def line(cells: Sequence[object], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(f"<{tag}>{_INTERVAL.sub(_unbroken, escape(str(cell)))}</{tag}>" for cell in cells)
+            + "</tr>"
+        )
 
     body = "".join(line(row, "td") for row in rows)
     display(HTML(f'<table class="dataframe"><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table>'))
@@ -147,8 +162,9 @@ def gain_profile(
     *,
     axes: Axes,
     title: str = "",
+    first: int = 0,
 ) -> None:
-    """Measured gains (solid, with their interval as a band) and predictions (dashed) against the layer.
+    """Measured gains (solid, with their interval as a band) and predictions (dashed) from layer ``first`` on.
 
     Examples
     --------
@@ -158,15 +174,16 @@ def gain_profile(
     >>> [line.get_linestyle() for line in axes.get_lines()]  # measured, predicted
     ['-', '--']
     """
-    layers = np.arange(len(measured))
-    axes.plot(layers, measured, label="measured", zorder=3, **MEASURED)
+    layers = np.arange(first, len(measured))
+    axes.plot(layers, measured[first:], label="measured", zorder=3, **MEASURED)
     if bounds is not None:
-        axes.fill_between(layers, bounds[0], bounds[1], color="black", alpha=0.15, linewidth=0)
+        axes.fill_between(layers, bounds[0][first:], bounds[1][first:], color="black", alpha=0.15, linewidth=0)
     spare = cycle(MODEL_STYLES)
     for name, values in (predicted or {}).items():
         style = PREDICTORS.get(name) or next(spare)
-        axes.plot(layers, values, linestyle="--", label=name, **style)
+        axes.plot(layers, values[first:], linestyle="--", label=name, **style)
     layer_axis(axes, len(measured), label="Gain (output per input)", title=title)
+    axes.set_xlim(left=first - 0.5)
     axes.legend()
 
 
@@ -179,8 +196,9 @@ def heatmap(
     label: str,
     title: str = "",
     limits: tuple[float, float],
+    bar: bool = True,
 ) -> None:
-    """Matrix as colors; NaN stays white.
+    """Matrix as colors; NaN stays white.  ``bar`` adds the scale, which panels of one scale need only once.
 
     Examples
     --------
@@ -197,7 +215,8 @@ def heatmap(
     axes.grid(visible=False)
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
-    figure.colorbar(image, ax=axes, label=label)
+    if bar:
+        figure.colorbar(image, ax=axes, label=label)
 
 
 def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = None) -> Figure:

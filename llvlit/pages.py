@@ -21,6 +21,7 @@ from nbformat import NotebookNode
 from llvlit.errors import BuildError
 
 _LINK = re.compile(r"\]\(([\w./-]+)\.md(#[^)\s]*)?\)")
+WIDE = 500  # points; a figure of one panel is narrower
 STATUS_MARK = "<!-- status-table -->"
 INDEX = "genindex"
 """Name of the page that Sphinx fills with the index; the table of contents may list it, and no file holds it."""
@@ -178,8 +179,14 @@ def _lift_figure(cell: NotebookNode, place: str) -> None:
         raise BuildError(f"{place}: {len(images)} figures in one cell. Give each a cell of its own.")
     cell.metadata["mystnb"] = {
         "figure": {"name": stated["name"], "caption": stated["caption"]},
-        "image": {"alt": stated["alt"]},
+        "image": {"alt": stated["alt"], **({"classes": "wide"} if _is_wide(images[0].data) else {})},
     }
+
+
+def _is_wide(data: Mapping[str, Any]) -> bool:
+    """Whether an SVG has panels side by side, which a phone shows in part, to be scrolled."""
+    width = re.search(r'<svg[^>]* width="([\d.]+)pt"', str(data.get("image/svg+xml", "")))
+    return width is not None and float(width[1]) > WIDE
 
 
 def status_table(rows: Iterable[tuple[Page, Mapping[str, Any]]]) -> str:

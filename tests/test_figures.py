@@ -69,6 +69,25 @@ def test_measured_is_solid_predicted_dashed_and_layers_are_named():
     assert "Gain" in axes.get_ylabel()
 
 
+def test_a_profile_can_begin_at_a_later_layer():
+    _, (axes,) = figures.new()
+    figures.gain_profile(np.arange(5.0), [np.zeros(5), np.ones(5)], {"krylov": np.ones(5)}, axes=axes, first=1)
+    assert [list(line.get_xdata()) for line in axes.get_lines()] == [[1, 2, 3, 4]] * 2
+    assert axes.get_xlim() == (0.5, 4.5)
+
+
+def test_no_figure_is_so_wide_that_its_letters_get_too_small():
+    assert [figures.new(n, width=w)[0].get_figwidth() for n, w in ((1, None), (2, None), (3, 14.0))] == [6.4, 8.0, 9.6]
+
+
+def test_an_interval_in_a_table_is_not_broken(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda made: shown.append(made.data))
+    figures.table(["A b"], [["0.5 [0.4, 0.6]"], ["-0.5 (-0.7 to -0.3)"], ["0.001 [0.00042, 0.00099]"]])
+    assert shown[0].count("\N{NO-BREAK SPACE}") == 3  # a long one may break
+    assert "<th>A b</th>" in shown[0] and "0.5 [0.4,\N{NO-BREAK SPACE}0.6]" in shown[0]
+
+
 def summary(**columns):
     """Rows for two models with the intervals that `summarize` would give."""
     rows = pd.DataFrame({"model": ["a/small", "a/large"], **columns})

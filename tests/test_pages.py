@@ -39,6 +39,17 @@ def soup(name: str) -> BeautifulSoup:
 # Without a browser
 
 
+def test_figures_with_panels_side_by_side_are_marked_for_the_phone():
+    page = soup("book/gains")
+    assert {figure["id"]: "wide" in (figure.img.get("class") or []) for figure in page.select("figure")} == {
+        "fig-gains-travel": False,
+        "fig-gains-bases": True,
+        "fig-gains-order": False,
+        "fig-gains-lost": True,
+        "fig-gains-amplitude": False,
+    }
+
+
 @EVERY_PAGE
 def test_links_within_the_book_lead_somewhere(name):
     here = HTML / f"{name}.html"
