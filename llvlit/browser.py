@@ -76,9 +76,9 @@ def viewed(browser: Any, view: View) -> Iterator[Any]:
         context.close()
 
 
-def open_page(tab: Any, path: Path) -> None:
+def open_page(tab: Any, path: Path, query: str = "") -> None:
     """Open a page from disk and wait until its equations are set."""
-    tab.goto(path.resolve().as_uri(), wait_until="load")
+    tab.goto(path.resolve().as_uri() + query, wait_until="load")
     tab.evaluate(READY)
 
 
