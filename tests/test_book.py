@@ -69,6 +69,8 @@ y = x
 $$ (eq-line)
 
 ```{{code-cell}} ipython3
+:tags: [hide-input]
+
 {FIGURE % json.dumps(WORDS)}
 ```
 """
@@ -243,6 +245,13 @@ def test_command_prints_the_book_and_takes_pictures_of_its_pages(healthy, tmp_pa
     assert [mark.title for mark in printed.outline] == ["A tiny book", "Does it run?"]
     text = "".join(page.extract_text() for page in printed.pages)
     assert "Because." in text and "Fig. 1 It rises" in text  # solutions are open
+    assert "import display" not in text  # code that the page keeps closed is not
+    links = [link.get_object() for page in printed.pages for link in page.get("/Annots", ())]
+    assert all(str(link["/A"]["/URI"]).startswith("https:") for link in links if "/A" in link)
+    sheets = {page.indirect_reference.idnum: number for number, page in enumerate(printed.pages)}
+    led = {(sheets[link["/Dest"][0].idnum], round(link["/Dest"][3])) for link in links if "/Dest" in link}
+    chapter = printed.get_destination_page_number(printed.outline[1])
+    assert len({height for sheet, height in led if sheet == chapter}) >= 3  # its top, its equation, its figure
     for view, width in {"light": 1280, "dark": 1280, "phone": 360}.items():
         for name in ("intro", "chapter"):
             picture = (tmp_path / view / f"{name}.png").read_bytes()
