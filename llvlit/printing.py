@@ -29,7 +29,9 @@ FOOTER = (
     '<div style="width:100%;font-size:8px;text-align:center;color:#555">'
     '<span class="title"></span> &middot; <span class="pageNumber"></span></div>'
 )
-TOP, BOTTOM, POINTS = 16, 18, 72 / 25.4
+SCALE = 0.8
+"""Text of some ten points."""
+
 _LINK = re.compile(r'href="([\w/.-]+\.html)#([^"]+)"')
 
 
@@ -71,12 +73,12 @@ def write_pdf(html: Path, names: Sequence[str], path: Path) -> Path:
             tab.pdf(
                 path=str(sheets),
                 format="A4",
-                scale=0.8,  # text of some ten points
+                scale=SCALE,
                 print_background=True,
                 display_header_footer=True,
                 header_template="<span></span>",
                 footer_template=FOOTER,
-                margin={"top": f"{TOP}mm", "bottom": f"{BOTTOM}mm", "left": "16mm", "right": "16mm"},
+                margin={"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
             )
             reader = PdfReader(sheets)
             parts[page.as_uri()] = _Part(len(writer.pages), _places(reader))
@@ -104,14 +106,12 @@ def _asked(html: Path, names: Iterable[str]) -> dict[Path, set[str]]:
 
 
 def _places(reader: Any) -> dict[str, tuple[int, float]]:
-    """Sheet and height of every named place; the browser counts some down from the sheet where their block begins."""
+    """Sheet and height of every named place, which the browser tells as if nothing were scaled."""
     places = {}
     for mark, place in reader.named_destinations.items():
-        sheet, height = reader.get_destination_page_number(place), float(place.top or 0)
-        text = float(reader.pages[sheet].mediabox.height) - (TOP + BOTTOM) * POINTS
-        while height < BOTTOM * POINTS and sheet + 1 < len(reader.pages):
-            sheet, height = sheet + 1, height + text
-        places[unquote(mark.removeprefix("/"))] = (sheet, height)
+        sheet = reader.get_destination_page_number(place)
+        full = float(reader.pages[sheet].mediabox.height)
+        places[unquote(mark.removeprefix("/"))] = (sheet, full - SCALE * (full - float(place.top or full)))
     return places
 
 
