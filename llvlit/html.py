@@ -59,10 +59,11 @@ def trimmed(page: str) -> str:
 
     Sphinx sets the lines of a long signature as a list of definitions without terms, and a bibliography as a
     list without items.  The theme opens a branch of the contents by a switch that is an icon alone.  Screen
-    readers stumble over all three.
+    readers stumble over all three.  And it calls its own first choice of light or dark an error.
     """
     page = _THEBE.sub("", page).replace("_static/mathjax/tex-chtml.js", "_static/mathjax/startup.js")
     page = page.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+    page = page.replace('localStorage.getItem("mode") || ""', 'localStorage.getItem("mode") || "auto"')
     page = _BRANCH.sub(r'\1 aria-label="Pages of \2">', page)
     return _SIGNATURE.sub(
         lambda lines: (

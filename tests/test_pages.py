@@ -172,6 +172,17 @@ def test_a_browser_finds_no_fault(name, look):
     check(look(name))
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_first_visit_is_quiet_and_takes_the_systems_scheme(browser, scheme):
+    context = browser.new_context(color_scheme=scheme)
+    tab, errors = context.new_page(), []
+    tab.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    open_page(tab, HTML / "book" / "intro.html")
+    assert errors == []
+    assert tab.evaluate("document.documentElement.dataset.theme") == scheme
+    context.close()
+
+
 def test_a_search_finds_pages_and_no_fault(look):
     check(look("search", "?q=gain", "#search-results a[href*='gains.html']"))
 
