@@ -238,6 +238,18 @@ def test_measured_gains_are_laid_over_the_predicted_ones_on_request(page):
     assert page.locator("dd[data-role=measured-output]").is_visible()
 
 
+def test_a_closer_look_leaves_layer_0_out_of_the_gains_and_nothing_else(page, document):
+    before, chart = shown(page), page.locator("figure svg[role=img]").last
+    n_points = "svg => svg.querySelector('.mark').getAttribute('d').split('M').length - 1"
+    assert chart.evaluate(n_points) == document["cases"][0]["n_layers"] == 7
+    page.get_by_role("checkbox", name="Closer").focus()
+    page.keyboard.press("Space")
+    assert chart.evaluate(n_points) == 6
+    assert "from 1 on" in chart.get_attribute("aria-label")
+    assert chart.locator("text[text-anchor=middle]").first.text_content() == "1"
+    assert shown(page) == before
+
+
 def test_target_that_is_no_number_is_asked_for(page):
     before = shown(page)
     page.locator("[data-role=target]").fill("")

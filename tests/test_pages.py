@@ -234,8 +234,8 @@ def test_tab_walks_through_the_explorer_in_reading_order(browser):
 
 
 def controls_of(case: dict) -> int:
-    """Two menus, a pair of radio buttons (one stop), the target, five buttons, two more, a box, and the sliders."""
-    return 2 + 1 + 1 + 5 + 2 + 1 + case["n_layers"]
+    """Two menus, a pair of radio buttons (one stop), the target, five buttons, two more, two boxes, and the sliders."""
+    return 2 + 1 + 1 + 5 + 2 + 2 + case["n_layers"]
 
 
 def test_the_explorer_of_the_book_has_words_where_javascript_is_off(browser):
