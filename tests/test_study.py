@@ -347,6 +347,64 @@ def test_means_weigh_tasks_alike_and_intervals_cover_them():
     assert np.isnan(summarize(frame.assign(x=np.nan), ["model"], ["x"]).iloc[0]["x"])
 
 
+def simulated(n_tasks, n_seeds, *, n_studies=1, deviations=(1.0, 0.5, 0.5), seed=1):
+    """Studies of true mean 0 whose tasks, seeds and prompts add normal errors; rows know the last of these."""
+    generator = np.random.default_rng(seed)
+    of_tasks, of_seeds, of_prompts = deviations
+    shape = (n_studies, n_tasks, n_seeds)
+    x = of_tasks * generator.normal(size=(n_studies, n_tasks, 1)) + np.hypot(of_seeds, of_prompts) * generator.normal(
+        size=shape
+    )
+    axes = dict(zip(("study", "task", "seed"), np.indices(shape).reshape(3, -1), strict=True))
+    x = x.ravel()
+    return pd.DataFrame({**axes, "x": x, "x_low": x - 1.96 * of_prompts, "x_high": x + 1.96 * of_prompts})
+
+
+@pytest.mark.parametrize(("n_tasks", "n_seeds", "share"), [(9, 3, 0.93), (4, 3, 0.88), (2, 2, 0.79)])
+def test_intervals_hold_the_true_mean_as_often_as_the_docstring_says(n_tasks, n_seeds, share):
+    found = summarize(simulated(n_tasks, n_seeds, n_studies=1000), ["study"], ["x"])
+    held = ((found["x_low"] <= 0) & (found["x_high"] >= 0)).mean()
+    assert held == pytest.approx(share, abs=0.025) and f"{share:.0%}".replace("%", " %") in summarize.__doc__
+
+
+def width(frame, **options):
+    row = summarize(frame, ["study"], ["x"], **options).iloc[0]
+    return row["x_high"] - row["x_low"]
+
+
+def test_seeds_are_drawn_anew_where_a_task_is_drawn_twice():
+    """Tasks alike: of 9 tasks of 3 seeds the mean then varies as that of 27 seeds, not as that of fewer."""
+    frame = simulated(9, 3, deviations=(0.0, 1.0, 0.0))
+    frame["x"] = np.tile([-1.0, 0.0, 1.0], 9)
+    exact = 2 * 1.96 * np.sqrt(2 / 3 / 27)
+    assert width(frame[["study", "task", "seed", "x"]]) == pytest.approx(exact, rel=0.05)
+
+
+def test_intervals_cover_prompts_where_rows_say_how_much_these_vary():
+    frame = simulated(5, 4, deviations=(0.0, 0.0, 0.3)).assign(x=0.0, x_low=-0.588, x_high=0.588)
+    assert width(frame) == pytest.approx(2 * 1.96 * 0.3 / np.sqrt(20), rel=0.05)
+    assert width(frame.drop(columns=["x_low", "x_high"])) == 0
+    logs = np.exp(frame[["x", "x_low", "x_high"]])
+    row = summarize(frame.assign(**logs), ["study"], ["x"], log=True).iloc[0]
+    assert np.log(row["x_high"] / row["x_low"]) == pytest.approx(width(frame), rel=1e-9)
+    near_one = frame.assign(x=0.999, x_low=0.9, x_high=1.0)
+    assert summarize(near_one, ["study"], ["x"]).iloc[0]["x_high"] == 1.0
+
+
+def test_rows_of_one_task_and_seed_are_no_seeds():
+    frame = simulated(4, 2).assign(model="a")
+    other = frame.assign(model="b", x=frame["x"] + 0.2, x_low=frame["x_low"] + 0.2, x_high=frame["x_high"] + 0.2)
+    one = summarize(frame, ["study"], ["x"]).iloc[0]
+    both = summarize(pd.concat([frame, other]), ["study"], ["x"]).iloc[0]
+    assert [both[key] - one[key] for key in ("x", "x_low", "x_high")] == pytest.approx([0.1] * 3)
+
+
+def test_one_task_and_seed_has_no_interval():
+    frame = pd.concat([simulated(1, 1), simulated(1, 1).assign(x=2.0)])
+    row = summarize(frame, ["study"], ["x"]).iloc[0]
+    assert row["x"] == pytest.approx(frame["x"].mean()) and np.isnan([row["x_low"], row["x_high"]]).all()
+
+
 def test_a_folder_without_results_is_named(tmp_path):
     with pytest.raises(FileError, match="llvlit study"):
         load_results(tmp_path)
