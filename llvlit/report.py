@@ -137,25 +137,21 @@ def summarize(
             complete &= known
             with np.errstate(divide="ignore"):  # of a bound that is zero
                 x = np.log(array[:, known]) if log else array[:, known]
-            found = _mean_and_interval(tasks[known], cells[known], *x, generator)
+            found = _mean_and_interval(tasks[known], cells[known], x, generator)
             row |= dict(zip((value, f"{value}_low", f"{value}_high"), np.exp(found) if log else found, strict=True))
         rows.append({**row, "n_tasks": len(np.unique(tasks[complete]))})
     return pd.DataFrame(rows)
 
 
 def _mean_and_interval(
-    tasks: np.ndarray,
-    cells: np.ndarray,
-    x: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    generator: np.random.Generator,
+    tasks: np.ndarray, cells: np.ndarray, rows: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """Mean of the rows ``x`` and the bounds of its 95 % interval; NaN where there is none.
+    """Mean of rows and the bounds of its 95 % interval; NaN where there is none.
 
-    ``low`` and ``high`` are the rows' own bounds over prompts (NaN: unknown), ``tasks`` and ``cells`` the numbers
-    of their task and of their pair of task and seed.
+    ``rows`` (3, n_rows) are the values and their own bounds over prompts (NaN: unknown), ``tasks`` and ``cells`` the
+    numbers of their task and of their pair of task and seed.
     """
+    x, low, high = rows
     if not len(x):
         return np.full(3, np.nan)
     _, first, cell = np.unique(cells, return_index=True, return_inverse=True)
@@ -176,6 +172,36 @@ def _mean_and_interval(
     draws[np.arange(shape[-1]) >= n_seeds[chosen]] = 0.0
     bounds = np.quantile((draws.sum(axis=2) / n_seeds[chosen[..., 0]]).mean(axis=1), [0.025, 0.975])
     return np.array([middle, *np.clip(bounds, np.nanmin([x, low]), np.nanmax([x, high]))])
+
+
+def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Geometric means of energy ratios with 95 % intervals, and how many are censored.
+
+    Parameters
+    ----------
+    frame
+        The table ``energy``: a row of it has no ratio where the schedule or the optimum is out of reach.
+
+    Returns
+    -------
+    DataFrame
+        As of :func:`summarize`, of the rows that have a ratio; besides, for all rows, ``n_rows``, ``n_censored`` (those
+        without a ratio) and ``n_out_of_reach`` (searches for an energy that found none).
+
+    Examples
+    --------
+    >>> from llvlit.report import committed, read_table, summarize_energies
+    >>> found = summarize_energies(read_table(committed("real"), "energy"), ["schedule"])
+    >>> bool((found["n_censored"] <= found["n_rows"]).all())
+    True
+    """
+    ratio = frame["ratio"].astype(float)
+    frame = frame.assign(ratio=ratio.where(ratio > 0))  # 0: an optimum out of reach, as older files have it
+    censored = frame["ratio"].isna()
+    counts = frame.assign(n_rows=1, n_censored=censored.astype(int)).groupby(list(by), sort=False, dropna=False)
+    found = summarize(frame, by, ["ratio"], log=True)
+    totals = counts[["n_rows", "n_censored", "n_out_of_reach"]].sum()
+    return found.assign(**{name: totals[name].to_numpy(int) for name in totals})  # groups in the same order
 
 
 def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:

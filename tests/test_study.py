@@ -20,14 +20,14 @@ from torch.utils.flop_counter import flop_registry
 from conftest import PROMPTS, affine_model
 from llvlit.concepts import directions_of_states, random_directions
 from llvlit.depth import last_token_states
-from llvlit.energies import schedule_energies
+from llvlit.energies import _summary, schedule_energies
 from llvlit.errors import FileError, InputError, ModelError
 from llvlit.estimate import count_operations, model_shape
 from llvlit.experiment import Experiment, run_experiment
 from llvlit.gains import adjoint_gains, agreement, measured_gains
 from llvlit.grid import Cell, Grid, Settings
 from llvlit.identification import identify
-from llvlit.report import committed, read_table, summarize, tables, write_tables
+from llvlit.report import committed, read_table, summarize, summarize_energies, tables, write_tables
 from llvlit.study import Results, load_results, load_subject, run_cell, run_study
 from llvlit.tasks import Splits
 from llvlit.verification import required_energy
@@ -143,6 +143,35 @@ def test_energies_of_a_linear_model_follow_from_its_gains():
                 assert row["energy"] == pytest.approx(energy, rel=5e-3)  # brackets of 1e-3, squared
                 assert row["ratio"] == pytest.approx(energy / least, rel=5e-3)
                 assert row["energy"] >= least * 0.995 and row["n_out_of_reach"] == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "reference", "ratio"),
+    [
+        ([2, 4, 6], [2, 2, 2], 2),
+        ([2, 4, np.inf], [2, 2, 2], 2),  # the median stands though one prompt is out of reach
+        ([2, np.inf, np.inf], [2, 2, 2], None),  # at least 1, and who knows what
+        ([2, 4, 6], [2, np.inf, np.inf], None),  # at most 1
+        ([4, 8, 1, 1], [2, 2, np.inf, np.inf], None),  # halfway between 2 and what is unknown
+        ([2, 2, np.inf, np.inf], [np.inf, np.inf, 2, 2], None),
+    ],
+)
+def test_ratios_out_of_reach_are_counted_not_taken_for_zero(values, reference, ratio):
+    found = _summary(np.array(values, dtype=float), np.array(reference, dtype=float), seed=0)
+    assert found["ratio"] == ratio and found["n_out_of_reach"] == np.isinf(values).sum()
+    if ratio is None:
+        assert found["ratio_low"] is None and found["ratio_high"] is None
+    elif np.isfinite(values).all():
+        assert found["ratio_low"] <= ratio <= found["ratio_high"]
+
+
+def test_energies_are_summarized_with_how_many_are_censored():
+    rows = [("uniform", 0, 2.0, 0), ("uniform", 1, 8.0, 1), ("uniform", 2, None, 9), ("best layer", 0, 0.0, 3)]
+    frame = pd.DataFrame(rows, columns=["schedule", "seed", "ratio", "n_out_of_reach"]).assign(task="t")
+    uniform, best = summarize_energies(frame, ["schedule"]).to_dict("records")
+    assert uniform["ratio"] == pytest.approx(4)
+    assert (uniform["n_rows"], uniform["n_censored"], uniform["n_out_of_reach"]) == (3, 1, 10)
+    assert np.isnan(best["ratio"]) and (best["n_rows"], best["n_censored"], best["n_out_of_reach"]) == (1, 1, 3)
 
 
 def test_an_experiment_survives_saving(experiment, tmp_path):
