@@ -88,8 +88,15 @@ def _dry_run(grid: Grid, options: argparse.Namespace) -> list[dict[str, Any]]:
     for row in rows:
         say(options, "{cell:<60} {tflop:>9.2f} {gigabytes:>11.2f} {minutes:>8.1f}".format(**row))
     total = sum(row["minutes"] for row in rows)
-    say(options, f"\n{len(rows)} cells, {total:.0f} minutes one after the other on {device}")
-    say(options, f"({rate / 1e9:.0f} GFLOP/s in float32 matrix products; counted operations, see llvlit.estimate).")
+    say(
+        options,
+        f"\n{len(rows)} cells, {total:.0f} minutes one after the other on {device}, give or take a factor of two;",
+    )
+    say(options, "less where a model does not show its concept. Counted operations, see llvlit.estimate;")
+    say(
+        options,
+        f"{rate / 1e9:.0f} GFLOP/s in float32 matrix products now, with as many threads as a single worker has.",
+    )
     return rows
 
 
