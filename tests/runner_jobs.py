@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
+from llvlit.study import run_cell
 
 
 def note(folder: Path, name: str) -> None:
@@ -34,6 +37,13 @@ def value(folder: Path, name: str) -> dict[str, object]:
     return {"name": name, "pid": os.getpid()}
 
 
+def barred(folder: Path, name: str) -> dict[str, object]:
+    """With a bar, as training and recording have: it takes a lock of the system."""
+    for _ in tqdm([name], disable=None):
+        return value(folder, name)
+    return {}
+
+
 def threads(folder: Path, name: str) -> dict[str, object]:
     return {"torch": torch.get_num_threads(), "openmp": os.environ.get("OMP_NUM_THREADS")}
 
@@ -54,6 +64,19 @@ def deadly(folder: Path, name: str, deaths: int) -> dict[str, object]:
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(7)
     return {"name": name}
+
+
+def aborting(folder: Path, name: str, *_: object) -> dict[str, object]:
+    """End the process as a failed assertion of compiled code does."""
+    note(folder, name)
+    os.abort()
+
+
+def failing_study_cell(cell, device: str) -> dict[str, object]:
+    """In place of a study's own: one task fails."""
+    if cell.task == "last-words":
+        raise RuntimeError("a fault of the test")
+    return run_cell(cell, device)
 
 
 def raising(folder: Path, name: str) -> dict[str, object]:
