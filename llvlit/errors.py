@@ -77,7 +77,7 @@ class FileError(LlvlitError):
 
 
 class CellError(LlvlitError):
-    """Some cells of a study failed; the others are whole."""
+    """A cell of a study failed, or some did; the others are whole."""
 
 
 class BuildError(LlvlitError):

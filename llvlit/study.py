@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from llvlit.errors import ConceptNotVisibleError, FileError, InputError
+from llvlit.errors import CellError, ConceptNotVisibleError, FileError, InputError
 from llvlit.estimate import count_operations, model_shape
 from llvlit.experiment import RESULT_VERSION, Experiment, describe, run_experiment, run_metadata
 from llvlit.files import write_json
@@ -73,7 +73,13 @@ def cell_splits(cell: Cell) -> Splits:
 
 
 def run_cell(cell: Cell, device: str = "auto") -> dict[str, Any]:
-    """Content of a cell's result file: an experiment, or the reason why the model does not show the concept."""
+    """Content of a cell's result file: an experiment, or the reason why the model does not show the concept.
+
+    Raises
+    ------
+    CellError
+        If an accelerator's memory does not suffice.
+    """
     asked = json.loads(json.dumps(asdict(cell)))
     with _ONE_CELL:
         began = time.perf_counter()
@@ -90,6 +96,14 @@ def run_cell(cell: Cell, device: str = "auto") -> dict[str, Any]:
                 "reason": str(error),
                 "metadata": run_metadata(model, began),
             }
+        except torch.OutOfMemoryError as error:
+            raise CellError(
+                f"{cell.model} on {cell.task} does not fit in the memory that is free on {model.device} "
+                f"({str(error).partition('.')[0]}). Run fewer --workers on it, or free it of other processes."
+            ) from error
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # several workers may share the device
 
 
 def check_names(cells: Sequence[Cell]) -> None:

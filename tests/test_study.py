@@ -22,7 +22,7 @@ from conftest import PROMPTS, affine_model
 from llvlit.concepts import directions_of_states, random_directions
 from llvlit.depth import last_token_states
 from llvlit.energies import _summary, schedule_energies
-from llvlit.errors import FileError, InputError, ModelError
+from llvlit.errors import CellError, FileError, InputError, ModelError
 from llvlit.estimate import count_operations, estimate, model_shape
 from llvlit.experiment import Experiment, run_experiment
 from llvlit.gains import adjoint_gains, agreement, measured_gains
@@ -483,3 +483,14 @@ def test_counted_operations_are_those_that_torch_counts(data_dir):
         run_cell(cell, "cpu")
     predicted = count_operations(cell, model_shape(model), n_tokens)
     assert 0.6 < predicted / counted.total < 1.6
+
+
+def test_a_device_out_of_memory_says_to_run_fewer_workers(monkeypatch):
+    def no_room(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.91 GiB. GPU 0 has a total capacity ...")
+
+    monkeypatch.setattr("llvlit.study.run_experiment", no_room)
+    settings = Settings(concept=10, operating=4, evaluation=4)
+    cell = Cell("embedded/small", "film-sentiment", 0, "jvp", False, settings)
+    with pytest.raises(CellError, match=r"film-sentiment does not fit .* fewer --workers"):
+        run_cell(cell, "cpu")
