@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,10 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from conftest import byte_tokenizer, tiny_module
 from llvlit.cli import main
-from llvlit.estimate import PAPER_SHAPES, model_shape
+from llvlit.estimate import PAPER_SHAPES
 from llvlit.grid import load_grid
-from llvlit.models import load_model
-from llvlit.study import load_results, run_study
+from llvlit.study import load_results
 
 SHAPES = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16), "gpt2-large": (36, 1280, 20)}
 """Layers, hidden size, heads, as in the published configurations."""
@@ -59,9 +58,44 @@ def test_the_whole_grid_runs_through_the_hub(tmp_path):
         assert {row["schedule"] for row in one.energies} >= {"optimal, krylov", "uniform", "best layer"}
 
 
+SHORT = {"orders": (2, 4), "amplitudes": (0.1,), "energy_prompts": 0}
+AS_IN_THE_PAPER = {"directions": ("mean_difference",), "bases": ("krylov",), "orders": (32,), "amplitudes": (0.1,)}
+SMALLER = {  # what keeps each short; of the largest, energies alone would take minutes
+    "gpt2": {**AS_IN_THE_PAPER, "energy_prompts": 1},
+    "gpt2-medium": SHORT,
+    "gpt2-large": {**AS_IN_THE_PAPER, "energy_prompts": 0},
+}
+MEASURED_RUN = """
+import json, re, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from llvlit.estimate import PAPER_SHAPES, count_memory, model_shape
+from llvlit.grid import load_grid
+from llvlit.study import _load_subject, run_study
+
+def status(field):
+    return 1024 * int(re.search(rf"{field}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+name, folder, changes = sys.argv[1], sys.argv[2], eval(sys.argv[3])
+grid = load_grid("paper")
+grid = replace(
+    grid, models=(folder,), tasks=("film-sentiment",), per_task={}, settings=replace(grid.settings, **changes)
+)
+before = status("VmRSS")
+layer_parameters = model_shape(_load_subject(folder, device="cpu")).layer_parameters
+Path("/proc/self/clear_refs").write_text("5")  # the peak from here on, not that of reading the file
+outcome = run_study(grid, Path(folder) / "out", device="cpu", progress=False)
+assert len(outcome.done) == 1, outcome
+cell = grid.cells()[0]
+predicted = count_memory(cell, PAPER_SHAPES[name], cell.settings.max_tokens, device=torch.device("cpu"))
+print(json.dumps({"ratio": (status("VmHWM") - before) / predicted, "layer_parameters": layer_parameters}))
+"""
+
+
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_model_of_the_real_shape_runs_from_a_local_folder(name, tmp_path):
-    """Random weights, four prompts a split; small orders, one amplitude and no energies keep the largest short."""
+def test_a_model_of_the_real_shape_runs_from_a_local_folder_within_the_memory_foretold(name, tmp_path):
+    """Random weights, four prompts a split; the order of the paper, with energies in the smallest."""
     n_layers, hidden_size, n_heads = SHAPES[name]
     folder = tmp_path / name
     config = GPT2Config(
@@ -71,18 +105,20 @@ def test_a_model_of_the_real_shape_runs_from_a_local_folder(name, tmp_path):
         torch.manual_seed(0)
         GPT2LMHeadModel(config).half().save_pretrained(folder)  # float32 once loaded
     byte_tokenizer().save_pretrained(folder)
-    grid = load_grid("paper")
-    four = {"concept": 2, "operating": 2, "evaluation": 2, "max_tokens": 48}
-    small = replace(grid.settings, **four, orders=(2, 4), amplitudes=(0.1,), energy_prompts=0)
-    grid = replace(grid, models=(str(folder),), tasks=("film-sentiment",), settings=small)
-    outcome = run_study(grid, tmp_path / "out", device="cpu", progress=False)
-    assert len(outcome.done) == 1 and not outcome.failed
-    (one,) = load_results(tmp_path / "out").experiments
-    shape = model_shape(load_model(folder, device="cpu"))
+    changes = {"concept": 2, "operating": 2, "evaluation": 2, "max_tokens": 48, **SMALLER[name]}
+    command = [sys.executable, "-c", MEASURED_RUN, name, str(folder), repr(changes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert 0.7 < found["ratio"] < 1.3
+    (one,) = load_results(folder / "out").experiments
+    assert {row["order"] for row in one.agreements} - {None} == set(changes["orders"])
+    assert bool(one.energies) == bool(changes["energy_prompts"])
     assert (one.model["layers"], one.model["hidden_size"]) == (n_layers, hidden_size)
     predicted = PAPER_SHAPES[name]  # what a dry run without the hub goes by
     assert (predicted.n_layers, predicted.hidden_size) == (n_layers, hidden_size)
-    assert predicted.layer_parameters == shape.layer_parameters
+    assert predicted.layer_parameters == found["layer_parameters"]
     assert predicted.parameters == pytest.approx(one.model["parameters"], rel=1e-3)
     shutil.rmtree(folder)
 
