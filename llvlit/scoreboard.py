@@ -230,9 +230,17 @@ def _stable(row: pd.Series) -> str:
 
 
 def ablation_rows(paper: Paper, ours: Sequence[StudyTables], theirs: StudyTables | None) -> list[list[str]]:
-    """By comparison: setting, what is compared, change on the paper's models run here, on ours, verdict, extent."""
+    """By comparison: setting, what is compared, its change on the paper's models run here, on ours, verdict, extent.
+
+    Where several of our studies make a comparison, the first of them is shown.
+    """
     same = ablations_of(theirs, paper) if theirs is not None else {}
-    found = [(key, told) for study in ours for key, told in ablations_of(study, paper).items()]
-    found.sort(key=lambda one: list(paper["claims"]).index(one[0][0]))
     run = {key: f"{change}: {so} ({over})" for key, (change, so, over) in same.items()}
-    return [[*key, run.get(key) or _absent(paper_command()), *told] for key, told in found]
+    found: dict[tuple[str, str], tuple[str, str, str]] = {}
+    for study in ours:
+        found = ablations_of(study, paper) | found
+    order = list(paper["claims"])
+    return [
+        [*key, run.get(key) or _absent(paper_command()), *found[key]]
+        for key in sorted(found, key=lambda key: order.index(key[0]))
+    ]
