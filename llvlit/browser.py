@@ -1,4 +1,4 @@
-"""The built book in a real browser: every page as a picture for review, and the whole as one PDF."""
+"""The built book in a real browser: every page as a picture for review."""
 
 from __future__ import annotations
 
@@ -7,22 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from llvlit.errors import BuildError
-from llvlit.files import write_atomically
 from llvlit.progress import progress
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 READY = "() => window.MathJax?.startup?.promise ?? true"
 """Equations are set: MathJax, where a page has it, has promised and kept."""
-
-OPEN_ALL = "document.querySelectorAll('details').forEach(d => d.open = true)"
-FOOTER = (
-    '<div style="width:100%;font-size:8px;text-align:center;color:#555">'
-    '<span class="title"></span> &middot; <span class="pageNumber"></span></div>'
-)
 
 
 @dataclass(frozen=True)
@@ -76,9 +68,9 @@ def viewed(browser: Any, view: View) -> Iterator[Any]:
         context.close()
 
 
-def open_page(tab: Any, path: Path) -> None:
+def open_page(tab: Any, path: Path, query: str = "") -> None:
     """Open a page from disk and wait until its equations are set."""
-    tab.goto(path.resolve().as_uri(), wait_until="load")
+    tab.goto(path.resolve().as_uri() + query, wait_until="load")
     tab.evaluate(READY)
 
 
@@ -101,47 +93,3 @@ def take_screenshots(html: Path, names: Sequence[str], folder: Path) -> list[Pat
                     path.write_bytes(tab.screenshot(full_page=True))
                     taken.append(path)
     return taken
-
-
-def write_pdf(html: Path, names: Sequence[str], path: Path) -> Path:
-    """The pages in reading order as one PDF, solutions open, with a bookmark for each page of the book.
-
-    Raises
-    ------
-    BuildError
-        If there is no browser, or pypdf is not installed.
-    """
-    try:
-        from pypdf import PdfWriter
-    except ImportError:
-        raise BuildError('pypdf is not installed. Install it: pip install "llvlit[book]".') from None
-    writer = PdfWriter()
-    with (
-        TemporaryDirectory() as folder,
-        chromium() as browser,
-        viewed(browser, View("print", "light", 1000)) as tab,
-    ):
-        tab.emulate_media(media="print", color_scheme="light")
-        for name in progress(names, "PDF", total=len(names)):
-            open_page(tab, html / f"{name}.html")
-            tab.evaluate(OPEN_ALL)
-            part = Path(folder) / f"{Path(name).name}.pdf"
-            tab.pdf(
-                path=str(part),
-                format="A4",
-                print_background=True,
-                display_header_footer=True,
-                header_template="<span></span>",
-                footer_template=FOOTER,
-                margin={"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
-            )
-            writer.append(part, outline_item=tab.title().rpartition(" — ")[0] or tab.title(), import_outline=False)
-    writer.compress_identical_objects()
-    writer.add_metadata({"/Title": "llvlit: a transformer's depth as a dynamical system"})
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            writer.write(file)
-
-    write_atomically(path, write)
-    return path

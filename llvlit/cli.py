@@ -18,7 +18,7 @@ FIRST_STEPS = """\
 llvlit: which layers of a transformer move a concept, how strongly, and what is the cheapest push?
 
   llvlit gains                            gain of every layer of a shipped model, measured and predicted
-  llvlit steer "The plot was thin and"    generate with no push, with the cheapest, and with a uniform one
+  llvlit steer                            text generated with no push, the cheapest, and a uniform one
   llvlit models; llvlit tasks             what can be named
   llvlit --help                           all commands; each has --help with an example
 
@@ -138,9 +138,11 @@ def _parser() -> argparse.ArgumentParser:
         commands_model.steer,
         "Generate text side by side: unsteered, with the cheapest push that moves the concept by a target, and with a "
         "uniform push of the same energy.",
-        'llvlit steer "The plot was thin and" --target 2 --energy relative',
+        'llvlit steer "The plot was thin and" --target 2',
     )
-    steer.add_argument("prompt", help="text to continue")
+    steer.add_argument(
+        "prompt", nargs="?", default="The plot was thin and", help='text to continue (default "The plot was thin and")'
+    )
     _experiment(steer)
     steer.add_argument(
         "--target", type=float, default=1.0, help="shift of the output in units of the class gap (default 1)"
@@ -148,8 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     steer.add_argument(
         "--energy",
         choices=("absolute", "relative"),
-        default="absolute",
-        help="what is cheap: the push itself (absolute, default), or beside the state it joins (relative)",
+        default="relative",
+        help="what is cheap: the push beside the state that it joins (relative, default), or by itself (absolute)",
     )
     steer.add_argument("--tokens", type=int, default=30, help="tokens to generate (default 30)")
 

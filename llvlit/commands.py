@@ -16,8 +16,9 @@ def say(options: argparse.Namespace, text: str) -> None:
 def book(options: argparse.Namespace) -> dict[str, Any]:
     """Execute every chapter and build the book."""
     from llvlit.book import build_book
-    from llvlit.browser import take_screenshots, write_pdf
+    from llvlit.browser import take_screenshots
     from llvlit.pages import read_pages
+    from llvlit.printing import write_pdf
 
     book = build_book(
         options.root,

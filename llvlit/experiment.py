@@ -19,10 +19,11 @@ from llvlit.depth import last_token_states
 from llvlit.energies import schedule_energies
 from llvlit.errors import FileError
 from llvlit.files import write_json
-from llvlit.gains import Gains, adjoint_gains_of, agreement, measured_gains_of
+from llvlit.gains import Gains, adjoint_gains_of, measured_gains_of
 from llvlit.grid import Settings
-from llvlit.identification import Identification, Plan, identify_all
+from llvlit.identification import Plan, identify_all
 from llvlit.models import LanguageModel
+from llvlit.predictions import agreement_rows, compare_all, predictions, profiles_of
 from llvlit.prompting import tokenize
 from llvlit.prompts import Prompts, length_auc
 from llvlit.provenance import environment
@@ -30,9 +31,6 @@ from llvlit.tasks import Splits
 
 RESULT_VERSION = 2
 """Of result files; finished cells of another version are computed again."""
-
-PARTS = {"all": slice(None), "not 0": slice(1, None)}
-"""Layers that a number is about; layer 0, where the state is small, is often a case of its own."""
 
 SAME_PROMPTS = 100
 """Held-out prompts whose own first-order gains are compared with their measured ones: linearity without transfer."""
@@ -142,16 +140,18 @@ def run_experiment(
     same = {method: one.mean for method, one in zip(directions, own, strict=True)}
     for method in settings.directions:
         gains = {kind: one for (name, kind), one in measured.items() if name == method}
-        rows += _compare_all(method, found, gains, settings, seed)
-        profiles[method] = _profiles(method, found, gains, settings, seed)
+        rows += compare_all(method, found, gains, settings, seed)
+        profiles[method] = profiles_of(method, found, gains, settings, seed)
         for amplitude, one in gains.items():
             if amplitude != "null":
-                rows += _agreements(method, "adjoint, same prompts", None, n_same, same[method], one.head(n_same), seed)
+                rows += agreement_rows(
+                    method, "adjoint, same prompts", None, n_same, same[method], one.head(n_same), seed
+                )
     for part in fewer:
-        for name, at, h in _predictions(first, part, settings):
+        for name, at, h in predictions(first, part, settings):
             if at in (None, order):
                 reference = measured[first, settings.amplitudes[0]]
-                rows += _agreements(first, name, at, len(part.states), h, reference, seed)
+                rows += agreement_rows(first, name, at, len(part.states), h, reference, seed)
     energies: list[dict[str, Any]] = []
     if settings.energy_prompts:
         energies = schedule_energies(
@@ -238,68 +238,3 @@ def _measure(
         pushes[method, "null"] = (null, settings.amplitudes[0])
     found = measured_gains_of(model, prompts, list(pushes.values()), **options)
     return dict(zip(pushes, found, strict=True))
-
-
-def _predictions(method: str, found: Identification, settings: Settings) -> list[tuple[str, int | None, np.ndarray]]:
-    """Predictor, order and predicted gains ``(n_layers,)`` of everything that was identified."""
-    predicted: list[tuple[str, int | None, np.ndarray]] = []
-    predicted.append(("adjoint", None, found.linear[method, settings.bases[0]].mean))
-    for basis in settings.bases:
-        surrogate = found.surrogates[method, basis]
-        orders = sorted({min(order, surrogate.order) for order in settings.orders})
-        predicted += [(basis, order, surrogate.truncate(order).gains()) for order in orders]
-        predicted.append((f"{basis}, per prompt", surrogate.order, surrogate.per_prompt_gains().mean(axis=0)))
-    return predicted
-
-
-def _compare_all(
-    method: str, found: Identification, gains: Mapping[Any, Gains], settings: Settings, seed: int
-) -> list[dict[str, Any]]:
-    """Rows of every prediction at the first amplitude, and of those of full or largest order at the others."""
-    n_operating, largest = len(found.states), min(settings.orders[-1], found.states.shape[-1])
-    predicted = _predictions(method, found, settings)
-    reference = gains[settings.amplitudes[0]]
-    rows = _agreements(method, "null", None, n_operating, gains["null"].mean, reference, seed)
-    for amplitude in (amplitude for amplitude in gains if amplitude != "null"):
-        for name, order, h in predicted:
-            if amplitude == reference.amplitude or order in (None, largest):
-                rows += _agreements(method, name, order, n_operating, h, gains[amplitude], seed)
-    return rows
-
-
-def _agreements(
-    method: str, predictor: str, order: int | None, n_operating: int, h: np.ndarray, measured: Gains, seed: int
-) -> list[dict[str, Any]]:
-    """A row for each part of the layers; every number with its 95 % interval over the held-out prompts."""
-    rows = []
-    for layers, part in PARTS.items():
-        result = agreement(h[part], measured.select(part), seed=seed)
-        row: dict[str, Any] = {
-            "direction": method,
-            "predictor": predictor,
-            "order": order,
-            "n_operating": n_operating,
-            "amplitude": measured.amplitude,
-            "layers": layers,
-        }
-        for name, value in result.row().items():
-            low, high = result.intervals[name]
-            row |= {name: _rounded(value), f"{name}_low": _rounded(low), f"{name}_high": _rounded(high)}
-        rows.append(row)
-    return rows
-
-
-def _profiles(
-    method: str, found: Identification, gains: Mapping[Any, Gains], settings: Settings, seed: int
-) -> dict[str, list[float]]:
-    reference = gains[settings.amplitudes[0]]
-    low, high = reference.interval(seed=seed)
-    kept = {"measured": reference.mean, "low": low, "high": high, "null": gains["null"].mean}
-    kept["adjoint"] = found.linear[method, settings.bases[0]].mean
-    kept |= {basis: found.surrogates[method, basis].gains() for basis in settings.bases}
-    return {name: [float(f"{value:.6g}") for value in values] for name, values in kept.items()}
-
-
-def _rounded(value: float) -> float | None:
-    """Six digits; None where there is no number (the correlation with a constant)."""
-    return float(f"{value:.6g}") if np.isfinite(value) else None

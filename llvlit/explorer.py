@@ -29,8 +29,8 @@ PAGE = """\
 <p>The depth explorer. In a browser that runs this book's scripts, sliders appear here: one push for each layer, with
 the predicted shift along depth, the energy and the cheapest push beside it. It computes on this page, from
 {n_cases} exported surrogates; nothing is fetched.</p>
-<noscript><p><strong>JavaScript is off</strong>, so the sliders cannot move. The table below gives the main numbers of
-every surrogate, and the section after it the equations to compute the others.</p></noscript>
+<noscript><p><strong>JavaScript is off</strong>, so the sliders cannot move. Below stand the equations of all that they
+would show, and a table with the main numbers of every surrogate.</p></noscript>
 <script type="application/json">{data}</script>
 </div>
 """

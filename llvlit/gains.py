@@ -234,14 +234,22 @@ class Agreement:
     Examples
     --------
     >>> found = llvlit.agreement(np.array([1.0, 2.0, 4.0]), np.array([2.0, 4.0, 8.0]))
-    >>> found.relative_error
-    0.5
+    >>> print(found)
+    spearman 1, pearson 1, relative error 0.5
     """
 
     spearman: float
     pearson: float
     relative_error: float
     intervals: dict[str, tuple[float, float]]
+
+    def __str__(self) -> str:
+        """The three numbers with their intervals, to three digits."""
+        parts = []
+        for name, value in self.row().items():
+            bounds = "[{:.3g}, {:.3g}]".format(*self.intervals[name]) if name in self.intervals else ""
+            parts.append(f"{name.replace('_', ' ')} {value:.3g} {bounds}".rstrip())
+        return ", ".join(parts)
 
     def row(self) -> dict[str, float]:
         """The three numbers."""

@@ -19,6 +19,7 @@ _THEBE = re.compile(
 _ICON = re.compile(r'"?(?P<name>[a-z0-9-]+)"?:\[\d+,\d+,\[[^\]]*\],"[0-9a-f]+",(?:"[^"]*"|\[[^\]]*\])\],?')
 _ICON_USED = re.compile(r"\bfa-([a-z0-9-]+)")
 _SIGNATURE = re.compile(r"<dl>\s*(?:<dd><em class=\"sig-param\">.*?</dd>\s*)+</dl>", re.DOTALL)
+_BRANCH = re.compile(r'(<a class="(?:current )?reference internal" href="[^"]*">([^<]+)</a><details[^>]*>\s*<summary)>')
 _EQUATIONS = ("core.js", "startup.js", "loader.js", "input", "output", "a11y")
 """Parts of MathJax that a page may ask for: ``_config.yml`` names what it loads."""
 
@@ -30,6 +31,7 @@ def trim(html: Path) -> None:
       same constant twice (an error in the console) and names another host.
     - Font Awesome's script holds two thousand icons; some twenty are kept.
     - MathJax comes as one large file with menus and speech.  Its parts are loaded in its place.
+    - A search fetches the pages it has found, for their excerpts; opened from disk, a browser refuses that.
     """
     pages = sorted(html.rglob("*.html"))
     for path in pages:
@@ -40,6 +42,10 @@ def trim(html: Path) -> None:
         users = [*pages, *(path for path in scripts.glob("*.js") if path != icons)]
         used = {name for path in users for name in _ICON_USED.findall(path.read_text(encoding="utf-8"))}
         icons.write_text(with_icons(icons.read_text(encoding="utf-8"), used), encoding="utf-8")
+    options = html / "_static" / "documentation_options.js"
+    if options.is_file():
+        text = options.read_text(encoding="utf-8")
+        options.write_text(text.replace("SUMMARY: true", 'SUMMARY: location.protocol !== "file:"'), encoding="utf-8")
     for path in (html / "_static").rglob("*.map"):
         path.unlink()
     mathjax = html / "_static" / "mathjax"
@@ -49,13 +55,16 @@ def trim(html: Path) -> None:
 
 
 def trimmed(page: str) -> str:
-    """A built page without thebe's scripts, with MathJax in parts, and with no list that is none.
+    """A built page without thebe's scripts, with MathJax in parts, with no list that is none and no nameless switch.
 
     Sphinx sets the lines of a long signature as a list of definitions without terms, and a bibliography as a
-    list without items.  Screen readers stumble over both.
+    list without items.  The theme opens a branch of the contents by a switch that is an icon alone.  Screen
+    readers stumble over all three.  And it calls its own first choice of light or dark an error.
     """
     page = _THEBE.sub("", page).replace("_static/mathjax/tex-chtml.js", "_static/mathjax/startup.js")
     page = page.replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+    page = page.replace('localStorage.getItem("mode") || ""', 'localStorage.getItem("mode") || "auto"')
+    page = _BRANCH.sub(r'\1 aria-label="Pages of \2">', page)
     return _SIGNATURE.sub(
         lambda lines: (
             lines[0]

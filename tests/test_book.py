@@ -6,12 +6,14 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
+from pypdf import PdfReader
 
 from llvlit.book import build_book
 from llvlit.errors import BuildError, InputError
@@ -67,6 +69,8 @@ y = x
 $$ (eq-line)
 
 ```{{code-cell}} ipython3
+:tags: [hide-input]
+
 {FIGURE % json.dumps(WORDS)}
 ```
 """
@@ -172,6 +176,9 @@ def test_theme_scripts_are_trimmed_to_what_pages_use(healthy):
     loaded = re.search(r'"loader": \{"load": (\[[^\]]*\])', text)
     assert loaded and all((html / "_static" / "mathjax" / f"{part}.js").is_file() for part in json.loads(loaded[1]))
     assert not list((html / "_static").rglob("*.map"))
+    options = (html / "_static" / "documentation_options.js").read_text(encoding="utf-8")
+    assert 'SHOW_SEARCH_SUMMARY: location.protocol !== "file:"' in options
+    assert not (html / "prf-prf.html").exists()  # no page leads there
 
 
 def test_only_named_icons_stay():
@@ -184,6 +191,10 @@ def test_only_named_icons_stay():
     assert trimmed(lines) == '<span>\n<span class="sig-line"><em class="sig-param">name</em>,</span>\n</span>'
     assert trimmed("<dl><dt>a</dt><dd>b</dd></dl>") == "<dl><dt>a</dt><dd>b</dd></dl>"
     assert trimmed("<script>const THEBE_JS_URL = 1</script><p>x</p>") == "<p>x</p>"
+    branch = '<a class="reference internal" href="api.html">Python interface</a><details><summary>'
+    assert trimmed(branch) == branch[:-1] + ' aria-label="Pages of Python interface">'
+    current = branch.replace('"reference', '"current reference').replace("<details>", '<details open="open">')
+    assert trimmed(current) == trimmed(trimmed(current)) == current[:-1] + ' aria-label="Pages of Python interface">'
 
 
 def test_launch_button_opens_an_executed_notebook_of_the_published_branch(healthy):
@@ -222,6 +233,29 @@ def test_second_build_reuses_unchanged_chapters_on_request(healthy):
     before = executed.stat().st_mtime_ns
     assert build(root, chapters=[]).seconds == built.seconds
     assert executed.stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("browser")  # skipped, in its words, where there is none
+def test_command_prints_the_book_and_takes_pictures_of_its_pages(healthy, tmp_path):
+    root, _ = healthy
+    command = [sys.executable, "-m", "llvlit", "book", "--root", root, "--device", "cpu", "--chapters", "chapter"]
+    done = subprocess.run([*command, "--pdf", "--screenshots", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    printed = PdfReader(root / "_build" / "llvlit.pdf")
+    assert [mark.title for mark in printed.outline] == ["A tiny book", "Does it run?"]
+    text = "".join(page.extract_text() for page in printed.pages)
+    assert "Because." in text and "Fig. 1 It rises" in text  # solutions are open
+    assert "import display" not in text  # code that the page keeps closed is not
+    links = [link.get_object() for page in printed.pages for link in page.get("/Annots", ())]
+    assert all(str(link["/A"]["/URI"]).startswith("https:") for link in links if "/A" in link)
+    sheets = {page.indirect_reference.idnum: number for number, page in enumerate(printed.pages)}
+    led = {(sheets[link["/Dest"][0].idnum], round(link["/Dest"][3])) for link in links if "/Dest" in link}
+    chapter = printed.get_destination_page_number(printed.outline[1])
+    assert len({height for sheet, height in led if sheet == chapter}) >= 3  # its top, its equation, its figure
+    for view, width in {"light": 1280, "dark": 1280, "phone": 360}.items():
+        for name in ("intro", "chapter"):
+            picture = (tmp_path / view / f"{name}.png").read_bytes()
+            assert picture.startswith(b"\x89PNG") and int.from_bytes(picture[16:20], "big") == width
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,14 @@ from pyarrow import parquet
 
 from conftest import byte_tokenizer, tiny_module
 from llvlit import LLV, load_model, load_task
-from llvlit.cli import main
+from llvlit.cli import _parser, main
 from llvlit.concepts import concept_directions
 from llvlit.gains import measured_gains
 from llvlit.grammars import EMBEDDED_TASKS
 from llvlit.models import embedded_names
 from llvlit.study import load_results
 
-COMMANDS = ("book", "exercises", "gains", "steer", "study", "train", "models", "tasks")
+COMMANDS = ("book", "exercises", "publish", "gains", "steer", "study", "train", "models", "tasks")
 SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")
 
 
@@ -97,6 +97,8 @@ def test_unknown_command_and_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     first_steps = re.findall(r"^  llvlit (\w+)", capsys.readouterr().out, re.MULTILINE)
     assert first_steps[0] == "gains" and set(first_steps) <= set(COMMANDS)
+    for command in ("gains", "steer"):  # each runs as it is told there, with nothing else to name
+        assert _parser().parse_args([command]).command == command
 
 
 def test_python_m_llvlit_without_waiting_for_torch() -> None:

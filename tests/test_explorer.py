@@ -216,9 +216,9 @@ def test_sliders_move_by_keyboard_and_change_one_push(page, llv, document):
         == float(page.get_by_role("slider", name="Push before layer 2", exact=True).get_attribute("max"))
         > 0
     )
-    page.wait_for_timeout(500)
-    spoken = page.get_by_role("status").inner_text()
-    assert spoken.startswith("Output shift") and page.locator("dd[data-role=energy]").inner_text() in spoken
+    reading = page.locator("dd[data-role=energy]").inner_text()
+    page.get_by_role("status").filter(has_text=reading).wait_for(state="attached")
+    assert page.get_by_role("status").inner_text().startswith("Output shift")
 
 
 def test_another_model_and_task_bring_their_own_numbers(page, document):
@@ -236,6 +236,18 @@ def test_measured_gains_are_laid_over_the_predicted_ones_on_request(page):
     assert page.locator("svg .mark.measured:visible").count() == 2  # chart and legend
     assert page.locator("svg .band").count() == 1
     assert page.locator("dd[data-role=measured-output]").is_visible()
+
+
+def test_a_closer_look_leaves_layer_0_out_of_the_gains_and_nothing_else(page, document):
+    before, chart = shown(page), page.locator("figure svg[role=img]").last
+    n_points = "svg => svg.querySelector('.mark').getAttribute('d').split('M').length - 1"
+    assert chart.evaluate(n_points) == document["cases"][0]["n_layers"] == 7
+    page.get_by_role("checkbox", name="Closer").focus()
+    page.keyboard.press("Space")
+    assert chart.evaluate(n_points) == 6
+    assert "from 1 on" in chart.get_attribute("aria-label")
+    assert chart.locator("text[text-anchor=middle]").first.text_content() == "1"
+    assert shown(page) == before
 
 
 def test_target_that_is_no_number_is_asked_for(page):
@@ -262,9 +274,8 @@ def test_nothing_is_wider_than_a_phone(page, scheme):
     page.set_viewport_size({"width": 360, "height": 780})
     page.locator("[data-role=model]").select_option("tiny-gpt2 2")
     page.get_by_role("checkbox", name="Measured").check()
-    page.wait_for_timeout(100)
+    page.wait_for_function("document.querySelector('.chart svg').viewBox.baseVal.width <= 360")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert page.locator(".chart svg").first.evaluate("svg => svg.viewBox.baseVal.width") <= 360
 
 
 def test_page_says_what_it_is_without_javascript(browser, address):

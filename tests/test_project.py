@@ -22,6 +22,9 @@ from llvlit.pages import INDEX, read_notebook, read_pages
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CONDA_NAMES = {"pytorch": "torch"}
+ZENODO = {"upload_type", "title", "creators", "description", "version", "access_right", "license", "language"}
+ZENODO |= {"keywords", "related_identifiers", "contributors", "references", "publication_date", "notes"}
+"""Fields that Zenodo reads from .zenodo.json and we may use; a field that it does not know stops the deposit."""
 
 
 def ranges(lines) -> dict[str, str]:
@@ -93,6 +96,8 @@ def test_zenodo_metadata_agree_with_citation_and_project():
     assert related["isDerivedFrom"] == paper == "arXiv:2603.12541"
     assert related["isSupplementTo"] == citation["repository-code"] == PROJECT["urls"]["Repository"]
     assert related["isDocumentedBy"] == citation["url"] == PROJECT["urls"]["Homepage"]
+    assert set(zenodo) <= ZENODO and {"upload_type", "title", "creators", "description"} <= set(zenodo)
+    assert zenodo["access_right"] == "open" and re.fullmatch(r"[a-z]{3}", zenodo["language"])
 
 
 def test_workflows_follow_the_schema():

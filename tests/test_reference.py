@@ -23,6 +23,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "book").glob("api*.md"))
 THEMES = [path for path in PAGES if path.name != "api.md"]
 OVERVIEW = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
+NEAREST = {
+    "linear-quadratic": "skifstad2026",
+    "Jacobian lens": "gurnee2026",
+    "tuned lens": "belrose2023",
+    "Activation addition": "turner2023",
+    "repeng": "vogel2024",
+    "steering-vectors": "chanin2024",
+    "Representation engineering": "zou2023",
+    "Balanced truncation": "moore1981",
+    "Krylov": "grimme1997",
+    "pyMOR": "milk2016",
+    "python-control": "fuller2021",
+}
 
 
 def documented(paths: list[Path]) -> set[str]:
@@ -89,6 +102,16 @@ def test_examples_see_the_first_lines_and_nothing_of_their_module(pytester):
     result = pytester.runpytest_inprocess("--doctest-modules", "sees.py", "hides.py")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*NameError: name 'hidden' is not defined*"])
+
+
+@pytest.mark.parametrize("name", NEAREST)
+def test_related_work_tells_the_nearest_work_from_ours(name):
+    sections = (ROOT / "book" / "related_work.md").read_text(encoding="utf-8").split("\n## ")
+    (section,) = (part for part in sections if NEAREST[name] in part and not part.startswith("Which tool"))
+    assert name in section and re.search(r"\b(?:[Oo]urs?|[Ww]e|llvlit)\b", section)
+    entries = (ROOT / "book" / "references.bib").read_text(encoding="utf-8").split("\n@")
+    (entry,) = (part for part in entries if f"{{{NEAREST[name]}," in part)
+    assert name != "linear-quadratic" or "eprint = {2604.19018}" in entry
 
 
 def plain(text: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llvlit.terminal import ASCII_LEVELS, LEVELS, bar, side_by_side, sparkline, takes_blocks
@@ -14,6 +14,7 @@ NUMBERS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
 
 @given(st.dictionaries(st.text("xyz", min_size=1, max_size=20), WORDS, min_size=1, max_size=4), st.integers(8, 150))
+@settings(deadline=None)
 def test_columns_are_never_wider_than_asked_and_lose_nothing(texts, width):
     shown = side_by_side(texts, width)
     assert all(len(line) <= width for line in shown.splitlines())
@@ -22,6 +23,7 @@ def test_columns_are_never_wider_than_asked_and_lose_nothing(texts, width):
 
 
 @given(NUMBERS)
+@settings(deadline=None)
 def test_sparkline_reaches_both_levels_in_the_order_of_the_values(values):
     for levels, blocks in ((LEVELS, True), (ASCII_LEVELS, False)):
         drawn = sparkline(values, blocks=blocks)
@@ -35,6 +37,7 @@ def test_sparkline_reaches_both_levels_in_the_order_of_the_values(values):
 
 
 @given(st.floats(-10, 10), st.floats(0.1, 10), st.integers(1, 40))
+@settings(deadline=None)
 def test_bar_is_as_long_as_its_value(value, largest, width):
     drawn = bar(value, largest, width, blocks=False)
     assert drawn.startswith("-") == (value < 0)

@@ -79,7 +79,7 @@
   }
 
   /** Lines over layers or states into an <svg>; a series is {kind, values, low, high}. */
-  function chart(svg, series, { x, y, label }) {
+  function chart(svg, series, { x, y, label, first = 0 }) {
     const width = Math.max(svg.parentElement.clientWidth, 240);
     const height = 250;
     const [left, right, top, bottom] = [52, 12, 26, 38];
@@ -102,7 +102,7 @@
     }
     const every = [1, 2, 3, 4, 5, 6, 8, 10, 20].find((gap) => (count - 1) / gap <= (width - left) / 34);
     for (let index = 0; index < count; index += every) {
-      draw(svg, "text", { x: across(index), y: height - bottom + 17, "text-anchor": "middle" }, String(index));
+      draw(svg, "text", { x: across(index), y: height - bottom + 17, "text-anchor": "middle" }, String(first + index));
     }
     draw(svg, "text", { class: "axis", x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, x);
     draw(svg, "text", { class: "axis", x: 4, y: 13 }, y);
@@ -156,6 +156,7 @@
     });
     const button = (role, text, click) => make("button", { type: "button", "data-role": role, click }, text);
     const showMeasured = make("input", { type: "checkbox", "data-role": "measured", change: () => render() });
+    const skipFirst = make("input", { type: "checkbox", "data-role": "skip", change: () => render() });
     const says = make("p", { class: "says", id: id("says"), role: "alert" });
     const live = make("p", { class: "unseen", role: "status", "aria-live": "polite" });
     const about = make("p", { class: "about" });
@@ -213,7 +214,10 @@
       ),
       make("figure", {}, along.parentElement, legend({ yours: "your push", optimum: "optimum for the same output shift" })),
       make("figure", {},
-        make("label", { class: "check" }, showMeasured, " Measured: the full model's gains"),
+        make("div", { class: "controls" },
+          make("label", { class: "check" }, showMeasured, " Measured: the full model's gains"),
+          make("label", { class: "check" }, skipFirst, " Closer: without layer 0"),
+        ),
         gains.parentElement, gainsLegend,
       ),
       about,
@@ -343,12 +347,14 @@
         x: "State (before layer)", y: "Predicted shift along the concept (class gaps)",
         label: `Predicted concept shift at every state, of your push and of the optimum. ${sentence}`,
       });
-      const lines = [{ kind: "predicted", values: state.gains }];
-      const { measured, low, high } = one;
+      const first = skipFirst.checked ? 1 : 0;
+      const [predicted, measured, low, high] =
+        [state.gains, one.measured, one.low, one.high].map((values) => values.slice(first));
+      const lines = [{ kind: "predicted", values: predicted }];
       if (showMeasured.checked) lines.unshift({ kind: "measured", values: measured, low, high });
       chart(gains, lines, {
-        x: "Layer", y: "Gain (output per input)",
-        label: `Gain of each layer: ${lines.map((line) => line.kind).join(" and ")}.`,
+        x: "Layer", y: "Gain (output per input)", first,
+        label: `Gain of each layer${first ? " from 1 on" : ""}: ${lines.map((line) => line.kind).join(" and ")}.`,
       });
       clearTimeout(state.spoken); // speak when the reader rests, not at every step of a drag
       state.spoken = setTimeout(() => { live.textContent = sentence; }, 400);
