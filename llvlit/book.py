@@ -26,6 +26,7 @@ from llvlit.directives import EXERCISE_MARK, exercise_table
 from llvlit.errors import BuildError, InputError, unknown_name
 from llvlit.execution import ESCAPES, execute_chapters, executed_path, is_current, run_facts, write_notebook
 from llvlit.html import html_faults, trim
+from llvlit.hub_tasks import HUB_MARK, hub_table
 from llvlit.pages import (
     STATUS_MARK,
     Page,
@@ -151,6 +152,7 @@ def _stage(root: Path, pages: Sequence[Page], results: dict[str, NotebookNode]) 
             path.parent.mkdir(parents=True, exist_ok=True)
             text = link_to_notebooks(page.text, page, results).replace(STATUS_MARK, table)
             text = text.replace(COMMAND_MARK, command_page(_parser()))
+            text = text.replace(HUB_MARK, hub_table())
             text = text.replace(EXERCISE_MARK, exercise_table(pages))
             path.write_text(text, encoding="utf-8")
             continue

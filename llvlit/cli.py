@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--prompts", type=int, metavar="N", help="N prompts per class to operate and N to evaluate, 2 N for directions"
     )
-    study.add_argument("--workers", type=int, default=1, metavar="N", help="processes side by side (default 1)")
+    study.add_argument("--workers", type=int, default=1, metavar="N", help="worker processes (default 1)")
     study.add_argument(
         "--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://host:8786 (extra: llvlit[dask])"
     )

@@ -91,12 +91,16 @@ def models(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def tasks(options: argparse.Namespace) -> dict[str, str]:
-    """List the tasks."""
-    from llvlit.tasks import task_names
+def tasks(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """List the tasks, and of those on the hub how their rows are read."""
+    from llvlit.hub_tasks import HUB_READING, HUB_TASKS
+    from llvlit.tasks import task_facts
 
-    names = task_names(options.data_dir)
-    for name, description in names.items():
-        say(options, f"{name:<20} {description}")
-    say(options, "\nAlso: a .parquet file with the columns text and label (0 or 1).")
-    return names
+    facts = task_facts(options.data_dir)
+    for name, one in facts.items():
+        say(options, f"{name:<20} {one['description']}")
+        if one["kind"] == "hub":
+            say(options, f"{'':<22}{HUB_TASKS[name].place}\n{'':<22}{HUB_TASKS[name].reading}")
+    say(options, f"\n{HUB_READING}")
+    say(options, "Also: a .parquet file with the columns text and label (0 or 1).")
+    return facts

@@ -51,6 +51,7 @@ def _run(grid: Grid, folder: Path, options: argparse.Namespace) -> str:
         device=options.device,
         workers=options.workers,
         scheduler=options.scheduler,
+        own_process=True,
         progress=not options.json,
     )
     computed = f"{grid.name}: {len(outcome.done)} cells computed, {len(outcome.kept)} kept."
@@ -68,24 +69,34 @@ def _run(grid: Grid, folder: Path, options: argparse.Namespace) -> str:
 def _dry_run(grid: Grid, options: argparse.Namespace) -> list[dict[str, Any]]:
     from llvlit.estimate import PAPER_SHAPES, estimate, model_shape, product_rate
     from llvlit.models import torch_device
-    from llvlit.study import load_subject
+    from llvlit.study import check_names, load_subject
 
+    cells = grid.cells(data_dir=options.data_dir)
+    check_names(cells)
     device = torch_device(options.device)
     rate = product_rate(device)
     rows = []
     shapes = {  # those of the paper need no hub
         name: PAPER_SHAPES.get(name) or model_shape(load_subject(name, device="cpu")) for name in grid.models
     }
-    say(options, f"{'cell':<60} {'TFLOP':>9} {'memory, GB':>11} {'minutes':>8}")
-    for cell in grid.cells(data_dir=options.data_dir):
+    for cell in cells:
         found = estimate(cell, shapes[cell.model], rate, device=device)
         row: dict[str, Any] = {"cell": cell.key, "tflop": found.operations / 1e12, "gigabytes": found.memory / 1e9}
         row["minutes"] = found.minutes
-        say(options, "{cell:<60} {tflop:>9.2f} {gigabytes:>11.2f} {minutes:>8.1f}".format(**row))
         rows.append(row)
+    say(options, f"{'cell':<60} {'TFLOP':>9} {'memory, GB':>11} {'minutes':>8}")
+    for row in rows:
+        say(options, "{cell:<60} {tflop:>9.2f} {gigabytes:>11.2f} {minutes:>8.1f}".format(**row))
     total = sum(row["minutes"] for row in rows)
-    say(options, f"\n{len(rows)} cells, {total:.0f} minutes one after the other on {device}")
-    say(options, f"({rate / 1e9:.0f} GFLOP/s in float32 matrix products; counted operations, see llvlit.estimate).")
+    say(
+        options,
+        f"\n{len(rows)} cells, {total:.0f} minutes one after the other on {device}, give or take a factor of two;",
+    )
+    say(options, "less where a model does not show its concept. Counted operations, see llvlit.estimate;")
+    say(
+        options,
+        f"{rate / 1e9:.0f} GFLOP/s in float32 matrix products now, with as many threads as a single worker has.",
+    )
     return rows
 
 

@@ -52,6 +52,22 @@ class HubTask:
     escaped: bool = False
     per_class: int = 1200
 
+    @property
+    def reading(self) -> str:
+        """How rows become texts and labels, in words."""
+        text = " and ".join(self.columns) + (" joined by a colon" if len(self.columns) > 1 else "")
+        text += ", escapes of a CSV file undone" if self.escaped else ""
+        one = f"{self.label} at least {self.threshold}" if self.threshold is not None else f"{self.label} 1"
+        return (
+            f"texts: {text}, HTML entities read, on one line; {one}: {self.class_names[1]}, else {self.class_names[0]}"
+        )
+
+    @property
+    def place(self) -> str:
+        """Data set, configuration, split and commit, in words."""
+        config = f" ({self.config})" if self.config else ""
+        return f"{self.hub_id}{config}, split {self.split}, commit {self.revision[:12]}"
+
 
 def _read_table() -> dict[str, HubTask]:
     table = json.loads((files("llvlit") / "data" / "hub_tasks.json").read_text(encoding="utf-8"))
@@ -62,6 +78,19 @@ def _read_table() -> dict[str, HubTask]:
 
 
 HUB_TASKS: Mapping[str, HubTask] = _read_table()
+
+HUB_READING = (
+    "Of each task the first rows of the stream are read, shuffled with a fixed seed, until each class has "
+    f"{HubTask.per_class} distinct texts; rows without a text or a label are passed over."
+)
+HUB_MARK = "<!-- hub-tasks -->"
+
+
+def hub_table() -> str:
+    """Markdown of the hub tasks: where each lies, and how its rows are read."""
+    lines = ["| Task | Data set | Rows |", "|---|---|---|"]
+    lines += [f"| `{name}` | {task.place} | {task.reading} |" for name, task in HUB_TASKS.items()]
+    return "\n".join([*lines, "", HUB_READING])
 
 
 def read_hub_examples(name: str, *, revision: str | None = None) -> tuple[list[str], list[int], str]:

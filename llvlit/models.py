@@ -191,7 +191,7 @@ def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dty
     """
     name, place = str(name), torch_device(device)
     torch_dtype = _dtype(dtype)
-    folder = _resolve(name)
+    folder = local_folder(name)
     source = str(folder if folder is not None else name)
     offline = folder is not None or not _needs_hub(name)
     try:
@@ -244,8 +244,8 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     return DTYPES[name]
 
 
-def _resolve(name: str) -> Path | None:
-    """Local folder of a model, or None for a hub id."""
+def local_folder(name: str) -> Path | None:
+    """Local folder of a model, or None for a hub id; ModelError if it can be neither."""
     if name.startswith("embedded/"):
         if name not in embedded_names():
             raise ModelError(unknown_name("model", name, embedded_names()))

@@ -20,15 +20,17 @@ from llvlit.estimate import count_operations, model_shape
 from llvlit.experiment import RESULT_VERSION, Experiment, describe, run_experiment, run_metadata
 from llvlit.files import write_json
 from llvlit.grid import Cell, Grid
-from llvlit.models import LanguageModel, load_model, wrap_model
-from llvlit.runner import Job, Outcome, read_result, result_path, run_jobs
-from llvlit.tasks import Splits, load_task
+from llvlit.models import LanguageModel, load_model, local_folder, torch_device, wrap_model
+from llvlit.runner import Job, Outcome, claimed, read_result, result_path, run_jobs
+from llvlit.tasks import Splits, load_task, task_kind
 
 FEWEST_LAYERS = 4
 """Three are needed for a correlation, besides layer 0."""
 
 TYPICAL_TOKENS = 64
 """Of a prompt, for the relative cost of cells."""
+
+UNTRAINED = re.compile(r"untrained(?:-(\d+))?:(.+)")
 
 
 def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
@@ -44,7 +46,7 @@ def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
     >>> untrained.n_layers, untrained.fingerprint == model.fingerprint
     (12, False)
     """
-    match = re.fullmatch(r"untrained(?:-(\d+))?:(.+)", name)
+    match = UNTRAINED.fullmatch(name)
     if match is None:
         return load_model(name, device=device)
     trained = load_model(match[2], device=device)
@@ -88,6 +90,15 @@ def run_cell(cell: Cell, device: str = "auto") -> dict[str, Any]:
                 "reason": str(error),
                 "metadata": run_metadata(model, began),
             }
+
+
+def check_names(cells: Sequence[Cell]) -> None:
+    """InputError or ModelError for the first name of no model or task, before the first of them is loaded."""
+    for name in dict.fromkeys(cell.model for cell in cells):
+        match = UNTRAINED.fullmatch(name)
+        local_folder(match[2] if match else name)
+    for task, data_dir in dict.fromkeys((cell.task, cell.data_dir) for cell in cells):
+        task_kind(task, data_dir)
 
 
 def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str = "auto") -> dict[str, float]:
@@ -144,6 +155,7 @@ def run_study(
     device: str = "auto",
     workers: int = 1,
     scheduler: str | None = None,
+    own_process: bool = False,
     progress: bool = True,
 ) -> Outcome:
     """Every cell of a grid that has no result yet; killed at any moment, it goes on where it stopped.
@@ -154,7 +166,7 @@ def run_study(
         Gets ``grid.json``, ``cells/KEY.json`` for every finished cell, ``failed/KEY.txt`` for every failed one.
     data_dir
         Folder of parquet files that serve tasks by name.
-    workers, scheduler
+    workers, scheduler, own_process
         See :func:`llvlit.runner.run_jobs`.
 
     Raises
@@ -165,11 +177,19 @@ def run_study(
         If the folder holds another grid's results or is in use, or a result cannot be written.
     """
     cells = grid.cells(data_dir=None if data_dir is None else str(Path(data_dir).resolve()))
+    here = workers == 1 and scheduler is None and not own_process
+    check_names(cells)
     claim_folder(grid, Path(folder))
-    costs = check_cells(cells, folder, device=device if workers == 1 and scheduler is None else "cpu")
-    claim_folder(grid, Path(folder), write=True)
-    jobs = [Job(cell.key, run_cell, (cell, device), group=cell.model, cost=costs[cell.key]) for cell in cells]
-    return run_jobs(jobs, folder, workers=workers, scheduler=scheduler, progress=progress)
+    if scheduler is None:
+        torch_device(device)
+    with claimed(Path(folder)):
+        costs = check_cells(cells, folder, device=device if here else "cpu")
+        claim_folder(grid, Path(folder), write=True)
+        if not here:
+            _load_subject.cache_clear()  # the last one would stay in memory beside the workers'
+        jobs = [Job(cell.key, run_cell, (cell, device), group=cell.model, cost=costs[cell.key]) for cell in cells]
+        options: dict[str, Any] = {"scheduler": scheduler, "own_process": own_process, "progress": progress}
+        return run_jobs(jobs, folder, workers=workers, **options)
 
 
 def claim_folder(grid: Grid, folder: Path, *, write: bool = False) -> None:

@@ -34,6 +34,12 @@ def task_files(data_dir: str | Path | None) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.parquet")) if path.is_file()}
 
 
+def check_file(path: Path) -> None:
+    """InputError if there is no such file."""
+    if not path.is_file():
+        raise InputError(f"name={str(path)!r}: there is no such file. {OFFLINE_CHOICES}")
+
+
 def read_parquet_examples(path: Path) -> tuple[list[str], list[int]]:
     """Texts, each on one line, and labels of a parquet file.
 
@@ -45,8 +51,7 @@ def read_parquet_examples(path: Path) -> tuple[list[str], list[int]]:
     """
     from pyarrow import ArrowException, parquet  # here, since it is slow to import
 
-    if not path.is_file():
-        raise InputError(f"name={str(path)!r}: there is no such file. {OFFLINE_CHOICES}")
+    check_file(path)
     try:
         columns = parquet.read_schema(path).names
         if missing := sorted({"text", "label"} - set(columns)):

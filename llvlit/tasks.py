@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from llvlit.errors import InputError, unknown_name
 from llvlit.grammars import EMBEDDED_TASKS, distinct_groups, draw, generate, load_grammar
 from llvlit.hub_tasks import HUB_TASKS, read_hub_examples
 from llvlit.prompts import Prompts
-from llvlit.task_files import read_parquet_examples, task_files
+from llvlit.task_files import check_file, read_parquet_examples, task_files
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,52 @@ def task_names(data_dir: str | Path | None = None) -> dict[str, str]:
     >>> "film-sentiment" in task_names()
     True
     """
-    embedded = {name: load_grammar(name).description for name in EMBEDDED_TASKS}
-    hub = {name: f"{task.description} (hub: {task.hub_id})" for name, task in HUB_TASKS.items()}
-    filed = {name: f"{_file_facts(name)[0]} (file: {path})" for name, path in task_files(data_dir).items()}
-    return embedded | hub | filed
+    return {name: str(facts["description"]) for name, facts in task_facts(data_dir).items()}
+
+
+def task_facts(data_dir: str | Path | None = None) -> dict[str, dict[str, Any]]:
+    """What is known of every task before its texts are read, by name: ``kind``, ``description``, ``class_names``.
+
+    Of a hub task also where it lies and how its rows are read, of a file its path.
+    """
+    facts: dict[str, dict[str, Any]] = {}
+    for name in EMBEDDED_TASKS:
+        grammar = load_grammar(name)
+        facts[name] = {"kind": "embedded", "description": grammar.description, "class_names": grammar.class_names}
+        facts[name]["suffix"] = grammar.suffix
+    for name, task in HUB_TASKS.items():
+        facts[name] = {"kind": "hub", **asdict(task), "reading": task.reading}
+        facts[name]["description"] = f"{task.description} (hub: {task.hub_id})"
+    for name, path in task_files(data_dir).items():
+        description, class_names = _file_facts(name)
+        facts[name] = {"kind": "file", "description": f"{description} (file: {path})", "class_names": class_names}
+        facts[name]["path"] = str(path)
+    return facts
+
+
+def task_kind(name: str | Path, data_dir: str | Path | None = None) -> str:
+    """Whether a name is that of an ``embedded`` task, of one on the ``hub``, or of a ``file``; nothing is read yet.
+
+    Raises
+    ------
+    InputError
+        If it is unknown, ``data_dir`` lacks it, or there is no such file.
+    """
+    filed = task_files(data_dir)
+    if name in filed:
+        return "file"
+    if name in EMBEDDED_TASKS:
+        return "embedded"
+    if isinstance(name, Path) or str(name).endswith(".parquet"):
+        check_file(Path(name))
+        return "file"
+    if data_dir is not None:
+        files = ", ".join(path.name for path in filed.values()) or "no .parquet file"
+        raise InputError(f"data_dir={str(data_dir)!r} has no {name}.parquet; it has {files}. Embedded tasks work too.")
+    if name in HUB_TASKS:
+        return "hub"
+    hint = "Or name a .parquet file with columns text and label."
+    raise InputError(unknown_name("name", name, task_names(), hint=hint))
 
 
 def load_task(
@@ -169,26 +211,19 @@ def load_task(
     >>> task.prompts().texts[0].endswith(" In short, it was")
     True
     """
-    filed = task_files(data_dir)
-    on_hub = name in HUB_TASKS and data_dir is None
-    if revision is not None and not on_hub:
+    if revision is not None and not (name in HUB_TASKS and data_dir is None):
         raise InputError(
             f"revision={revision!r} is of use on the hub alone; name={str(name)!r} is not read from there."
         )
-    if name in filed:
-        task = _file_task(filed[str(name)], *_file_facts(str(name)))
-    elif name in EMBEDDED_TASKS:
+    kind, filed = task_kind(name, data_dir), task_files(data_dir)
+    if kind == "embedded":
         task = _embedded_task(str(name))
-    elif isinstance(name, Path) or str(name).endswith(".parquet"):
-        task = _file_task(Path(name))
-    elif on_hub:
+    elif kind == "hub":
         task = _hub_task(str(name), revision)
-    elif data_dir is not None:
-        files = ", ".join(path.name for path in filed.values()) or "no .parquet file"
-        raise InputError(f"data_dir={str(data_dir)!r} has no {name}.parquet; it has {files}. Embedded tasks work too.")
+    elif name in filed:
+        task = _file_task(filed[str(name)], *_file_facts(str(name)))
     else:
-        hint = "Or name a .parquet file with columns text and label."
-        raise InputError(unknown_name("name", name, task_names(), hint=hint))
+        task = _file_task(Path(name))
     return task if suffix is None else task.with_suffix(suffix)
 
 
@@ -210,9 +245,14 @@ FILE_FACTS = ("local file", ("label 0", "label 1"))  # description and class nam
 
 
 def _file_facts(name: str) -> tuple[str, tuple[str, str]]:
-    """Description and class names of a file in a folder of task files: the hub task's of that name, if any."""
+    """Description and class names of a file in a folder of task files.
+
+    A file named like a hub task is taken to have its classes; how its texts were prepared, nobody knows.
+    """
     record = HUB_TASKS.get(name)
-    return (record.description, record.class_names) if record else FILE_FACTS
+    if record is None:
+        return FILE_FACTS
+    return f"local file, named like the hub task {name}; label 1 = {record.class_names[1]}", record.class_names
 
 
 def _file_task(path: Path, description: str = FILE_FACTS[0], class_names: tuple[str, str] = FILE_FACTS[1]) -> Task:

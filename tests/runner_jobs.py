@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from llvlit.study import run_cell
+
 
 def note(folder: Path, name: str) -> None:
     """One more line ``NAME PID`` in the folder's list of calls, in one write."""
@@ -68,6 +70,13 @@ def aborting(folder: Path, name: str, *_: object) -> dict[str, object]:
     """End the process as a failed assertion of compiled code does."""
     note(folder, name)
     os.abort()
+
+
+def failing_study_cell(cell, device: str) -> dict[str, object]:
+    """In place of a study's own: one task fails."""
+    if cell.task == "last-words":
+        raise RuntimeError("a fault of the test")
+    return run_cell(cell, device)
 
 
 def raising(folder: Path, name: str) -> dict[str, object]:

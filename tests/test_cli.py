@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from runner_jobs import aborting, failing_study_cell
 
 from conftest import byte_tokenizer, tiny_module
 from llvlit import LLV, load_model, load_task
@@ -21,7 +24,9 @@ from llvlit.cli import _parser, main
 from llvlit.concepts import concept_directions
 from llvlit.gains import measured_gains
 from llvlit.grammars import EMBEDDED_TASKS
+from llvlit.hub_tasks import HUB_TASKS
 from llvlit.models import embedded_names
+from llvlit.runner import claimed
 from llvlit.study import load_results
 
 COMMANDS = ("book", "exercises", "publish", "gains", "steer", "study", "train", "models", "tasks")
@@ -126,7 +131,12 @@ def test_tasks(run) -> None:
     named = run("tasks", "--json")
     assert list(named)[: len(EMBEDDED_TASKS)] == list(EMBEDDED_TASKS) and "sst2" in named
     text = run("tasks")
-    assert all(name in text and description in text for name, description in named.items())
+    assert all(name in text and facts["description"] in text for name, facts in named.items())
+    for name, task in HUB_TASKS.items():
+        facts = named[name]
+        assert (facts["hub_id"], facts["split"], facts["revision"]) == (task.hub_id, task.split, task.revision)
+        assert facts["columns"] == list(task.columns) and facts["reading"] in text and task.place in text
+    assert named["tense"]["kind"] == "embedded" and "toxicity at least 0.5: toxic" in text
 
 
 # Gains
@@ -342,22 +352,55 @@ def test_json_has_null_where_there_is_no_number(run, monkeypatch: pytest.MonkeyP
 def test_a_failed_cell_is_named_and_the_exit_status_tells(
     study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from llvlit import study as module
-
-    original = module.run_experiment
-
-    def sometimes(model, splits, settings, **options):
-        if options["cell"]["task"] == "last-words":
-            raise RuntimeError("a fault of the test")
-        return original(model, splits, settings, **options)
-
-    monkeypatch.setattr(module, "run_experiment", sometimes)
+    monkeypatch.setattr("llvlit.study.run_cell", failing_study_cell)
     assert main([*study[:-1], str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "1 of 2 cells failed" in error and "a fault of the test" in error
     (traceback,) = (tmp_path / "failed").iterdir()
-    assert "RuntimeError: a fault of the test" in traceback.read_text() and "sometimes" in traceback.read_text()
+    assert "RuntimeError: a fault of the test" in traceback.read_text() and "runner_jobs.py" in traceback.read_text()
     assert len(list((tmp_path / "cells").iterdir())) == 1
+
+
+def test_a_cell_that_kills_its_process_fails_and_the_command_goes_on(
+    study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from llvlit import study as module
+
+    def jobs_of(jobs, *arguments, **options):
+        return run_jobs(
+            [replace(jobs[0], function=aborting, arguments=(tmp_path, "k")), jobs[1]], *arguments, **options
+        )
+
+    run_jobs = module.run_jobs
+    monkeypatch.setattr(module, "run_jobs", jobs_of)
+    assert main([*study[:-1], str(tmp_path)]) == 1
+    assert "SIGABRT" in capsys.readouterr().err and len(list((tmp_path / "cells").iterdir())) == 1
+    assert module._load_subject.cache_info().currsize == 0  # only the worker holds a model
+
+
+def test_names_are_checked_before_anything_is_read(fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("read")
+
+    for name in ("llvlit.study.load_model", "llvlit.study._load_task", "llvlit.estimate.load_task"):
+        monkeypatch.setattr(name, never)
+    for more in ([], ["--dry-run"]):
+        out = ["--out", tmp_path / "out", *more]
+        assert "'jigsaw_toxicity' is not known" in fail("study", "real", *out)
+        assert "Did you mean 'embedded/small'" in fail("study", "--models", "gpt2", "untrained:embedded/smal", *out)
+        assert "no such file" in fail("study", "--tasks", "tense", "absent.parquet", *out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_use_is_told_before_anything_is_loaded(
+    study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("llvlit.study.check_cells", never)
+    with claimed(tmp_path), ThreadPoolExecutor(1) as other:  # a thread finds it locked as another process would
+        assert other.submit(main, [*study[:-1], str(tmp_path)]).result() == 1
 
 
 def test_dry_run_runs_nothing(study: tuple[str, ...], run, tmp_path: Path) -> None:
@@ -416,7 +459,7 @@ def test_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llvlit.tasks.task_names", interrupt)
+    monkeypatch.setattr("llvlit.tasks.task_facts", interrupt)
     assert main(["tasks"]) == 130
     assert "finished results are kept" in capsys.readouterr().err
 

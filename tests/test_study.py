@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from pyarrow import Table, parquet
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -22,10 +23,10 @@ from llvlit.concepts import directions_of_states, random_directions
 from llvlit.depth import last_token_states
 from llvlit.energies import _summary, schedule_energies
 from llvlit.errors import FileError, InputError, ModelError
-from llvlit.estimate import count_operations, model_shape
+from llvlit.estimate import count_operations, estimate, model_shape
 from llvlit.experiment import Experiment, run_experiment
 from llvlit.gains import adjoint_gains, agreement, measured_gains
-from llvlit.grid import Cell, Grid, Settings
+from llvlit.grid import Cell, Grid, Settings, load_grid
 from llvlit.identification import identify
 from llvlit.report import committed, read_table, summarize, summarize_energies, tables, write_tables
 from llvlit.study import Results, load_results, load_subject, run_cell, run_study
@@ -456,6 +457,19 @@ class Operations(TorchDispatchMode):
         if count := flop_registry.get(function._overloadpacket):
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out
+
+
+def test_minutes_are_those_that_the_committed_study_took(monkeypatch):
+    """At the rate of the fit, with prompts of typical length; `benchmarks/estimate.py` fits again, with their own."""
+    monkeypatch.setattr("llvlit.estimate.tokens_of", lambda cell: 64.0)
+    grid, cpu = load_grid("real"), torch.device("cpu")
+    shapes = {name: model_shape(load_subject(name, device="cpu")) for name in grid.models}
+    took = read_table(committed("real"), "cells").query("visible").set_index(["model", "task", "seed"])["seconds"]
+    keys = [(cell.model, cell.task, cell.seed) for cell in grid.cells()]
+    found = [60 * estimate(cell, shapes[cell.model], 110e9, device=cpu).minutes for cell in grid.cells()]
+    ratio = pd.Series(found, index=pd.MultiIndex.from_tuples(keys)).reindex(took.index) / took
+    assert 0.75 < (ratio * took).sum() / took.sum() < 1.33
+    assert ratio.between(0.5, 2).all()
 
 
 def test_counted_operations_are_those_that_torch_counts(data_dir):
