@@ -34,6 +34,12 @@ class StudyTables:
         the paper's numbers are of.
     provenance : dict
         Grid, versions, devices.
+
+    Examples
+    --------
+    >>> from llvlit.comparison import read_study
+    >>> read_study("real").parameters("embedded/small")
+    872320
     """
 
     cells: pd.DataFrame

@@ -105,6 +105,17 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     """By task: name, length alone, the paper's numbers, its model run here, our largest model's, seeds that show it.
 
     The paper's tasks come first, then ours that it does not name.
+
+    Examples
+    --------
+    >>> import json
+    >>> from llvlit.comparison import read_study
+    >>> from llvlit.report import committed
+    >>> from llvlit.scoreboard import task_rows
+    >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
+    >>> rows = task_rows(paper, read_study("real"), None)
+    >>> rows[0][0], rows[-1][0]
+    ('Amazon polarity', 'tweeteval_offensive')
     """
     mine = ours.models[-1]
     own, same = (_by_task(paper, study, model) for study, model in ((ours, mine), (theirs, paper["tasks_of"])))
@@ -149,7 +160,19 @@ def _by_task(paper: Paper, study: StudyTables | None, model: str) -> dict[str, t
 
 
 def energy_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
-    """By schedule (absolute energy, all layers): the paper's range, its model run here, ours, in the range or not."""
+    """By schedule (absolute energy, all layers): the paper's range, its model run here, ours, in the range or not.
+
+    Examples
+    --------
+    >>> import json
+    >>> from llvlit.comparison import read_study
+    >>> from llvlit.report import committed
+    >>> from llvlit.scoreboard import energy_rows
+    >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
+    >>> rows = energy_rows(paper, read_study("real"), None)
+    >>> [row[0] for row in rows]
+    ['uniform', 'last layer', 'random layer']
+    """
     own = _ratios(ours, ours.models)
     same = _ratios(theirs, [paper["energies_of"]]) if theirs is not None else {}
     table = []
@@ -233,6 +256,17 @@ def ablation_rows(paper: Paper, ours: Sequence[StudyTables], theirs: StudyTables
     """By comparison: setting, what is compared, its change on the paper's models run here, on ours, verdict, extent.
 
     Where several of our studies make a comparison, the first of them is shown.
+
+    Examples
+    --------
+    >>> import json
+    >>> from llvlit.comparison import read_study
+    >>> from llvlit.report import committed
+    >>> from llvlit.scoreboard import ablation_rows
+    >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
+    >>> rows = ablation_rows(paper, [read_study("real")], None)
+    >>> sorted({row[0] for row in rows})
+    ['basis', 'order']
     """
     same = ablations_of(theirs, paper) if theirs is not None else {}
     run = {key: f"{change}: {so} ({over})" for key, (change, so, over) in same.items()}
