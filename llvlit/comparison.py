@@ -95,11 +95,11 @@ def joined(first: StudyTables, second: StudyTables | None) -> StudyTables:
     """
     if second is None:
         return first
-    frames = (
-        pd.concat([getattr(first, name), getattr(second, name)], ignore_index=True)
-        for name in ("cells", "agreement", "energy")
-    )
-    return StudyTables(*frames, first.provenance)
+
+    def both(name: str) -> pd.DataFrame:
+        return pd.concat([getattr(first, name), getattr(second, name)], ignore_index=True)
+
+    return StudyTables(both("cells"), both("agreement"), both("energy"), first.provenance)
 
 
 def at_setting(study: StudyTables, paper: Paper) -> pd.DataFrame:
@@ -109,7 +109,7 @@ def at_setting(study: StudyTables, paper: Paper) -> pd.DataFrame:
     --------
     >>> from llvlit.comparison import at_setting, read_study
     >>> rows = at_setting(read_study("real"), {"setting": {"order": 32, "amplitude": 0.1}})
-    >>> sorted(rows["order"].dropna().unique())
+    >>> rows["order"].dropna().unique().tolist()
     [32.0]
     """
     rows, setting = study.agreement, paper["setting"]
