@@ -187,7 +187,7 @@ def paired(
 
 
 def mean_of(frame: pd.DataFrame) -> pd.Series:
-    """Mean of the column ``value`` of such a frame, as :func:`paired` gives it.
+    """Mean of the column ``value`` of such a frame, as :func:`llvlit.comparison.paired` gives it.
 
     Examples
     --------
