@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from html import escape, unescape
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -90,20 +90,27 @@ def new(
     return figure, list(axes.flat)
 
 
-_INTERVAL = re.compile(r"\[[^][]*\d[^][]*\]|\([-+\d.]+ (?:to|of) [-+\d.]+\)")  # such as [0.1, 0.2] or (0.1 to 0.2)
+_WHOLE = re.compile(  # such as [0.1, 0.2], (0.1 to 0.2), 3 tasks
+    r"\[[^][]*\d[^][]*\]|\([-+\d.]+ (?:to|of) [-+\d.]+\)|\b\d+ (?:task|pair)s?\b"
+)
 
 
 def _unbroken(found: re.Match[str]) -> str:
-    return found[0].replace(" ", "\N{NO-BREAK SPACE}") if len(found[0]) < 18 else found[0]
+    return found[0].replace(" ", "\N{NO-BREAK SPACE}") if len(unescape(found[0])) < 18 else found[0]
+
+
+def _code(found: re.Match[str]) -> str:
+    """Code of a table; a whole command asks for more room than a name."""
+    return f'<code class="command">{found[1]}</code>' if " " in found[1] else f"<code>{found[1]}</code>"
 
 
 def _cell(content: object) -> str:
     """A table's cell as HTML: intervals unbroken, code between backticks."""
-    return _INTERVAL.sub(_unbroken, re.sub("`([^`]+)`", r"<code>\1</code>", escape(str(content))))
+    return re.sub("`([^`]+)`", _code, _WHOLE.sub(_unbroken, escape(str(content))))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Show a table in a notebook; the build gives it the book's style.  What stands between backticks is code.
+    """Show a table in a notebook; the build gives it the book's style.  What stands between `…` is code.
 
     Examples
     --------

@@ -37,26 +37,23 @@ def paper_command(model: str | None = None, task: str | None = None) -> str:
     --------
     >>> from llvlit.scoreboard import paper_command
     >>> paper_command("gpt2")
-    'llvlit study paper --models gpt2 --out study/paper-gpt2 --save results/paper --device cuda'
+    'llvlit study paper --models gpt2 --out study/paper-gpt2 --save results/paper'
     """
     chosen = "".join(f" --{axis} {name}" for axis, name in (("models", model), ("tasks", task)) if name)
-    name = "-".join(["paper", *(part for part in (model, task) if part)])
-    return f"llvlit study paper{chosen} --out study/{name} --save results/paper --device cuda"
+    name = "-".join(["paper", *filter(None, [task or model])])
+    return f"llvlit study paper{chosen} --out study/{name} --save results/paper"
 
 
-def our_command(task: str) -> str:
-    """Command that measures the shipped models on a task of the hub.
+def our_command() -> str:
+    """Command that measures the shipped models on the paper's tasks that need the hub.
 
     Examples
     --------
     >>> from llvlit.scoreboard import our_command
-    >>> our_command("yelp_polarity").split()[2]
-    'results/grids/remaining.toml'
+    >>> our_command()
+    'llvlit study results/grids/remaining.toml --save results/remaining'
     """
-    return (
-        f"llvlit study results/grids/remaining.toml --tasks {task} --out study/remaining-{task} "
-        "--save results/remaining"
-    )
+    return "llvlit study results/grids/remaining.toml --save results/remaining"
 
 
 def _absent(command: str) -> str:
@@ -129,7 +126,7 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
         ]
         length = next((f"{x:.2f}" for x in lengths if not np.isnan(x)), DASH)
         theirs_now = same[task] if task in same else (_absent(paper_command(paper["tasks_of"], task)), "")
-        told = own.get(task) or (_absent(our_command(task)), DASH)
+        told = own.get(task) or (_absent(our_command()), DASH)
         table.append(
             [
                 row["name"] if row else task,
