@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from html import escape, unescape
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,12 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def new(n_columns: int = 1, *, height: float = 3.6, width: float | None = None) -> tuple[Figure, list[Axes]]:
+def new(
+    n_columns: int = 1, *, n_rows: int = 1, height: float = 3.6, width: float | None = None
+) -> tuple[Figure, list[Axes]]:
     """Figure in the project's style with some axes side by side; never so wide that letters get too small to read.
+
+    Axes of several rows come row by row, and share their axes of x.
 
     Examples
     --------
@@ -80,19 +84,33 @@ def new(n_columns: int = 1, *, height: float = 3.6, width: float | None = None) 
     """
     with mpl.rc_context(STYLE):
         size = (min(width or (6.4 if n_columns == 1 else 4.0 * n_columns), WIDEST), height)
-        figure, axes = plt.subplots(1, n_columns, figsize=size, layout="constrained", squeeze=False)
-    return figure, list(axes[0])
+        figure, axes = plt.subplots(
+            n_rows, n_columns, figsize=size, layout="constrained", squeeze=False, sharex=n_rows > 1
+        )
+    return figure, list(axes.flat)
 
 
-_INTERVAL = re.compile(r"\[[^][]*\d[^][]*\]|\([-+\d.]+ (?:to|of) [-+\d.]+\)")  # such as [0.1, 0.2] or (0.1 to 0.2)
+_WHOLE = re.compile(  # such as [0.1, 0.2], (0.1 to 0.2), 3 tasks
+    r"\[[^][]*\d[^][]*\]|\([-+\d.]+ (?:to|of) [-+\d.]+\)|\b\d+ (?:task|pair)s?\b"
+)
 
 
 def _unbroken(found: re.Match[str]) -> str:
-    return found[0].replace(" ", "\N{NO-BREAK SPACE}") if len(found[0]) < 18 else found[0]
+    return found[0].replace(" ", "\N{NO-BREAK SPACE}") if len(unescape(found[0])) < 18 else found[0]
+
+
+def _code(found: re.Match[str]) -> str:
+    """Code of a table; a whole command asks for more room than a name."""
+    return f'<code class="command">{found[1]}</code>' if " " in found[1] else f"<code>{found[1]}</code>"
+
+
+def _cell(content: object) -> str:
+    """A table's cell as HTML: intervals unbroken, code between backticks."""
+    return re.sub("`([^`]+)`", _code, _WHOLE.sub(_unbroken, escape(str(content))))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Show a table in a notebook; the build gives it the book's style.
+    """Show a table in a notebook; the build gives it the book's style.  What stands between `…` is code.
 
     Examples
     --------
@@ -103,11 +121,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     from IPython.display import HTML, display
 
     def line(cells: Sequence[object], tag: str) -> str:
-        return (
-            "<tr>"
-            + "".join(f"<{tag}>{_INTERVAL.sub(_unbroken, escape(str(cell)))}</{tag}>" for cell in cells)
-            + "</tr>"
-        )
+        return "<tr>" + "".join(f"<{tag}>{_cell(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     display(HTML(f'<table class="dataframe"><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table>'))

@@ -38,4 +38,5 @@ MODEL_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#b87d00", "marker": "s"},
     {"color": "#009e73", "marker": "^"},
     {"color": "#c46a99", "marker": "D"},
+    {"color": "#7a6a58", "marker": "v"},
 )
