@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +27,17 @@ No network and no GPU is needed."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; errors of ours are one line on standard error, with exit status 1."""
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has left, as `head` does: nothing to say, nor at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     if not (sys.argv[1:] if arguments is None else arguments):
         print(FIRST_STEPS)
         return 0
@@ -39,8 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llvlit {options.command}: interrupted; finished results are kept.", file=sys.stderr)
         return 130
     if options.json:
-        print(json.dumps(result, indent=1))
+        print(json.dumps(_finite(result), indent=1, allow_nan=False))
     return 0
+
+
+def _finite(result: Any) -> Any:
+    """The same result with null for every number that JSON has no word for (NaN and the infinities)."""
+    if isinstance(result, dict):
+        return {key: _finite(value) for key, value in result.items()}
+    if isinstance(result, (list, tuple)):
+        return [_finite(value) for value in result]
+    return None if isinstance(result, float) and not math.isfinite(result) else result
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,12 +33,14 @@ def study(options: argparse.Namespace) -> Any:
     folder = Path(options.out or f"study-{grid.name}")
     if options.dry_run:
         return _dry_run(grid, options)
-    if not options.report:
-        _run(grid, folder, options)
-    return _report(grid, folder, options)
+    lines = [] if options.report else [_run(grid, folder, options)]
+    found, told = _report(grid, folder, options)
+    say(options, "\n".join(lines + told))  # once all is written: whoever reads may have left
+    return {name: rows.to_dict("records") for name, rows in found.items()}
 
 
-def _run(grid: Grid, folder: Path, options: argparse.Namespace) -> None:
+def _run(grid: Grid, folder: Path, options: argparse.Namespace) -> str:
+    """Run the cells that are missing; say how many there were."""
     from llvlit.runner import failure_path
     from llvlit.study import run_study
 
@@ -49,14 +53,16 @@ def _run(grid: Grid, folder: Path, options: argparse.Namespace) -> None:
         scheduler=options.scheduler,
         progress=not options.json,
     )
-    say(options, f"{grid.name}: {len(outcome.done)} cells computed, {len(outcome.kept)} kept.")
+    computed = f"{grid.name}: {len(outcome.done)} cells computed, {len(outcome.kept)} kept."
     if outcome.failed:
+        say(options, computed)
         lines = [f"  {key}: {reason} ({failure_path(folder, key)})" for key, reason in outcome.failed.items()]
         total = len(outcome.failed) + len(outcome.done) + len(outcome.kept)
         raise CellError(
             f"{len(outcome.failed)} of {total} cells failed; the others are in {folder}, and the same command tries "
             "again.\n" + "\n".join(lines)
         )
+    return computed
 
 
 def _dry_run(grid: Grid, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -83,20 +89,23 @@ def _dry_run(grid: Grid, options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def _report(grid: Grid, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    from llvlit.report import summarize, tables, write_tables
+def _report(grid: Grid, folder: Path, options: argparse.Namespace) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Write tables and figures; return the summaries, and the lines that tell them."""
+    from llvlit.report import summarize, summarize_energies, tables, write_tables
     from llvlit.study import claim_folder, load_results
 
     claim_folder(grid, folder)
     results = load_results(folder, [cell.key for cell in grid.cells()])
+    lines = []
     for missing in results.not_visible:
         cell = missing["cell"]
-        say(options, f"Left out: {cell['model']} does not show {cell['task']} (seed {cell['seed']}).")
+        lines.append(f"Left out: {cell['model']} does not show {cell['task']} (seed {cell['seed']}).")
     if not results.experiments:
+        say(options, "\n".join(lines))
         raise CellError("No model shows its concept at the last token. Use more prompts, other tasks, or a suffix.")
     n_missing = len(grid.cells()) - len(results.experiments) - len(results.not_visible)
     if n_missing:
-        say(options, f"{n_missing} of {len(grid.cells())} cells are not there yet.")
+        lines.append(f"{n_missing} of {len(grid.cells())} cells are not there yet.")
     frames = tables(results)
     frame = frames["agreement"]
     order = frame["order"].max()
@@ -109,31 +118,44 @@ def _report(grid: Grid, folder: Path, options: argparse.Namespace) -> dict[str, 
     ]
     labels = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "rel. error"}
     varied = [name for name in ("jacobian", "final_norm") if frame[name].nunique() > 1]
-    found = {"agreement": summarize(largest, ["model", *varied, "predictor", "layers"], list(labels))}
-    say(options, f"Agreement with measured gains at order {order:g}, means over tasks and seeds with 95 % intervals\n")
-    _print(options, found["agreement"], labels)
+    by = ["model", *varied, "predictor", "layers"]
+    found = {"agreement": summarize(largest, by, list(labels))}
+    intervals = "95 % intervals over tasks, seeds and prompts"
+    lines.append(f"Agreement with measured gains at order {order:g}, means with {intervals}\n")
+    lines += _lines(found["agreement"], by, labels)
     if len(frames["energy"]):
-        found["energy"] = summarize(
-            frames["energy"], ["model", *varied, "metric", "layers", "schedule"], ["ratio"], log=True
-        )
-        say(options, "\nEnergy in units of the first surrogate's optimum, geometric means\n")
-        _print(options, found["energy"], {"ratio": "energy / optimum"})
+        by = ["model", *varied, "metric", "layers", "schedule"]
+        found["energy"] = summary = summarize_energies(frames["energy"], by)
+        lines.append(f"\nEnergy in units of the first surrogate's optimum, geometric means with {intervals}")
+        lines += ["no ratio: cells left out of the mean, since the schedule or that optimum is out of reach there"]
+        lines += ["out of reach: searches that found no energy (one a prompt; random layer: one a prompt and layer)\n"]
+        censored = [f"{one.n_censored} of {one.n_rows}" for one in summary.itertuples()]
+        told = summary.assign(**{"no ratio": censored, "out of reach": summary["n_out_of_reach"]})
+        lines += _lines(told, [*by, "no ratio", "out of reach"], {"ratio": "energy / optimum"})
     out = Path(options.save or folder / "report")
     paths = write_tables(results, grid, out)
     paths += _figures(found, out)
-    say(options, "\nWritten: " + ", ".join(str(path) for path in paths))
-    return {name: rows.to_dict("records") for name, rows in found.items()}
+    lines.append("\nWritten: " + ", ".join(str(path) for path in paths))
+    return found, lines
 
 
-def _print(options: argparse.Namespace, summary: pd.DataFrame, values: dict[str, str]) -> None:
-    keys = [name for name in summary.columns if summary[name].dtype == object or str(summary[name].dtype) == "str"]
+def _lines(summary: pd.DataFrame, keys: Sequence[str], values: dict[str, str]) -> list[str]:
+    """Head and rows of a printed table: keys, then values with their intervals."""
     widths = [max(len(key), *(len(str(value)) for value in summary[key])) for key in keys]
     head = "  ".join(f"{key:<{width}}" for key, width in zip(keys, widths, strict=True))
-    say(options, head + "".join(f"{label:>28}" for label in values.values()))
+    lines = [head + "".join(f"{label:>28}" for label in values.values())]
     for _, row in summary.iterrows():
         line = "  ".join(f"{row[key]!s:<{width}}" for key, width in zip(keys, widths, strict=True))
-        cells = (f"{row[v]:.3f} [{row[f'{v}_low']:.3f}, {row[f'{v}_high']:.3f}]" for v in values)
-        say(options, line + "".join(f"{cell:>28}" for cell in cells))
+        lines.append(line + "".join(f"{_interval(row, value):>28}" for value in values))
+    return lines
+
+
+def _interval(row: pd.Series, value: str) -> str:
+    """A mean with its interval; a dash for what there is none of."""
+    middle, low, high = (
+        "-" if math.isnan(number := row[name]) else f"{number:.3f}" for name in (value, f"{value}_low", f"{value}_high")
+    )
+    return middle if middle == "-" else f"{middle} -" if "-" in (low, high) else f"{middle} [{low}, {high}]"
 
 
 def _figures(found: dict[str, pd.DataFrame], out: Path) -> list[Path]:

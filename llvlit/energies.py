@@ -53,7 +53,9 @@ def schedule_energies(
         ``schedule``, ``metric``, ``layers``, median energy with its 95 % bootstrap interval over prompts
         (None: out of reach), ``ratio`` to the first optimum in the same metric with its interval (of the median
         over prompts), ``n_prompts``, ``n_out_of_reach`` (of ``random layer``: prompts and layers), and the
-        ``layer`` of a single push.
+        ``layer`` of a single push.  There is no ratio (None) where its median is censored: where, at half of the
+        prompts or more, the schedule is out of reach (the ratio is large, nobody knows how large), or the first
+        optimum is (small).
     """
     scales = {"absolute": np.ones_like(weights), "relative": weights}
     shapes: dict[tuple[Any, ...], np.ndarray] = {}
@@ -98,20 +100,25 @@ def schedule_energies(
 
 
 def _summary(values: np.ndarray, reference: np.ndarray, seed: int) -> dict[str, Any]:
-    """Median energy and median ratio over prompts, the last axis, with bootstrap intervals over prompts."""
+    """Median energy and median ratio over prompts, the last axis, with bootstrap intervals over prompts.
+
+    A ratio is censored above (infinity) where the values are out of reach, below (minus infinity) where the reference
+    is, and unknown where both are; a median that is no number is None, and so are its bounds.
+    """
     n_prompts = len(reference)
     draws = np.random.default_rng(seed).integers(n_prompts, size=(N_BOOTSTRAP, n_prompts))
     with np.errstate(invalid="ignore"):
-        ratios = np.where(np.isinf(reference), np.where(np.isinf(values), np.nan, 0.0), values / reference)
+        ratios = np.where(np.isinf(reference), np.where(np.isinf(values), np.nan, -np.inf), values / reference)
     summary: dict[str, Any] = {"n_prompts": n_prompts, "n_out_of_reach": int(np.isinf(values).sum())}
     for name, one in (("energy", values), ("ratio", ratios)):
         known = one[..., ~np.isnan(one).any(axis=tuple(range(one.ndim - 1)))] if name == "ratio" else one
-        middle = np.median(known) if known.size else np.nan
-        bounds = [np.nan, np.nan]
-        if known.shape[-1] == n_prompts:
-            samples = known[..., draws]
-            medians = np.median(np.moveaxis(samples, -2, 0).reshape(N_BOOTSTRAP, -1), axis=1)
-            bounds = [float(np.sort(medians)[round(q * (N_BOOTSTRAP - 1))]) for q in (0.025, 0.975)]
+        with np.errstate(invalid="ignore"):  # halfway between the two infinities
+            middle = np.median(known) if known.size else np.nan
+            bounds = [np.nan, np.nan]
+            if known.shape[-1] == n_prompts and (name == "energy" or np.isfinite(middle)):
+                samples = known[..., draws]
+                medians = np.median(np.moveaxis(samples, -2, 0).reshape(N_BOOTSTRAP, -1), axis=1)
+                bounds = [float(np.sort(medians)[round(q * (N_BOOTSTRAP - 1))]) for q in (0.025, 0.975)]
         summary |= {name: _number(middle), f"{name}_low": _number(bounds[0]), f"{name}_high": _number(bounds[1])}
     return summary
 

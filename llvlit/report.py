@@ -81,15 +81,18 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
 def summarize(
     frame: pd.DataFrame, by: Sequence[str], values: Sequence[str], *, log: bool = False, seed: int = 0
 ) -> pd.DataFrame:
-    """Means over tasks and seeds, with 95 % bootstrap intervals.
+    """Means over tasks of means over seeds, with 95 % bootstrap intervals over tasks, seeds and prompts.
 
-    Tasks are drawn with replacement, then seeds within each: what varies most is what a conclusion must
-    survive.  With one task the interval is over its seeds.
+    Tasks are drawn with replacement, then seeds within every drawn task, anew also where a task is drawn twice:
+    what varies most is what a conclusion must survive.  Where the frame has ``VALUE_low`` and ``VALUE_high``, the
+    95 % interval of each row over its prompts, every drawn seed also gets a normal error of standard deviation
+    (high - low) / (2 · 1.96), of the logarithms with ``log``; a row without such an interval gets none.
 
     Parameters
     ----------
     frame
-        Has the columns ``task`` and ``seed``, ``by`` and ``values``.
+        Has the columns ``task`` and ``seed``, ``by`` and ``values``.  Rows of a group that share task and seed
+        (several models, say) are first averaged, and so are their errors, since they share their prompts.
     log
         Geometric means, as fits ratios: of positive values only.
 
@@ -97,12 +100,15 @@ def summarize(
     -------
     DataFrame
         ``by``, then for each value its mean, ``_low`` and ``_high``, then ``n_tasks``, the tasks that have all
-        values.
+        values.  Bounds lie within those of the rows (a correlation's are never beyond 1).  A group of one task and
+        one seed has no interval: NaN.
 
     Notes
     -----
-    A bootstrap over few tasks is too sure of itself: of intervals over nine tasks about nine in ten hold the
-    mean, over four tasks seventeen in twenty, over two tasks two in three.
+    A bootstrap over few tasks is too sure of itself.  In simulated studies whose tasks, seeds and prompts each add
+    a normal error, of deviations 1, 0.5 and 0.5, the interval holds the true mean in 93 % with nine tasks of three
+    seeds, 88 % with four of three, and 79 % with two of two (of 10,000; a test repeats 1,000).  Where prompts vary
+    more than tasks, it is wider than it need be: the spread between seeds holds the error over prompts already.
 
     Examples
     --------
@@ -115,25 +121,87 @@ def summarize(
     (0.7, 2)
     """
     generator = np.random.default_rng(seed)
+    tasks = frame.groupby("task").ngroup().to_numpy()
+    cells = frame.groupby(["task", "seed"]).ngroup().to_numpy()  # those of one task side by side
+    numbers = {value: frame.reindex(columns=[value, f"{value}_low", f"{value}_high"]) for value in values}
+    arrays = {value: numbers[value].to_numpy(float).T for value in values}
+    grouped = frame.groupby(list(by), sort=False, dropna=False)
+    groups = grouped.ngroup().to_numpy()
     rows = []
-    for key, group in frame.groupby(list(by), sort=False, dropna=False):
+    for number, (key, _) in enumerate(grouped):
+        inside = groups == number
         row: dict[str, Any] = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
-        for value in values:
-            tasks = [part[value].dropna().to_numpy(float) for _, part in group.groupby("task", sort=True)]
-            tasks = [np.log(part) if log else part for part in tasks if len(part)]
-            if not tasks:
-                row |= {value: np.nan, f"{value}_low": np.nan, f"{value}_high": np.nan}
-                continue
-            draws = np.empty((N_BOOTSTRAP, len(tasks)))
-            for number, part in enumerate(tasks):
-                draws[:, number] = part[generator.integers(len(part), size=(N_BOOTSTRAP, len(part)))].mean(axis=1)
-            chosen = generator.integers(len(tasks), size=(N_BOOTSTRAP, len(tasks)))
-            means = np.take_along_axis(draws, chosen, axis=1).mean(axis=1)
-            found = np.array([np.mean([part.mean() for part in tasks]), *np.quantile(means, [0.025, 0.975])])
+        complete = inside.copy()
+        for value, array in arrays.items():
+            known = inside & ~np.isnan(array[0])
+            complete &= known
+            with np.errstate(divide="ignore"):  # of a bound that is zero
+                x = np.log(array[:, known]) if log else array[:, known]
+            found = _mean_and_interval(tasks[known], cells[known], x, generator)
             row |= dict(zip((value, f"{value}_low", f"{value}_high"), np.exp(found) if log else found, strict=True))
-        used = group.dropna(subset=list(values), how="any")["task"].nunique()
-        rows.append({**row, "n_tasks": used})
+        rows.append({**row, "n_tasks": len(np.unique(tasks[complete]))})
     return pd.DataFrame(rows)
+
+
+def _mean_and_interval(
+    tasks: np.ndarray, cells: np.ndarray, rows: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Mean of rows and the bounds of its 95 % interval; NaN where there is none.
+
+    ``rows`` (3, n_rows) are the values and their own bounds over prompts (NaN: unknown), ``tasks`` and ``cells`` the
+    numbers of their task and of their pair of task and seed.
+    """
+    x, low, high = rows
+    if not len(x):
+        return np.full(3, np.nan)
+    _, first, cell = np.unique(cells, return_index=True, return_inverse=True)
+    n_rows = np.bincount(cell)
+    means = np.bincount(cell, x) / n_rows
+    widths = np.where(np.isfinite(high - low), high - low, 0)
+    deviations = np.bincount(cell, widths / (2 * 1.96)) / n_rows
+    _, starts, n_seeds = np.unique(tasks[first], return_index=True, return_counts=True)
+    middle = (np.add.reduceat(means, starts) / n_seeds).mean()
+    if len(means) == 1:
+        return np.array([middle, np.nan, np.nan])
+    chosen = generator.integers(len(starts), size=(N_BOOTSTRAP, len(starts), 1))  # tasks
+    shape = (N_BOOTSTRAP, len(starts), n_seeds.max())
+    drawn = starts[chosen] + (generator.random(shape) * n_seeds[chosen]).astype(int)  # more seeds than some tasks have
+    draws = means[drawn]
+    if deviations.any():
+        draws += deviations[drawn] * generator.standard_normal(shape)
+    draws[np.arange(shape[-1]) >= n_seeds[chosen]] = 0.0
+    bounds = np.quantile((draws.sum(axis=2) / n_seeds[chosen[..., 0]]).mean(axis=1), [0.025, 0.975])
+    return np.array([middle, *np.clip(bounds, np.nanmin([x, low]), np.nanmax([x, high]))])
+
+
+def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """Geometric means of energy ratios with 95 % intervals, and how many are censored.
+
+    Parameters
+    ----------
+    frame
+        The table ``energy``: a row of it has no ratio where the schedule or the optimum is out of reach.
+
+    Returns
+    -------
+    DataFrame
+        As of :func:`summarize`, of the rows that have a ratio; besides, for all rows, ``n_rows``, ``n_censored`` (those
+        without a ratio) and ``n_out_of_reach`` (searches for an energy that found none).
+
+    Examples
+    --------
+    >>> from llvlit.report import committed, read_table, summarize_energies
+    >>> found = summarize_energies(read_table(committed("real"), "energy"), ["schedule"])
+    >>> bool((found["n_censored"] <= found["n_rows"]).all())
+    True
+    """
+    ratio = frame["ratio"].astype(float)
+    frame = frame.assign(ratio=ratio.where(ratio > 0))  # 0: an optimum out of reach, as older files have it
+    censored = frame["ratio"].isna()
+    counts = frame.assign(n_rows=1, n_censored=censored.astype(int)).groupby(list(by), sort=False, dropna=False)
+    found = summarize(frame, by, ["ratio"], log=True)
+    totals = counts[["n_rows", "n_censored", "n_out_of_reach"]].sum()
+    return found.assign(**{name: totals[name].to_numpy(int) for name in totals})  # groups in the same order
 
 
 def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:

@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,7 @@ def run_jobs(
     *,
     workers: int = 1,
     scheduler: str | None = None,
+    own_process: bool = False,
     threads: int | None = None,
     attempts: int = 3,
     progress: bool = True,
@@ -168,12 +169,14 @@ def run_jobs(
     Parameters
     ----------
     workers
-        1: in this process. More: that many processes. A script that asks for more than one must guard its own
+        1: in this process. More: that many processes. A script that asks for processes must guard its own
         statements with ``if __name__ == "__main__":``.
     scheduler
         Address of a running Dask scheduler, such as ``"tcp://host:8786"``; its workers compute then.
+    own_process
+        Give also a single worker a process of its own: a cell that ends its process then fails alone.
     threads
-        Of each worker; by default the processors over ``workers``. In this process and on Dask: left as they are.
+        Of each worker; by default the processors over ``workers``. With one worker and on Dask: left as they are.
     attempts
         Deaths of workers on one cell after which it fails. Dask has its own: ``allowed-failures`` of its scheduler.
     progress
@@ -191,7 +194,7 @@ def run_jobs(
     """
     jobs, folder = tuple(jobs), Path(folder)
     _check(jobs, workers=workers, scheduler=scheduler, threads=threads, attempts=attempts)
-    with _claimed(folder):
+    with claimed(folder):
         kept = [job.key for job in jobs if read_result(folder, job.key) is not None]
         for job in jobs:
             failure_path(folder, job.key).unlink(missing_ok=True)
@@ -203,7 +206,7 @@ def run_jobs(
         with run.bar:
             if packed and scheduler is not None:
                 run_on_dask(run, packed, scheduler, threads)
-            elif packed and workers > 1:
+            elif packed and (workers > 1 or own_process):
                 run_in_processes(run, packed, workers, threads, attempts)
             else:
                 run_here(run, packed, threads)
@@ -243,10 +246,22 @@ def _check(jobs: Sequence[Job], *, workers: int, scheduler: str | None, threads:
 
 
 @contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """The folder as this process's own; the system gives it back also where the process is killed."""
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder as this process's own; the system gives it back also where the process is killed.
+
+    Claims may be nested. A folder that was not there before and has nothing in it after is removed.
+
+    Raises
+    ------
+    FileError
+        If another process has it, or it cannot be written.
+    """
     holder = folder / ".lock.json"
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
+    if lock.is_locked:
+        yield
+        return
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -266,3 +281,7 @@ def _claimed(folder: Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+        if is_new and {path.name for path in folder.iterdir()} <= {".lock"}:
+            with suppress(OSError):
+                (folder / ".lock").unlink(missing_ok=True)
+                folder.rmdir()

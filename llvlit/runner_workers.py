@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -18,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +35,9 @@ Answer = tuple[str | None, str]
 
 CONNECT_SECONDS = 10.0
 """For a Dask scheduler to answer."""
+
+LEAVE_SECONDS = 3.0
+"""For workers that have nothing left to do."""
 
 
 def attempt_cell(packed: bytes, threads: int | None) -> Answer:
@@ -66,10 +72,11 @@ def run_here(run: Run, packed: Mapping[str, bytes], threads: int | None) -> None
 
 @dataclass(eq=False)
 class _Worker:
-    """A process, our end of its pipe, the job it computes, and the group of its latest job."""
+    """A process, our end of its pipe, where it writes its last words, its job, and the group of its latest job."""
 
     process: BaseProcess
     pipe: Connection
+    trace: Path
     ready: bool = False
     job: Job | None = None
     group: str | None = None
@@ -85,14 +92,15 @@ def run_in_processes(run: Run, packed: Mapping[str, bytes], workers: int, thread
     """
     if threads is None:
         processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = max(1, processors // workers)
+        threads = max(1, processors // workers) if workers > 1 else torch.get_num_threads()
+    traces = tempfile.TemporaryDirectory(prefix="llvlit-", ignore_cleanup_errors=True)
     crew: list[_Worker] = []
     deaths: dict[str, list[str]] = {}
     failed_starts = 0
     try:
         while run.pending or any(worker.job for worker in crew):
             while len(crew) < min(workers, len(run.pending) + sum(worker.job is not None for worker in crew)):
-                crew.append(_start(threads))
+                crew.append(_start(threads, Path(traces.name)))
             for worker in crew:
                 if worker.ready and worker.job is None:
                     _give(worker, run.take(worker.group, [other.job.group for other in crew if other.job]), packed)
@@ -117,24 +125,36 @@ def run_in_processes(run: Run, packed: Mapping[str, bytes], workers: int, thread
                             'if __name__ == "__main__": before it asks for workers; else try fewer of them.'
                         )
                 elif job is not None:
-                    ends = deaths.setdefault(job.key, [])
-                    ends.append(end)
-                    if len(ends) < attempts:
+                    told = deaths.setdefault(job.key, [])
+                    told.append(f"Attempt {len(told) + 1}: the worker died with {end}.\n{_last_words(worker)}")
+                    if len(told) < attempts:
                         run.pending[job.key] = job
                     else:
-                        text = "".join(f"Attempt {i}: the worker died with {end}.\n" for i, end in enumerate(ends, 1))
-                        run.record(job, (f"The worker died in each of {attempts} attempts, at last with {end}.", text))
+                        reason = f"The worker died in each of {attempts} attempts, at last with {end}."
+                        run.record(job, (reason, "".join(told)))
     finally:
-        for worker in crew:
-            worker.process.kill()  # only this process writes files, so nothing is cut short
-            worker.process.join()
-            worker.pipe.close()
+        _dismiss(crew)
+        traces.cleanup()
 
 
-def _start(threads: int) -> _Worker:
+def _dismiss(crew: list[_Worker]) -> None:
+    """End workers: busy ones at once, for only this process writes files; idle ones leave by themselves."""
+    for worker in crew:
+        worker.pipe.close()
+        if worker.job is not None:
+            worker.process.kill()
+    end = time.monotonic() + LEAVE_SECONDS
+    for worker in crew:
+        worker.process.join(timeout=max(0.0, end - time.monotonic()))
+        worker.process.kill()
+        worker.process.join()
+
+
+def _start(threads: int, folder: Path) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
+    trace = folder / uuid.uuid4().hex
+    process = context.Process(target=_serve, args=(theirs, threads, trace), daemon=True)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ.update(dict.fromkeys(names, str(threads)))  # inherited, for they count only before torch is imported
@@ -145,11 +165,12 @@ def _start(threads: int) -> _Worker:
             del os.environ[name]
         os.environ.update(before)
         theirs.close()  # so that the worker's death shows as the end of the pipe
-    return _Worker(process, ours)
+    return _Worker(process, ours, trace)
 
 
-def _serve(pipe: Connection, threads: int) -> None:
-    """Answer cells until the pipe closes."""
+def _serve(pipe: Connection, threads: int, trace: Path) -> None:
+    """Answer cells until the pipe closes; a fatal signal leaves the traceback in a file."""
+    faulthandler.enable(trace.open("w", encoding="utf-8"))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
     sys.stderr.isatty = lambda: False  # type: ignore[method-assign]  # a cell's own bars would cover the parent's
     threading.Thread(target=_leave_with_parent, daemon=True).start()
@@ -196,6 +217,13 @@ def _end(worker: _Worker) -> str:
     except ValueError:
         name = str(-code)
     return f"signal {name}" + (" (was memory short?)" if name == "SIGKILL" else "")
+
+
+def _last_words(worker: _Worker) -> str:
+    """Traceback that a fatal signal left (a kill leaves none)."""
+    with suppress(OSError):
+        return worker.trace.read_text(encoding="utf-8", errors="replace")
+    return ""
 
 
 def run_on_dask(run: Run, packed: Mapping[str, bytes], scheduler: str, threads: int | None) -> None:

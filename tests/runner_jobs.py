@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 
 def note(folder: Path, name: str) -> None:
@@ -34,6 +35,13 @@ def value(folder: Path, name: str) -> dict[str, object]:
     return {"name": name, "pid": os.getpid()}
 
 
+def barred(folder: Path, name: str) -> dict[str, object]:
+    """With a bar, as training and recording have: it takes a lock of the system."""
+    for _ in tqdm([name], disable=None):
+        return value(folder, name)
+    return {}
+
+
 def threads(folder: Path, name: str) -> dict[str, object]:
     return {"torch": torch.get_num_threads(), "openmp": os.environ.get("OMP_NUM_THREADS")}
 
@@ -54,6 +62,12 @@ def deadly(folder: Path, name: str, deaths: int) -> dict[str, object]:
             os.kill(os.getpid(), signal.SIGKILL)
         os._exit(7)
     return {"name": name}
+
+
+def aborting(folder: Path, name: str, *_: object) -> dict[str, object]:
+    """End the process as a failed assertion of compiled code does."""
+    note(folder, name)
+    os.abort()
 
 
 def raising(folder: Path, name: str) -> dict[str, object]:

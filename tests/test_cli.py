@@ -297,6 +297,46 @@ def test_a_report_compares_whatever_the_sizes_of_the_splits(study: tuple[str, ..
     assert {row["predictor"] for row in rows} == {"adjoint", "null", "krylov", "reachability", "random", "pca"}
 
 
+def test_rows_of_a_report_differ_where_their_cells_do(run, last_words: Path, tmp_path: Path) -> None:
+    grid = tmp_path / "norms.toml"
+    grid.write_text(
+        'description = ""\nmodels = ["embedded/small"]\ntasks = ["last-words"]\nfinal_norms = [false, true]\n'
+        "[settings]\nconcept = 12\noperating = 4\nevaluation = 4\norders = [4]\nenergy_prompts = 1\n"
+    )
+    text = run("study", grid, "--data-dir", last_words.parent, "--device", "cpu", "--out", tmp_path / "out")
+    for table in text.split("\n\n")[1::2]:
+        head, *rows = table.splitlines()
+        assert "final_norm" in head
+        width = head.index("Spearman" if "Spearman" in head else "no ratio") - 20 * ("Spearman" in head)
+        assert len(rows) == len({row[:width] for row in rows}) > 2
+        assert all("[" not in row for row in rows)  # one task and seed: no interval
+    assert re.search(r"uniform +\d of 1 +\d+ ", text)
+
+
+def test_a_report_is_written_though_nobody_reads_it(study: tuple[str, ...], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llvlit", *study, "--report", "--save", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # as `head` does, which has seen enough
+        error = process.stderr.read()
+    assert (process.returncode, error) == (1, "")
+    assert {path.name for path in tmp_path.iterdir()} >= {"agreement.csv", "energy.csv", "agreement.png"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["tasks"], ["tasks", "--json"]])
+def test_whoever_stops_reading_gets_no_traceback(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "llvlit", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_json_has_null_where_there_is_no_number(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = {"sst2": (1.0, float("nan"), [float("-inf"), None, True, "a"])}
+    monkeypatch.setattr("llvlit.commands.tasks", lambda options: numbers)
+    assert run("tasks", "--json") == {"sst2": [1.0, None, [None, None, True, "a"]]}
+
+
 def test_a_failed_cell_is_named_and_the_exit_status_tells(
     study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 import runner_jobs as cells
+import torch
 
 from llvlit import runner, runner_workers
 from llvlit.errors import FileError, InputError, LlvlitError
 from llvlit.grid import Grid, Settings
-from llvlit.runner import Job, Outcome, Run, failure_path, read_result, result_path, run_jobs
+from llvlit.runner import Job, Outcome, Run, claimed, failure_path, read_result, result_path, run_jobs
 from llvlit.study import run_cell, run_study
 
 HERE = Path(__file__).parent
@@ -67,14 +68,15 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def script(folder: Path, workers: int) -> Iterator[subprocess.Popen]:
+def script(folder: Path, workers: int, *, waits: bool = True) -> Iterator[subprocess.Popen]:
     """The script above in a process of its own, which waits within its gated cells."""
     command = [sys.executable, "script.py", str(folder), str(workers)]
     (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
-    process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        wait_until(lambda: process.poll() is not None or len(cells.times_called(folder)) >= 2 + workers)
-        assert process.poll() is None
+        if waits:
+            wait_until(lambda: process.poll() is not None or len(cells.times_called(folder)) >= 2 + workers)
+            assert process.poll() is None
         yield process
     finally:
         (folder / "open").touch()
@@ -152,6 +154,22 @@ def test_folder_belongs_to_one_run_until_it_ends_or_is_killed(tmp_path):
     assert run_jobs([job(tmp_path, "z")], tmp_path).kept == ("z",)
 
 
+def test_claims_nest_and_leave_no_empty_folder(tmp_path):
+    folder = tmp_path / "out"
+    with claimed(folder):
+        assert run_jobs([], folder).done == ()
+        with claimed(folder):
+            pass
+        with script(folder, workers=1, waits=False) as process:
+            assert process.wait(PATIENCE) == 1 and b"in use by process" in process.stderr.read()
+        for path in folder.glob("[!.]*"):
+            path.unlink()
+    assert not folder.exists()
+    with claimed(folder):
+        (folder / "kept").touch()
+    assert (folder / "kept").exists()
+
+
 def test_cell_on_which_workers_die_fails_after_three_attempts(tmp_path):
     jobs = [
         job(tmp_path, "k", cells.deadly, 99),
@@ -170,6 +188,30 @@ def test_cell_on_which_workers_die_fails_after_three_attempts(tmp_path):
         (False, True),
     ]
     assert stored(tmp_path) == sorted(files("a", "b", "c", "d", "once"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_cell_that_aborts_fails_alone_with_its_traceback(tmp_path, workers):
+    jobs = [job(tmp_path, "k", cells.aborting), job(tmp_path, "a"), job(tmp_path, "t", cells.threads)]
+    outcome = run_jobs(jobs, tmp_path, workers=workers, own_process=True)
+    assert outcome.done == ("a", "t") and "SIGABRT" in outcome.failed["k"]
+    assert cells.times_called(tmp_path) == {"k": 3, "a": 1}
+    text = failure_path(tmp_path, "k").read_text(encoding="utf-8")
+    assert text.count("Attempt") == text.count("in aborting") == 3 and "runner_jobs.py" in text
+    if workers == 1:
+        assert read_result(tmp_path, "t")["torch"] == torch.get_num_threads()
+
+
+def test_workers_leave_nothing_behind(tmp_path):
+    """Neither semaphores, of which Python would tell on standard error, nor files."""
+    (tmp_path / "open").touch()
+    (tmp_path / "script.py").write_text(SCRIPT.replace("cells.value", "cells.barred"), encoding="utf-8")
+    command = [sys.executable, "script.py", str(tmp_path), "2"]
+    environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert stored(tmp_path) == files(*SCRIPT_KEYS) and list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -20,14 +20,14 @@ from torch.utils.flop_counter import flop_registry
 from conftest import PROMPTS, affine_model
 from llvlit.concepts import directions_of_states, random_directions
 from llvlit.depth import last_token_states
-from llvlit.energies import schedule_energies
+from llvlit.energies import _summary, schedule_energies
 from llvlit.errors import FileError, InputError, ModelError
 from llvlit.estimate import count_operations, model_shape
 from llvlit.experiment import Experiment, run_experiment
 from llvlit.gains import adjoint_gains, agreement, measured_gains
 from llvlit.grid import Cell, Grid, Settings
 from llvlit.identification import identify
-from llvlit.report import committed, read_table, summarize, tables, write_tables
+from llvlit.report import committed, read_table, summarize, summarize_energies, tables, write_tables
 from llvlit.study import Results, load_results, load_subject, run_cell, run_study
 from llvlit.tasks import Splits
 from llvlit.verification import required_energy
@@ -143,6 +143,35 @@ def test_energies_of_a_linear_model_follow_from_its_gains():
                 assert row["energy"] == pytest.approx(energy, rel=5e-3)  # brackets of 1e-3, squared
                 assert row["ratio"] == pytest.approx(energy / least, rel=5e-3)
                 assert row["energy"] >= least * 0.995 and row["n_out_of_reach"] == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "reference", "ratio"),
+    [
+        ([2, 4, 6], [2, 2, 2], 2),
+        ([2, 4, np.inf], [2, 2, 2], 2),  # the median stands though one prompt is out of reach
+        ([2, np.inf, np.inf], [2, 2, 2], None),  # at least 1, and who knows what
+        ([2, 4, 6], [2, np.inf, np.inf], None),  # at most 1
+        ([4, 8, 1, 1], [2, 2, np.inf, np.inf], None),  # halfway between 2 and what is unknown
+        ([2, 2, np.inf, np.inf], [np.inf, np.inf, 2, 2], None),
+    ],
+)
+def test_ratios_out_of_reach_are_counted_not_taken_for_zero(values, reference, ratio):
+    found = _summary(np.array(values, dtype=float), np.array(reference, dtype=float), seed=0)
+    assert found["ratio"] == ratio and found["n_out_of_reach"] == np.isinf(values).sum()
+    if ratio is None:
+        assert found["ratio_low"] is None and found["ratio_high"] is None
+    elif np.isfinite(values).all():
+        assert found["ratio_low"] <= ratio <= found["ratio_high"]
+
+
+def test_energies_are_summarized_with_how_many_are_censored():
+    rows = [("uniform", 0, 2.0, 0), ("uniform", 1, 8.0, 1), ("uniform", 2, None, 9), ("best layer", 0, 0.0, 3)]
+    frame = pd.DataFrame(rows, columns=["schedule", "seed", "ratio", "n_out_of_reach"]).assign(task="t")
+    uniform, best = summarize_energies(frame, ["schedule"]).to_dict("records")
+    assert uniform["ratio"] == pytest.approx(4)
+    assert (uniform["n_rows"], uniform["n_censored"], uniform["n_out_of_reach"]) == (3, 1, 10)
+    assert np.isnan(best["ratio"]) and (best["n_rows"], best["n_censored"], best["n_out_of_reach"]) == (1, 1, 3)
 
 
 def test_an_experiment_survives_saving(experiment, tmp_path):
@@ -345,6 +374,64 @@ def test_means_weigh_tasks_alike_and_intervals_cover_them():
     (logged,) = summarize(ratios, ["model"], ["x"], log=True).to_dict("records")
     assert logged["x"] == pytest.approx(np.exp(row["x"])) and logged["x_high"] == pytest.approx(np.exp(row["x_high"]))
     assert np.isnan(summarize(frame.assign(x=np.nan), ["model"], ["x"]).iloc[0]["x"])
+
+
+def simulated(n_tasks, n_seeds, *, n_studies=1, deviations=(1.0, 0.5, 0.5), seed=1):
+    """Studies of true mean 0 whose tasks, seeds and prompts add normal errors; rows know the last of these."""
+    generator = np.random.default_rng(seed)
+    of_tasks, of_seeds, of_prompts = deviations
+    shape = (n_studies, n_tasks, n_seeds)
+    x = of_tasks * generator.normal(size=(n_studies, n_tasks, 1)) + np.hypot(of_seeds, of_prompts) * generator.normal(
+        size=shape
+    )
+    axes = dict(zip(("study", "task", "seed"), np.indices(shape).reshape(3, -1), strict=True))
+    x = x.ravel()
+    return pd.DataFrame({**axes, "x": x, "x_low": x - 1.96 * of_prompts, "x_high": x + 1.96 * of_prompts})
+
+
+@pytest.mark.parametrize(("n_tasks", "n_seeds", "share"), [(9, 3, 0.93), (4, 3, 0.88), (2, 2, 0.79)])
+def test_intervals_hold_the_true_mean_as_often_as_the_docstring_says(n_tasks, n_seeds, share):
+    found = summarize(simulated(n_tasks, n_seeds, n_studies=1000), ["study"], ["x"])
+    held = ((found["x_low"] <= 0) & (found["x_high"] >= 0)).mean()
+    assert held == pytest.approx(share, abs=0.025) and f"{share:.0%}".replace("%", " %") in summarize.__doc__
+
+
+def width(frame, **options):
+    row = summarize(frame, ["study"], ["x"], **options).iloc[0]
+    return row["x_high"] - row["x_low"]
+
+
+def test_seeds_are_drawn_anew_where_a_task_is_drawn_twice():
+    """Tasks alike: of 9 tasks of 3 seeds the mean then varies as that of 27 seeds, not as that of fewer."""
+    frame = simulated(9, 3, deviations=(0.0, 1.0, 0.0))
+    frame["x"] = np.tile([-1.0, 0.0, 1.0], 9)
+    exact = 2 * 1.96 * np.sqrt(2 / 3 / 27)
+    assert width(frame[["study", "task", "seed", "x"]]) == pytest.approx(exact, rel=0.05)
+
+
+def test_intervals_cover_prompts_where_rows_say_how_much_these_vary():
+    frame = simulated(5, 4, deviations=(0.0, 0.0, 0.3)).assign(x=0.0, x_low=-0.588, x_high=0.588)
+    assert width(frame) == pytest.approx(2 * 1.96 * 0.3 / np.sqrt(20), rel=0.05)
+    assert width(frame.drop(columns=["x_low", "x_high"])) == 0
+    logs = np.exp(frame[["x", "x_low", "x_high"]])
+    row = summarize(frame.assign(**logs), ["study"], ["x"], log=True).iloc[0]
+    assert np.log(row["x_high"] / row["x_low"]) == pytest.approx(width(frame), rel=1e-9)
+    near_one = frame.assign(x=0.999, x_low=0.9, x_high=1.0)
+    assert summarize(near_one, ["study"], ["x"]).iloc[0]["x_high"] == 1.0
+
+
+def test_rows_of_one_task_and_seed_are_no_seeds():
+    frame = simulated(4, 2).assign(model="a")
+    other = frame.assign(model="b", x=frame["x"] + 0.2, x_low=frame["x_low"] + 0.2, x_high=frame["x_high"] + 0.2)
+    one = summarize(frame, ["study"], ["x"]).iloc[0]
+    both = summarize(pd.concat([frame, other]), ["study"], ["x"]).iloc[0]
+    assert [both[key] - one[key] for key in ("x", "x_low", "x_high")] == pytest.approx([0.1] * 3)
+
+
+def test_one_task_and_seed_has_no_interval():
+    frame = pd.concat([simulated(1, 1), simulated(1, 1).assign(x=2.0)])
+    row = summarize(frame, ["study"], ["x"]).iloc[0]
+    assert row["x"] == pytest.approx(frame["x"].mean()) and np.isnan([row["x_low"], row["x_high"]]).all()
 
 
 def test_a_folder_without_results_is_named(tmp_path):
