@@ -55,6 +55,6 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "random layer": {"color": "#8a8a8a", "marker": "x"},
 }
 METRICS: dict[str, dict[str, Any]] = {
-    "absolute": {"color": "#be185d", "marker": "o"},
+    "absolute": {"color": "#8250c4", "marker": "o"},
     "relative": {"color": "#0f8b8d", "marker": "s"},
 }
