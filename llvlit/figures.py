@@ -19,7 +19,10 @@ from matplotlib.figure import Figure
 
 from llvlit.errors import InputError
 from llvlit.files import write_atomically
+from llvlit.styles import DIRECTIONS as DIRECTIONS
 from llvlit.styles import MEASURED, MODEL_STYLES, PREDICTORS, STYLE
+from llvlit.styles import METRICS as METRICS
+from llvlit.styles import SCHEDULES as SCHEDULES
 
 WIDEST = 9.6
 """Inches, of a figure: in the book's column, letters then keep two thirds of their size."""
@@ -273,9 +276,16 @@ def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = 
 
 
 def interval_line(
-    where: Sequence[float] | np.ndarray, rows: pd.DataFrame, value: str, *, axes: Axes, label: str, **style: Any
+    where: Sequence[float] | np.ndarray,
+    rows: pd.DataFrame,
+    value: str,
+    *,
+    axes: Axes,
+    label: str,
+    band: bool = False,
+    **style: Any,
 ) -> None:
-    """A column of a summary against ``where``, with bars from ``VALUE_low`` to ``VALUE_high``.
+    """A column of a summary against ``where``, with bars (or a ``band``) from ``VALUE_low`` to ``VALUE_high``.
 
     Examples
     --------
@@ -289,6 +299,10 @@ def interval_line(
     """
     middle = rows[value].to_numpy(float)
     bounds = np.stack([rows[f"{value}_low"].to_numpy(float), rows[f"{value}_high"].to_numpy(float)])
+    if band:
+        axes.plot(where, middle, label=label, **style)
+        axes.fill_between(where, *bounds, color=style.get("color"), alpha=0.15, linewidth=0)
+        return
     spread = np.maximum(np.stack([middle - bounds[0], bounds[1] - middle]), 0)
     axes.errorbar(where, middle, yerr=spread, label=label, capsize=2, elinewidth=0.9, **style)
 

@@ -40,3 +40,22 @@ MODEL_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#c46a99", "marker": "D"},
     {"color": "#7a6a58", "marker": "v"},
 )
+DIRECTIONS: dict[str, dict[str, Any]] = {
+    "mean_difference": {"color": "#7a5195", "marker": "o"},
+    "lda": {"color": "#b4572a", "marker": "s"},
+    "logistic": {"color": "#4d7c0f", "marker": "^"},
+    "principal_component": {"color": "#0e7490", "marker": "D"},
+}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "optimal": {"color": "#2f8fc6", "marker": "D"},
+    "optimal, not layer 0": {"color": "#0e7490", "marker": "v"},
+    "optimal, krylov": {"color": "#d55e00", "marker": "s"},
+    "uniform": {"color": "#7a5195", "marker": "^"},
+    "last layer": {"color": "#b4572a", "marker": "o"},
+    "best layer": {"color": "#4d7c0f", "marker": "P"},
+    "random layer": {"color": "#8a8a8a", "marker": "x"},
+}
+METRICS: dict[str, dict[str, Any]] = {
+    "absolute": {"color": "#8250c4", "marker": "o"},
+    "relative": {"color": "#0f8b8d", "marker": "s"},
+}

@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from llvlit import figures
 from llvlit.errors import InputError
 from llvlit.profiles import RUNNING, load_profile
-from llvlit.styles import MEASURED, MODEL_STYLES, PREDICTORS
+from llvlit.styles import DIRECTIONS, MEASURED, METRICS, MODEL_STYLES, PREDICTORS, SCHEDULES
 
 DARK_PAGE = "#121212"
 """The theme's ground in dark mode."""
@@ -107,6 +107,21 @@ def test_agreement_is_drawn_with_its_intervals_models_in_order():
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.25, 1.0], [0.5, 1.25]]
 
 
+def test_an_interval_can_be_a_band_behind_the_line():
+    rows = summary(spearman=[0.5, 0.75])
+    _, (axes,) = figures.new()
+    figures.interval_line([0, 1], rows, "spearman", axes=axes, label="measured", band=True, color="black")
+    (line,), (band,) = axes.get_lines(), axes.collections
+    assert line.get_ydata().tolist() == [0.5, 0.75]
+    assert set(map(tuple, band.get_paths()[0].vertices)) == {(0, 0.25), (0, 1.0), (1, 0.5), (1, 1.25)}
+
+
+def test_what_stands_side_by_side_has_a_color_of_its_own():
+    for styles in (PREDICTORS, DIRECTIONS, SCHEDULES, METRICS):
+        assert len({style["color"] for style in styles.values()}) == len(styles)
+        assert len({style["marker"] for style in styles.values()}) == len(styles)
+
+
 def test_energies_are_drawn_on_a_log_axis_for_the_layers_asked_for():
     rows = pd.concat(
         [
@@ -142,7 +157,10 @@ def in_the_dark(color):
     return np.clip(2 * gray @ (1 - color) - (1 - color), 0, 1)
 
 
-@pytest.mark.parametrize("color", sorted({style["color"] for style in (*PREDICTORS.values(), *MODEL_STYLES, MEASURED)}))
+NAMED = [style for styles in (PREDICTORS, DIRECTIONS, SCHEDULES, METRICS) for style in styles.values()]
+
+
+@pytest.mark.parametrize("color", sorted({style["color"] for style in (*NAMED, *MODEL_STYLES, MEASURED)}))
 def test_colors_stand_out_on_a_light_and_on_a_dark_page(color):
     shade = np.array(to_rgb(color))
     assert contrast(shade, np.array(to_rgb("#ffffff"))) >= 3
