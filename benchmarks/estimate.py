@@ -1,10 +1,11 @@
 """Constants of :mod:`llvlit.estimate`, fitted to the seconds that the cells of a finished study took.
 
-    python benchmarks/estimate.py --data-dir ../shared/data/tasks
+    python benchmarks/estimate.py --data-dir FOLDER
 
-Least squares of relative errors, seconds = CELL_SECONDS + operations / (EFFICIENCY * rate), over the cells of
-``results/real`` that were not cut short; the rate is that of one thread, measured here while another process
-multiplies, too, as the second worker did: run it on the machine that the study ran on.
+Least squares of relative errors, seconds = CELL_SECONDS + operations / (EFFICIENCY * rate), over the cells of the
+grid ``real`` that are not cut short, in ``results/seconds.csv``: two workers of one thread each on two processor cores.
+The rate is that of one thread, measured here while another process multiplies, too, as the second worker did: run it
+on the machine that the study ran on.
 """
 
 from __future__ import annotations
@@ -33,16 +34,15 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="GFLOP/s of one thread, in place of a measurement")
     options = parser.parse_args()
     grid = load_grid("real")
-    table = read_table(committed("real"), "cells").set_index(["model", "task", "seed"])
+    table = read_table(committed("real").parent, "seconds").set_index(["model", "task", "seed"])["seconds"]
     shapes = {name: model_shape(load_subject(name, device="cpu")) for name in grid.models}
     tokens, operations, seconds = {}, [], []
     for cell in grid.cells(data_dir=options.data_dir):
-        row = table.loc[cell.model, cell.task, cell.seed]
-        if row["visible"]:
+        if (key := (cell.model, cell.task, cell.seed)) in table.index:
             if cell.task not in tokens:
                 tokens[cell.task] = tokens_of(cell)
             operations.append(count_operations(cell, shapes[cell.model], tokens[cell.task]))
-            seconds.append(row["seconds"])
+            seconds.append(table[key])
     took, counted = np.array(seconds), np.array(operations)
     columns = np.stack([np.ones_like(counted), counted], axis=1) / took[:, None]
     (fixed, slope), *_ = np.linalg.lstsq(columns, np.ones_like(took), rcond=None)
