@@ -171,13 +171,15 @@ def _interval(row: pd.Series, value: str) -> str:
 
 def _figures(found: dict[str, pd.DataFrame], out: Path) -> list[Path]:
     """Figures of the report, as PNG."""
-    from llvlit import figures
+    from llvlit import figures, study_figures
 
     paths = []
     for name, summary in found.items():
         for axis, word in (("jacobian", "{}"), ("final_norm", "norm: {}")):
             if axis in summary:  # a kind of its own, beside the model's name
                 summary = summary.assign(model=summary["model"] + "\n" + summary[axis].map(word.format))
-        figure = figures.agreement_summary(summary) if name == "agreement" else figures.energy_summary(summary)
+        figure = (
+            study_figures.agreement_summary(summary) if name == "agreement" else study_figures.energy_summary(summary)
+        )
         paths.append(figures.save(figure, out / f"{name}.png"))
     return paths

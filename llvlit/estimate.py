@@ -16,8 +16,8 @@ from llvlit.tasks import load_task
 EFFICIENCY = 0.24
 """Share of the matrix-product rate at which the counted operations of a cell are done.
 
-Fitted with ``CELL_SECONDS`` by ``benchmarks/estimate.py`` to the 58 cells of ``results/real`` that were not cut short
-(two workers of one thread each; mean error 8 %, largest 22 %) for 110 GFLOP/s a thread.  The rate of that machine
+Fitted with ``CELL_SECONDS`` by ``benchmarks/estimate.py`` to the 58 cells of ``results/seconds.csv`` (two workers of
+one thread each; mean error 8 %, largest 22 %) for 110 GFLOP/s a thread.  The rate of that machine
 is no constant (78 to 190 were measured on one day), and so the minutes are good to a factor of two.
 """
 

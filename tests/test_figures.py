@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from llvlit import figures
+from llvlit import figures, study_figures
 from llvlit.errors import InputError
 from llvlit.profiles import RUNNING, load_profile
 from llvlit.styles import DIRECTIONS, MEASURED, METRICS, MODEL_STYLES, PREDICTORS, SCHEDULES
@@ -99,7 +99,7 @@ def summary(**columns):
 
 def test_agreement_is_drawn_with_its_intervals_models_in_order():
     rows = summary(predictor="krylov", layers="all", spearman=[0.5, 0.75])
-    figure = figures.agreement_summary(rows, {"spearman": "Spearman"})
+    figure = study_figures.agreement_summary(rows, {"spearman": "Spearman"})
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["small", "large"]
     line, _, (bars,) = axes.containers[0].lines
@@ -110,7 +110,7 @@ def test_agreement_is_drawn_with_its_intervals_models_in_order():
 def test_an_interval_can_be_a_band_behind_the_line():
     rows = summary(spearman=[0.5, 0.75])
     _, (axes,) = figures.new()
-    figures.interval_line([0, 1], rows, "spearman", axes=axes, label="measured", band=True, color="black")
+    study_figures.interval_line([0, 1], rows, "spearman", axes=axes, label="measured", band=True, color="black")
     (line,), (band,) = axes.get_lines(), axes.collections
     assert line.get_ydata().tolist() == [0.5, 0.75]
     assert set(map(tuple, band.get_paths()[0].vertices)) == {(0, 0.25), (0, 1.0), (1, 0.5), (1, 1.25)}
@@ -129,7 +129,7 @@ def test_energies_are_drawn_on_a_log_axis_for_the_layers_asked_for():
             summary(schedule="uniform", metric="absolute", layers="not 0", ratio=[1.0, 1.5]),
         ]
     )
-    (axes,) = figures.energy_summary(rows, layers="not 0").axes
+    (axes,) = study_figures.energy_summary(rows, layers="not 0").axes
     assert axes.get_xscale() == "log" and "log" in axes.get_xlabel()
     assert [box.lines[0].get_xdata().tolist() for box in axes.containers] == [[1.0], [1.5]]
 
