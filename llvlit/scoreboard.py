@@ -99,7 +99,7 @@ def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
 
 
 def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
-    """By task: name, length alone, the paper's numbers, its model run here, our largest model's, seeds that show it.
+    """By task: name, length alone, the paper's numbers, ours, seeds that show it, the paper's model run here.
 
     The paper's tasks come first, then ours that it does not name.
 
@@ -132,8 +132,8 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
                 row["name"] if row else task,
                 length,
                 f"{row['spearman']:.2f} / {row['pearson']:.2f}" if row else DASH,
-                theirs_now[0] if row or task in same else DASH,
                 *told,
+                theirs_now[0] if row or task in same else DASH,
             ]
         )
     return table
