@@ -27,6 +27,7 @@ from llvlit.errors import BuildError, InputError, unknown_name
 from llvlit.execution import ESCAPES, execute_chapters, executed_path, is_current, run_facts, write_notebook
 from llvlit.html import html_faults, trim
 from llvlit.hub_tasks import HUB_MARK, hub_table
+from llvlit.notebooks import install_cell, repository_url, runnable
 from llvlit.pages import (
     STATUS_MARK,
     Page,
@@ -110,6 +111,10 @@ def build_book(
     if progress:
         print("Building the pages ...", flush=True)
     html = _build_pages(root, stage, pages)
+    install = install_cell(repository_url(root))
+    for name in results:  # what the download button gives
+        notebook = runnable(nbformat.read(stage / f"{name}.ipynb", as_version=4), install)
+        write_notebook(notebook, html / "_sources" / f"{name}.ipynb")
     return BuiltBook(
         index=html / "index.html",
         notebooks=tuple(stage / f"{name}.ipynb" for name in results),

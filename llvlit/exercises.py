@@ -13,21 +13,17 @@ from functools import partial
 from pathlib import Path
 
 import nbformat
-import yaml
 from nbformat import NotebookNode
 
 from llvlit.directives import STAR, Directive, Exercise, blocks, read_exercises
 from llvlit.errors import BuildError, FileError
 from llvlit.files import write_atomically
-from llvlit.notebooks import install_cell
+from llvlit.notebooks import install_cell, repository_url
 from llvlit.pages import Page, read_notebook, read_pages
 from llvlit.plain_markdown import References, collect_references, plain_markdown
 
 GRADES = {1: "a few lines", 2: "needs the chapter's idea", 3: "a small project"}
 ANSWER = "# your answer"
-REPOSITORY = "https://github.com/llvlit/llvlit"
-"""Where a book whose configuration names no repository gets the package from."""
-
 _GATE = re.compile("exercise|solution(-start|-end)?")
 _HIDDEN = {"hide-input", "remove-input", "remove-cell"}
 
@@ -71,7 +67,7 @@ def write_exercises(root: str | Path = ".", out: str | Path = "exercises", *, fo
     pages = read_pages(root)
     references = collect_references(root, pages)
     chapters = [page for page in pages if page.is_chapter]
-    install = install_cell(_repository(root))
+    install = install_cell(repository_url(root))
     exercises = {page.name: read_exercises(page) for page in chapters}
     texts: dict[Path, str] = {}
     for page in chapters:
@@ -89,12 +85,6 @@ def write_exercises(root: str | Path = ".", out: str | Path = "exercises", *, fo
         write_atomically(path, partial(_write, text=text))
     made = {reader: tuple(path for path in texts if path.parent.name == reader) for reader in ("student", "instructor")}
     return ClassNotebooks(**made, exercises=tuple(one for found in exercises.values() for one in found))
-
-
-def _repository(root: Path) -> str:
-    """Address that the book's own configuration gives."""
-    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")) or {}
-    return str(config.get("repository", {}).get("url", REPOSITORY))
 
 
 def _write(path: Path, *, text: str) -> None:

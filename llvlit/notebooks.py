@@ -6,8 +6,14 @@ have.  Here the chapter's own settings, which run anywhere, come back, with a no
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nbformat
+import yaml
 from nbformat import NotebookNode
+
+REPOSITORY = "https://github.com/llvlit/llvlit"
+"""Where a book whose configuration names no repository gets the package from."""
 
 SOURCE_FOLDER = "llvlit-source"
 _INSTALL = """\
@@ -23,6 +29,12 @@ if importlib.util.find_spec("llvlit") is None:
 if pathlib.Path("{folder}").is_dir():
     %cd -q {folder}
 """
+
+
+def repository_url(root: Path) -> str:
+    """Address of the repository that the book's configuration names, or ours."""
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")) or {}
+    return str(config.get("repository", {}).get("url", REPOSITORY))
 
 
 def install_cell(repository: str, revision: str = "HEAD") -> NotebookNode:

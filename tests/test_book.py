@@ -210,6 +210,16 @@ def test_launch_button_opens_an_executed_notebook_of_the_published_branch(health
     assert notebook.metadata.kernelspec.name == "python3"
 
 
+def test_download_installs_itself_and_takes_its_settings_from_one_cell(healthy):
+    root, _ = healthy
+    path = root / "_build" / "html" / "_sources" / "book" / "chapter.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.cells[0].id == "install" and "llvlit" in notebook.cells[0].source
+    settings = [cell for cell in notebook.cells if "profile =" in cell.source]
+    assert len(settings) == 1 and "The outputs below were computed with" in settings[0].source
+    assert any(cell.get("outputs") for cell in notebook.cells)
+
+
 def test_no_path_of_the_machine_is_published(healthy):
     root, _ = healthy
     for folder in ("html", "book"):
