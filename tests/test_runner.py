@@ -53,7 +53,7 @@ def job(folder: Path, key: str, function: Callable = cells.value, *more: object,
 
 def stored(folder: Path) -> list[str]:
     """Names of all files in the folder of results, hidden ones included."""
-    return sorted(path.name for path in (folder / "cells").iterdir())
+    return sorted(path.name for path in (folder / "cells").glob("*"))
 
 
 def files(*keys: str) -> list[str]:
