@@ -16,10 +16,10 @@ from llvlit import __version__
 from llvlit.concepts import concept_directions
 from llvlit.control import relative_weights
 from llvlit.errors import InputError
-from llvlit.figures import short_name
 from llvlit.gains import agreement, measured_gains
 from llvlit.identification import Plan, identify_all
 from llvlit.models import LanguageModel
+from llvlit.styles import short_name
 from llvlit.surrogate import LLV
 from llvlit.tasks import Splits
 

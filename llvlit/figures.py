@@ -22,6 +22,7 @@ from llvlit.styles import DIRECTIONS as DIRECTIONS
 from llvlit.styles import MEASURED, MODEL_STYLES, PREDICTORS, STYLE
 from llvlit.styles import METRICS as METRICS
 from llvlit.styles import SCHEDULES as SCHEDULES
+from llvlit.styles import short_name as short_name
 
 WIDEST = 9.6
 """Inches, of a figure: in the book's column, letters then keep two thirds of their size."""
@@ -139,18 +140,6 @@ def model_style(number: int) -> dict[str, Any]:
     '#0072b2'
     """
     return dict(MODEL_STYLES[number % len(MODEL_STYLES)])
-
-
-def short_name(model: str) -> str:
-    """A model's name without its folder.
-
-    Examples
-    --------
-    >>> from llvlit.figures import short_name
-    >>> short_name("embedded/large")
-    'large'
-    """
-    return model.rstrip("/").rpartition("/")[2]
 
 
 def layer_axis(axes: Axes, n_layers: int, *, label: str, title: str = "", states: bool = False) -> None:

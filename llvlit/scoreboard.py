@@ -22,8 +22,8 @@ from llvlit.comparison import (
     paired,
     verdict,
 )
-from llvlit.figures import short_name
 from llvlit.report import summarize, summarize_energies
+from llvlit.styles import short_name
 
 ABSENT = "not run here"
 STABLE = 0.05

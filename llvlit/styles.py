@@ -59,3 +59,15 @@ METRICS: dict[str, dict[str, Any]] = {
     "absolute": {"color": "#8250c4", "marker": "o"},
     "relative": {"color": "#0f8b8d", "marker": "s"},
 }
+
+
+def short_name(model: str) -> str:
+    """A model's name without its folder.
+
+    Examples
+    --------
+    >>> from llvlit.styles import short_name
+    >>> short_name("embedded/large")
+    'large'
+    """
+    return model.rstrip("/").rpartition("/")[2]
