@@ -52,7 +52,7 @@ def measure(model: LanguageModel, prompts: Prompts, rate: float, peak: float | N
     runs = {basis: partial(identify, model, prompts, vectors, order=ORDER, basis=basis) for basis in BASES}
     runs["measured gains"] = partial(measured_gains, model, prompts, vectors)
     for run in runs.values():
-        run.func(model, prompts.select(range(8)), vectors)  # first calls load kernels
+        run.func(model, prompts.select(range(8)), vectors, **run.keywords)  # first calls load kernels
     for name, operations in count(model, prompts).items():
         torch.cuda.reset_peak_memory_stats()
         took = seconds(runs[name])
