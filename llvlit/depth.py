@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 
 from llvlit.errors import InputError, NumericalError
-from llvlit.frozen import FrozenBatch, FrozenLayer, apply_modules, numbers_per_batch
+from llvlit.frozen import FrozenBatch, FrozenLayer, apply_modules, rows_per_call
 from llvlit.models import LanguageModel
 from llvlit.progress import progress
 from llvlit.prompting import TokenizedPrompts, tokenize
@@ -48,9 +48,7 @@ def sweep(
     style = check_replay(model, tokenized)
     batches = [
         (members, record(model, tokens, last, style))
-        for members, tokens, last in tokenized.batches(
-            numbers_per_batch(model.device) // model.hidden_size, model.device
-        )
+        for members, tokens, last in tokenized.batches(rows_per_call(model.device, model.hidden_size), model.device)
     ]
     hidden = [recording.hidden for _, recording in batches]
     states = _last_states(tokenized, batches, hidden)
@@ -112,7 +110,7 @@ def propagate_beside(
     """
     style = check_replay(model, tokenized)
     finals: list[tuple[torch.Tensor, torch.Tensor]] = []
-    batches = list(tokenized.batches(numbers_per_batch(model.device) // model.hidden_size, model.device))
+    batches = list(tokenized.batches(rows_per_call(model.device, model.hidden_size), model.device))
     for members, tokens, last in progress(batches, description):
         recording = record(model, tokens, last, style)
         hidden = recording.hidden

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llvlit.frozen import numbers_per_batch
+from llvlit.frozen import rows_per_call
 from llvlit.grid import Cell
 from llvlit.hub_tasks import HUB_TASKS
 from llvlit.models import LanguageModel
@@ -27,6 +27,12 @@ CELL_SECONDS = 13.0
 CHARACTERS_PER_TOKEN = 4.0
 CANDIDATES_PER_ENERGY = 60
 """Candidate states that the search for one required energy sends through the model."""
+
+KEPT_BY_GRAPHS = 300
+"""Numbers that the graphs of products keep for each prompt and hidden number.
+
+Some rows in a dozen tensors each, and the derivative of attention, twice the head size.
+"""
 
 
 @dataclass(frozen=True)
@@ -113,8 +119,10 @@ def count_memory(cell: Cell, shape: ModelShape, n_tokens: float, *, device: torc
     numbers += 2 * settings.operating * shape.n_layers * order**2 * n_plans * 2
     if n_plans * order > hidden:
         numbers += 2 * settings.operating * hidden**2 * 2
+    else:
+        numbers += 2 * settings.operating * hidden * KEPT_BY_GRAPHS
     numbers += 2 * 2 * settings.energy_prompts * n_tokens * hidden * shape.n_layers
-    return 4 * (numbers + 20 * numbers_per_batch(device))
+    return 4 * (numbers + 20 * rows_per_call(device, hidden) * hidden)
 
 
 def product_rate(device: torch.device, *, size: int = 768, repeats: int = 5) -> float:

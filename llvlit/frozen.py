@@ -12,14 +12,18 @@ from torch import nn
 from llvlit.errors import InputError
 from llvlit.replay import ContextCache, LayerCall, Recording, run_candidates
 
-NUMBERS_PER_BATCH = {"cpu": 1_000_000, "cuda": 16_000_000}
-"""Rows times hidden size that run together: what the caches of a processor hold, and what fills an accelerator.
+ROWS_PER_CALL = 4096
+"""Rows that run together on a processor: enough for its matrix units, and few enough for its caches.
 
-The temporary memory of a call is about twenty times that.
+The temporary memory of a call is about twenty times as many numbers as the rows have, or thirty where a layer is
+differentiated row by row.
 """
 
-NUMBERS_PER_GRAPH = {"cpu": 200_000, "cuda": 16_000_000}
-"""The same for products with a Jacobian, whose graph is kept: every number is in some fifty of its tensors."""
+ROWS_PER_JVP = 1024
+"""The same for a Jacobian-vector product, whose graph costs a pass back of as many rows, and is kept."""
+
+NUMBERS_PER_CALL = 16_000_000
+"""Rows times hidden size that run together on an accelerator."""
 
 CENTRAL_STEP = 2e-3
 """Step of central differences, relative to the state's norm."""
@@ -98,7 +102,9 @@ class FrozenLayer:
         self._check("tangents", tangents)
         if method not in ("jvp", "central"):
             raise InputError(f"method={method!r} is not known. Valid: 'jvp', 'central'.")
-        return self.linearize(tangents.shape[1]).jvp(tangents) if method == "jvp" else self._central(tangents)
+        if method == "central":
+            return self._central(tangents)
+        return LinearizedLayer(self, tangents.shape[1], keeps_graphs=False).jvp(tangents)
 
     def _central(self, tangents: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(tangents)
@@ -118,7 +124,7 @@ class FrozenLayer:
 
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Vector-Jacobian products A_l^T w ``(n_prompts, k, hidden_size)``; ``cotangents`` has the same shape."""
-        return self.linearize(cotangents.shape[1]).vjp(cotangents)
+        return LinearizedLayer(self, cotangents.shape[1], keeps_graphs=False).vjp(cotangents)
 
     def linearize(self, n_products: int) -> LinearizedLayer:
         """The derivative at every prompt, for many products that come at several times.
@@ -130,13 +136,13 @@ class FrozenLayer:
         """
         return LinearizedLayer(self, n_products)
 
-    def _replay(self, batch: FrozenBatch, candidates: torch.Tensor) -> torch.Tensor:
-        out = run_candidates(self.module, candidates, batch.call, batch.recording, batch.context)
+    def _replay(self, batch: FrozenBatch, candidates: torch.Tensor, *, shared: bool = False) -> torch.Tensor:
+        out = run_candidates(self.module, candidates, batch.call, batch.recording, batch.context, shared=shared)
         return apply_modules(self.after, out)
 
     def _pieces(self, n_candidates: int) -> Iterator[tuple[FrozenBatch, slice]]:
         for batch in self.batches:
-            n_rows = max(1, numbers_per_batch(self.states.device) // (len(batch.members) * self.states.shape[1]))
+            n_rows = max(1, rows_per_call(self.states.device, self.states.shape[1]) // len(batch.members))
             for start in range(0, n_candidates, n_rows):
                 yield batch, slice(start, min(n_candidates, start + n_rows))
 
@@ -167,11 +173,12 @@ class LinearizedLayer:
     mode, and neither computes the layer's value again.
 
     Graphs are made when first asked for, of one row a prompt for single products and of several for many, and
-    live as long as this object.
+    live as long as this object if it ``keeps_graphs``, else as long as they are needed.
     """
 
     frozen: FrozenLayer = field(repr=False)
     n_products: int
+    keeps_graphs: bool = True
     _graphs: dict[tuple[int, int], _Graph] = field(repr=False, default_factory=dict)
 
     @property
@@ -189,37 +196,37 @@ class LinearizedLayer:
         if method != "jvp":
             return self.frozen.jvp(tangents, method=method)
         self.frozen._check("tangents", tangents)
-        return self._in_pieces(tangents, lambda graph, part: graph.forward(part))
+        return self._in_pieces(tangents, lambda graph, part: graph.forward(part), jvp=True)
 
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Products A_l^T w ``(n_prompts, k, hidden_size)``."""
         self.frozen._check("cotangents", cotangents)
-        return self._in_pieces(cotangents, lambda graph, part: graph.backward(part))
+        return self._in_pieces(cotangents, lambda graph, part: graph.backward(part), jvp=False)
 
     def _in_pieces(
-        self, vectors: torch.Tensor, product: Callable[[_Graph, torch.Tensor], torch.Tensor]
+        self, vectors: torch.Tensor, product: Callable[[_Graph, torch.Tensor], torch.Tensor], *, jvp: bool
     ) -> torch.Tensor:
-        out = torch.empty_like(vectors)
-        n_vectors, hidden_size = vectors.shape[1:]
+        n_prompts, n_vectors, hidden_size = vectors.shape
+        out = vectors.new_empty(n_prompts, n_vectors, hidden_size)
         for number, batch in enumerate(self.frozen.batches):
-            kind = "cpu" if vectors.device.type == "cpu" else "cuda"
-            most = max(1, NUMBERS_PER_GRAPH[kind] // (len(batch.members) * hidden_size))
-            n_rows = -(-self.n_products // -(-self.n_products // most)) if n_vectors > 1 else 1  # even pieces
+            n_most = max(1, rows_per_call(vectors.device, hidden_size, jvp=jvp) // len(batch.members))
+            n_rows = -(-self.n_products // -(-self.n_products // n_most)) if n_vectors > 1 else 1  # even pieces
             graph = self._graph(number, n_rows)
-            mine = vectors[batch.members]
-            products = torch.empty_like(mine)
+            is_shared = vectors.stride(0) == 0  # by all prompts, and a view of it still is
+            mine = vectors[: len(batch.members)] if is_shared else vectors[batch.members]
+            if n_vectors < n_rows:
+                mine = nn.functional.pad(mine, (0, 0, 0, n_rows - n_vectors))
             for start in range(0, n_vectors, n_rows):
-                part = mine[:, start : start + n_rows]
-                missing = n_rows - part.shape[1]
-                whole = nn.functional.pad(part, (0, 0, 0, missing)) if missing else part
-                products[:, start : start + n_rows] = product(graph, whole)[:, : part.shape[1]]
-            out[batch.members] = products
+                first = max(0, min(start, n_vectors - n_rows))  # the last piece begins among those of the one before
+                piece = product(graph, mine[:, first : first + n_rows])
+                out[batch.members, first : first + n_rows] = piece[:, :n_vectors]
         return out
 
     def _graph(self, number: int, n_rows: int) -> _Graph:
-        if (number, n_rows) not in self._graphs:
-            self._graphs[number, n_rows] = _Graph(self.frozen, self.frozen.batches[number], n_rows)
-        return self._graphs[number, n_rows]
+        graph = self._graphs.get((number, n_rows)) or _Graph(self.frozen, self.frozen.batches[number], n_rows)
+        if self.keeps_graphs:
+            self._graphs[number, n_rows] = graph
+        return graph
 
 
 class _Graph:
@@ -229,7 +236,7 @@ class _Graph:
         with torch.enable_grad():
             point = frozen.states[batch.members].unsqueeze(1).expand(-1, n_rows, -1)
             self.point = point.contiguous().requires_grad_()
-            self.value = frozen._replay(batch, self.point)
+            self.value = frozen._replay(batch, self.point, shared=batch.recording.style.shared_point)
         self.linear: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def backward(self, cotangents: torch.Tensor) -> torch.Tensor:
@@ -269,9 +276,11 @@ class DenseLayer:
         return tangents @ self.jacobians.transpose(1, 2)
 
 
-def numbers_per_batch(device: torch.device) -> int:
-    """Rows times hidden size that run together on a device."""
-    return NUMBERS_PER_BATCH["cpu" if device.type == "cpu" else "cuda"]
+def rows_per_call(device: torch.device, hidden_size: int, *, jvp: bool = False) -> int:
+    """Rows that run together on a device: tokens, candidates, or products with a Jacobian."""
+    if device.type == "cpu":
+        return ROWS_PER_JVP if jvp else ROWS_PER_CALL
+    return max(1, NUMBERS_PER_CALL // hidden_size)
 
 
 def apply_modules(modules: tuple[nn.Module, ...], hidden: torch.Tensor) -> torch.Tensor:

@@ -144,7 +144,7 @@ def identify_all(
     _check(model, plans, jacobian)
     tokenized = tokenize(model, prompts, max_tokens=max_tokens)
     metadata = origin(model, prompts, tokenized)
-    reductions = {name: _Reduction(plan, model) for name, plan in plans.items()}
+    reductions = {name: _Reduction(plan, model, len(prompts)) for name, plan in plans.items()}
     readouts = {name: (id(plan.directions), id(plan.output)) for name, plan in plans.items() if linear}
     chains = {readouts[name]: _Chain(one.vectors, one.readout) for name, one in reductions.items() if linear}
     largest = max(plan.order for plan in plans.values())
@@ -185,7 +185,7 @@ def _check(model: LanguageModel, plans: Mapping[Any, Plan], jacobian: str) -> No
 class _Reduction:
     """A surrogate in the making: bases and operators so far, and what became of the last basis."""
 
-    def __init__(self, plan: Plan, model: LanguageModel) -> None:
+    def __init__(self, plan: Plan, model: LanguageModel, n_prompts: int) -> None:
         self.plan, self.name = plan, model.name
         self.vectors = direction_vectors(plan.directions, model)
         self.readout = self.vectors[-1] if plan.output is None else torch.as_tensor(plan.output)
@@ -197,7 +197,10 @@ class _Reduction:
         self.bases: list[torch.Tensor] = []
         self.orders: list[int] = []
         self.operators: list[torch.Tensor] = []
+        size = (model.n_layers, n_prompts, plan.order, plan.order)
+        self.transposed = torch.empty(size, dtype=torch.float32, device="cpu")  # every prompt's operators
         self.images: torch.Tensor | None = None
+        self.mean_images = self.vectors.new_empty(model.hidden_size, 0)
         self.last_states: torch.Tensor | None = None
 
     def take(self, index: int, layer: Linearization, jacobian: str) -> None:
@@ -215,8 +218,10 @@ class _Reduction:
             basis, rank = self._basis(index, layer.states)
             self._note(basis, rank)
             images = _images(layer, basis[:, :rank], jacobian)
-        missing = images.new_zeros(images.shape[0], self.plan.order - rank, images.shape[2])
-        self.images = torch.cat([images, missing], dim=1)
+        if missing := self.plan.order - rank:
+            images = torch.nn.functional.pad(images, (0, 0, 0, missing))
+        self.images = images
+        self.mean_images = layer.mean @ basis if isinstance(layer, DenseLayer) else _mean(images).T
         self.last_states = layer.next_states
 
     def _direction(self, index: int) -> torch.Tensor:
@@ -228,30 +233,30 @@ class _Reduction:
             return random_basis(direction, order=order, generator=self.generator)
         if self.plan.basis == "pca":
             return principal_basis(states, direction, order=order, tolerance=self.tolerance)
-        images = direction.new_zeros(len(direction), 0) if self.images is None else _mean(self.images).T
-        return reachability_basis(images, direction, order=order, tolerance=self.tolerance)
+        return reachability_basis(self.mean_images, direction, order=order, tolerance=self.tolerance)
 
     def _note(self, basis: torch.Tensor, rank: int) -> None:
         self.bases.append(basis)
         self.orders.append(rank)
         if self.images is not None:
-            self.operators.append(torch.einsum("hi,njh->nij", basis.to(self.images), self.images).cpu())
+            self.transposed[len(self.operators)] = self.images @ basis.to(self.images)
+            self.operators.append(basis.T @ self.mean_images)
 
     def finish(self, metadata: dict[str, Any]) -> LLV:
         """Basis and operator at the last state, and all of it as a surrogate."""
         assert self.last_states is not None
         self._note(*self._basis(len(self.bases), self.last_states))
-        per_prompt = torch.stack(self.operators, dim=1)
-        if not torch.isfinite(per_prompt).all():
+        operators = torch.stack(self.operators)
+        if not torch.isfinite(operators).all():  # nor is a mean, where one prompt's operator is not
             raise NumericalError(
                 f"The surrogate of {self.name} is not finite. Check the model's weights and directions."
             )
         return LLV(
-            A=per_prompt.to(torch.float64).mean(dim=0).numpy(),
+            A=operators.numpy(),
             C=(self.bases[-1].T @ self.readout.to("cpu", torch.float64)).numpy(),
             bases=torch.stack(self.bases).numpy(),
             orders=np.array(self.orders),
-            per_prompt=per_prompt.to(torch.float32).numpy(),
+            per_prompt=self.transposed.permute(1, 0, 3, 2).numpy(),
             metadata={"basis": self.plan.basis, "order": self.plan.order, "seed": self.plan.seed, **metadata},
         )
 
@@ -278,7 +283,7 @@ class _Chain:
 
 def _mean(images: torch.Tensor) -> torch.Tensor:
     """Mean over the prompts ``(order, hidden_size)``, in float64 on the CPU."""
-    return images.to(torch.float64).mean(dim=0).to("cpu")
+    return images.mean(dim=0, dtype=torch.float64).to("cpu")
 
 
 def _images(layer: Linearization, columns: torch.Tensor, jacobian: str) -> torch.Tensor:

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from llvlit.frozen_attention import FrozenContext, frozen_attention
 from llvlit.models import LanguageModel
+from llvlit.shared_point import shared_point
 
 
 class ContextCache:
@@ -37,8 +38,8 @@ class ContextCache:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values ``(n_prompts, n_heads, n_tokens, head_size)`` that the layer attends to."""
         if self.is_recording:
-            self.keys, self.values = keys, values
-            return keys, values
+            self.keys, self.values = keys.contiguous(), values.contiguous()  # as each kernel wants them
+            return self.keys, self.values
         assert self.keys is not None and self.values is not None
         return torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
 
@@ -66,10 +67,14 @@ class ReplayStyle:
     frozen_attention : bool
         Whether candidates run through :func:`llvlit.frozen_attention.attend`; else through the layer's own kernel,
         behind the context's tokens and a mask.
+    shared_point : bool
+        Whether products with a derivative share what they have in common, as in :mod:`llvlit.shared_point`; else the
+        layer's own modules are differentiated row by row.
     """
 
     returns_tuple: bool
     frozen_attention: bool
+    shared_point: bool
 
 
 @dataclass(frozen=True)
@@ -142,9 +147,22 @@ def run_all_tokens(
 
 
 def run_candidates(
-    layer: nn.Module, candidates: torch.Tensor, call: LayerCall, recording: Recording, context: ContextCache
+    layer: nn.Module,
+    candidates: torch.Tensor,
+    call: LayerCall,
+    recording: Recording,
+    context: ContextCache,
+    *,
+    shared: bool = False,
 ) -> torch.Tensor:
-    """Outputs ``(n_prompts, n_candidates, hidden_size)`` for candidate last tokens of each prompt."""
+    """Outputs ``(n_prompts, n_candidates, hidden_size)`` for candidate last tokens of each prompt.
+
+    Parameters
+    ----------
+    shared
+        Whether a prompt's candidates are all equal and stand there for derivatives; see
+        :mod:`llvlit.shared_point`.
+    """
     keys, values = context.keys, context.values
     assert keys is not None and values is not None
     n_tokens, frozen = keys.shape[-2], recording.style.frozen_attention
@@ -156,11 +174,15 @@ def run_candidates(
         if not isinstance(value, torch.Tensor):
             return value
         if frozen and _is_mask(value, n_tokens) and value.is_floating_point():
-            return FrozenContext(keys.contiguous(), values.contiguous(), *_seen_by_last(value, recording.last))
+            seen = _seen_by_last(value, recording.last)
+            return FrozenContext(keys, values, *seen, shared_point=shared and candidates.shape[1] > 1)
         return _cut(value, recording.last, n_tokens, candidates.shape[1])
 
     args, kwargs = _map(call, cut)
-    with frozen_attention(layer) if frozen else nullcontext():
+    with (
+        frozen_attention(layer) if frozen else nullcontext(),
+        shared_point(layer, *candidates.shape[:2]) if shared else nullcontext(),
+    ):
         return first_output(layer(candidates, *args, **kwargs))
 
 

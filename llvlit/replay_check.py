@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -10,10 +11,22 @@ from torch import nn
 from llvlit.errors import ModelError, NumericalError
 from llvlit.models import LanguageModel
 from llvlit.prompting import TokenizedPrompts
-from llvlit.replay import ReplayStyle, first_output, record, run_all_tokens, run_candidates
+from llvlit.replay import (
+    ContextCache,
+    LayerCall,
+    Recording,
+    ReplayStyle,
+    first_output,
+    record,
+    run_all_tokens,
+    run_candidates,
+)
 
 REPLAY_TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-5}
 """Relative to the largest number; in float64 too, most architectures take norms and softmax in float32."""
+
+_CANNOT_RUN = (RuntimeError, TypeError, IndexError, AttributeError, AssertionError, KeyError, ValueError)
+"""What a layer raises that is handed what it does not expect."""
 
 _STYLES: WeakKeyDictionary[nn.Module, ReplayStyle] = WeakKeyDictionary()
 """Modules already checked, and how they are run (a memo of :func:`check_replay`)."""
@@ -24,7 +37,8 @@ def check_replay(model: LanguageModel, tokenized: TokenizedPrompts) -> ReplaySty
 
     One prompt runs through the plain model; its recorded states, a replay of each state, and a replay of a
     changed state beside it must agree with the model's own layers: with attention to a frozen context, or else with
-    the layers' own kernel.  The answer is kept per module.
+    the layers' own kernel.  Products with a derivative share what they have in common where that gives the same numbers
+    as differentiating row by row.  The answer is kept per module: change a model, by a hook or otherwise, before.
 
     Raises
     ------
@@ -53,19 +67,43 @@ def check_replay(model: LanguageModel, tokenized: TokenizedPrompts) -> ReplaySty
     returns_tuple = all(is_tuple for _, is_tuple in outputs)
     expected = [out for out, _ in outputs]
     for frozen_attention in (True, False):
-        style = ReplayStyle(returns_tuple, frozen_attention)
+        style = ReplayStyle(returns_tuple, frozen_attention, shared_point=False)
         try:
             _compare_replay(model, tokens, expected, style)
         except ModelError:
             if not frozen_attention:
                 raise
-        except (RuntimeError, TypeError, IndexError, AttributeError, AssertionError, KeyError) as error:
-            if not frozen_attention:
+        except _CANNOT_RUN as error:
+            if not frozen_attention or isinstance(error, torch.OutOfMemoryError):
                 raise refusal(model, None, f"cannot be replayed ({str(error).splitlines()[0]})") from error
         else:
             break
+    style = replace(style, shared_point=_derivatives_agree(model, tokens, style))
     _STYLES[model.module] = style
     return style
+
+
+def _derivatives_agree(model: LanguageModel, tokens: torch.Tensor, style: ReplayStyle) -> bool:
+    """Whether products at a shared point are those that the layers' own modules give."""
+    tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
+    recording = record(model, tokens, torch.tensor([tokens.shape[1] - 1], device=tokens.device), style)
+    hidden = recording.hidden
+    for module, call in zip(model.layers, recording.calls, strict=True):
+        with torch.no_grad():
+            after, context = run_all_tokens(module, hidden, call, recording.cache)
+        try:
+            expected, found = (
+                _product(module, hidden[:, -1], after[:, -1], call, recording, context, shared=shared)
+                for shared in (False, True)
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except _CANNOT_RUN:
+            return False
+        if differ(expected, found, tolerance * (1 + expected.abs().max().item())):
+            return False
+        hidden = after
+    return True
 
 
 def _compare_replay(
@@ -102,9 +140,26 @@ def _compare_replay(
         hidden = after
 
 
+def _product(
+    layer: nn.Module,
+    state: torch.Tensor,
+    cotangent: torch.Tensor,
+    call: LayerCall,
+    recording: Recording,
+    context: ContextCache,
+    *,
+    shared: bool,
+) -> torch.Tensor:
+    """Cotangents, one twice the other, times the layer's derivative at a state ``(1, hidden_size)``."""
+    with torch.enable_grad():
+        point = state.repeat(1, 2, 1).requires_grad_()
+        value = run_candidates(layer, point, call, recording, context, shared=shared)
+        return torch.autograd.grad(value, point, torch.stack([cotangent, 2 * cotangent], dim=1))[0]
+
+
 def differ(reference: torch.Tensor, value: torch.Tensor, tolerance: float) -> bool:
-    """Whether two tensors differ by more than ``tolerance`` somewhere."""
-    return bool(reference.numel()) and (reference - value).abs().max().item() > tolerance
+    """Whether two tensors differ by more than ``tolerance`` somewhere, or are not finite."""
+    return bool(reference.numel()) and not (reference - value).abs().max().item() <= tolerance
 
 
 def refusal(model: LanguageModel, layer: int | None, reason: str) -> ModelError:
