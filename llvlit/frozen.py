@@ -273,6 +273,9 @@ class DenseLayer:
 
     def jvp(self, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
         """Products A_l t ``(n_prompts, k, hidden_size)``; ``method`` was chosen when the matrices were formed."""
+        if tangents.stride(0) == 0:  # all prompts share them: one product instead of one a prompt
+            images = self.jacobians.flatten(0, 1) @ tangents[0].T
+            return images.unflatten(0, self.jacobians.shape[:2]).transpose(1, 2)
         return tangents @ self.jacobians.transpose(1, 2)
 
 

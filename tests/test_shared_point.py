@@ -127,6 +127,9 @@ def test_formed_jacobians_are_products_with_the_identity(rows, gpt2, monkeypatch
     identity = torch.eye(24, dtype=torch.float64).repeat(len(PROMPTS), 1, 1)
     expected = without_sharing(layer).vjp(identity)
     assert (layer.dense().jacobians - expected).abs().max() < EXACT * expected.abs().max()
+    tangents = torch.randn(1, 3, 24, dtype=torch.float64).expand(len(PROMPTS), -1, -1)
+    products = without_sharing(layer).jvp(tangents)
+    assert (layer.dense().jvp(tangents) - products).abs().max() < EXACT * products.abs().max()
     fewer = layer.linearize(24).vjp(identity[:, :23])  # no multiple of a piece: the last overlaps the one before
     assert (fewer - expected[:, :23]).abs().max() < EXACT * expected.abs().max()
 
