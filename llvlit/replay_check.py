@@ -69,52 +69,33 @@ def check_replay(model: LanguageModel, tokenized: TokenizedPrompts) -> ReplaySty
     for frozen_attention in (True, False):
         style = ReplayStyle(returns_tuple, frozen_attention, shared_point=False)
         try:
-            _compare_replay(model, tokens, expected, style)
+            shared_point = _compare_replay(model, tokens, expected, style)
+        except torch.OutOfMemoryError:
+            raise
         except ModelError:
             if not frozen_attention:
                 raise
         except _CANNOT_RUN as error:
-            if not frozen_attention or isinstance(error, torch.OutOfMemoryError):
+            if not frozen_attention:
                 raise refusal(model, None, f"cannot be replayed ({str(error).splitlines()[0]})") from error
         else:
             break
-    style = replace(style, shared_point=_derivatives_agree(model, tokens, style))
+    style = replace(style, shared_point=shared_point)
     _STYLES[model.module] = style
     return style
 
 
-def _derivatives_agree(model: LanguageModel, tokens: torch.Tensor, style: ReplayStyle) -> bool:
-    """Whether products at a shared point are those that the layers' own modules give."""
-    tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
-    recording = record(model, tokens, torch.tensor([tokens.shape[1] - 1], device=tokens.device), style)
-    hidden = recording.hidden
-    for module, call in zip(model.layers, recording.calls, strict=True):
-        with torch.no_grad():
-            after, context = run_all_tokens(module, hidden, call, recording.cache)
-        try:
-            expected, found = (
-                _product(module, hidden[:, -1], after[:, -1], call, recording, context, shared=shared)
-                for shared in (False, True)
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except _CANNOT_RUN:
-            return False
-        if differ(expected, found, tolerance * (1 + expected.abs().max().item())):
-            return False
-        hidden = after
-    return True
-
-
 def _compare_replay(
     model: LanguageModel, tokens: torch.Tensor, expected: list[torch.Tensor], style: ReplayStyle
-) -> None:
+) -> bool:
+    """Whether products with the derivatives may share their point; raises if a replay is wrong."""
     tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
     last = torch.tensor([tokens.shape[1] - 1], device=tokens.device)
     recording = record(model, tokens, last, style)
     if len(recording.calls) != model.n_layers:
         raise refusal(model, None, "does not call each of its layers once")
     hidden = recording.hidden
+    shared_point = True
     for index, (module, call) in enumerate(zip(model.layers, recording.calls, strict=True)):
         changed = hidden.clone()
         changed[:, -1] += 0.5 * hidden[:, -1].flip(-1)
@@ -137,7 +118,31 @@ def _compare_replay(
                 )
             if differ(reference, value, scale):
                 raise refusal(model, index, what)
+        if shared_point:
+            shared_point = _derivatives_agree(module, hidden[:, -1], after[:, -1], call, recording, context, tolerance)
         hidden = after
+    return shared_point
+
+
+def _derivatives_agree(
+    layer: nn.Module,
+    state: torch.Tensor,
+    cotangent: torch.Tensor,
+    call: LayerCall,
+    recording: Recording,
+    context: ContextCache,
+    tolerance: float,
+) -> bool:
+    """Whether products at a shared point are those that the layer's own modules give, row by row."""
+    try:
+        expected, found = (
+            _product(layer, state, cotangent, call, recording, context, shared=shared) for shared in (False, True)
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except _CANNOT_RUN:
+        return False
+    return not differ(expected, found, tolerance * (1 + expected.abs().max().item()))
 
 
 def _product(

@@ -173,6 +173,7 @@ def test_jvp_is_second_order_limit_of_central_differences(gpt2, generator):
 def test_products_are_those_of_forward_mode(model_type, rows, generator, monkeypatch):
     """Two passes back, pieces of one size, against torch's forward mode through the same step."""
     monkeypatch.setattr(frozen, "ROWS_PER_CALL", rows)
+    monkeypatch.setattr(frozen, "ROWS_PER_JVP", rows)
     system = depth_system(tiny_model(model_type), PROMPTS)
     point = system.states[:, 1:2].expand(-1, 3, -1).contiguous()
     tangents, cotangents = torch.randn(2, *point.shape, generator=generator, dtype=torch.float64)

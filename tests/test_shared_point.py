@@ -147,3 +147,12 @@ def test_a_layer_that_cannot_share_its_point_is_differentiated_row_by_row(fault,
     system = depth_system(tiny_model("llama"), PROMPTS)
     assert not any(batch.recording.style.shared_point for layer in system.layers for batch in layer.batches)
     assert (system.vjp(2, vectors) - expected).abs().max() < SOFTMAX32 * expected.abs().max()
+
+
+def test_too_little_memory_does_not_refuse_an_architecture(monkeypatch):
+    def backward(ctx: object, *cotangents: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(shared_point._Activation, "backward", staticmethod(backward))
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        depth_system(tiny_model("llama"), PROMPTS)
