@@ -15,14 +15,14 @@ from functools import partial
 import torch
 from engine import N_TOKENS, interleaved, random_model, random_prompts, seconds
 
-from llvlit.concepts import random_directions
-from llvlit.estimate import model_shape
-from llvlit.gains import measured_gains
-from llvlit.identification import identify
-from llvlit.models import LanguageModel, load_model, wrap_model
-from llvlit.prompting import tokenize
+from llvlit.engine.models import LanguageModel, load_model, wrap_model
+from llvlit.engine.tokens import tokenize
+from llvlit.method.concepts import random_directions
+from llvlit.method.gains import measured_gains
+from llvlit.method.identification import identify
 from llvlit.prompts import Prompts
 from llvlit.provenance import environment
+from llvlit.study.estimate import model_shape
 
 BASES = ("krylov", "reachability")
 ORDER = 32

@@ -25,11 +25,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from llvlit.concepts import random_directions
-from llvlit.depth import depth_system, sweep
-from llvlit.gains import measured_gains
-from llvlit.models import LanguageModel, wrap_model
-from llvlit.tasks import Prompts
+from llvlit.engine.depth import depth_system, sweep
+from llvlit.engine.models import LanguageModel, wrap_model
+from llvlit.method.concepts import random_directions
+from llvlit.method.gains import measured_gains
+from llvlit.tasks.task import Prompts
 
 N_PROMPTS, N_TOKENS, N_DIRECTIONS = 8, 64, 32
 VOCABULARY = 1000

@@ -1,4 +1,4 @@
-"""Constants of :mod:`llvlit.estimate`, fitted to the seconds that the cells of a finished study took.
+"""Constants of :mod:`llvlit.study.estimate`, fitted to the seconds that the cells of a finished study took.
 
     python benchmarks/estimate.py --data-dir FOLDER
 
@@ -16,10 +16,10 @@ import multiprocessing
 import numpy as np
 import torch
 
-from llvlit.estimate import count_operations, model_shape, product_rate, tokens_of
-from llvlit.grid import load_grid
-from llvlit.report import committed, read_table
-from llvlit.study import load_subject
+from llvlit.study.cells import load_subject
+from llvlit.study.estimate import count_operations, model_shape, product_rate, tokens_of
+from llvlit.study.grid import load_grid
+from llvlit.study.tables import committed, read_table
 
 
 def rate_beside_another() -> float:

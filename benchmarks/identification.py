@@ -16,13 +16,13 @@ from dataclasses import replace
 import torch
 from engine import interleaved, random_model, random_prompts
 
-from llvlit.concepts import random_directions
-from llvlit.estimate import model_shape
-from llvlit.grid import load_grid
-from llvlit.identification import Plan, identify_all
-from llvlit.models import LanguageModel, load_model
-from llvlit.prompting import tokenize
-from llvlit.tasks import Prompts, load_task
+from llvlit.engine.models import LanguageModel, load_model
+from llvlit.engine.tokens import tokenize
+from llvlit.method.concepts import random_directions
+from llvlit.method.identification import Plan, identify_all
+from llvlit.study.estimate import model_shape
+from llvlit.study.grid import load_grid
+from llvlit.tasks.task import Prompts, load_task
 
 BASES = load_grid("real").settings.bases
 ORDER = 32

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from llvlit.engine.models import EMBEDDED_FOLDER, embedded_names, load_model
 from llvlit.files import write_atomically
-from llvlit.models import EMBEDDED_FOLDER, embedded_names, load_model
 
 READABILITY = Path(__file__).resolve().parent.parent / "results" / "readability.md"
 CARD = """\

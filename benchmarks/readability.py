@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llvlit.concepts import concept_directions, separation
-from llvlit.corpus import SUFFIX
-from llvlit.depth import last_token_states
+from llvlit.engine.depth import last_token_states
+from llvlit.engine.models import embedded_names, load_model
 from llvlit.files import write_atomically
-from llvlit.models import embedded_names, load_model
+from llvlit.method.concepts import concept_directions, separation
 from llvlit.provenance import environment
-from llvlit.tasks import load_task
+from llvlit.tasks.task import load_task
+from llvlit.training.corpus import SUFFIX
 
 
 def table(task: str, concept: int, evaluation: int, device: str) -> list[str]:

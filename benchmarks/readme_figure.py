@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import llvlit
-from llvlit import figures
 from llvlit.files import write_atomically
+from llvlit.plots import figures
 
 TARGET = Path(__file__).resolve().parent.parent / "book" / "_static" / "gain-profile.svg"
 

@@ -14,37 +14,62 @@ Every example of the reference starts from these lines:
 """
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llvlit.concepts import Directions, concept_directions
-    from llvlit.control import minimum_energy, schedules
-    from llvlit.depth import DepthSystem, depth_system
-    from llvlit.gains import Agreement, Gains, adjoint_gains, agreement, measured_gains
-    from llvlit.identification import identify
-    from llvlit.models import LanguageModel, load_model
+    from llvlit.engine.depth import DepthSystem, depth_system
+    from llvlit.engine.models import LanguageModel, load_model
+    from llvlit.method.concepts import Directions, concept_directions
+    from llvlit.method.control import minimum_energy, schedules
+    from llvlit.method.gains import Agreement, Gains, adjoint_gains, agreement, measured_gains
+    from llvlit.method.identification import identify
+    from llvlit.method.steering import steer
+    from llvlit.method.surrogate import LLV
+    from llvlit.method.verification import RequiredEnergy, required_energy
     from llvlit.prompts import Prompts
-    from llvlit.steering import steer
-    from llvlit.surrogate import LLV
-    from llvlit.tasks import Splits, Task, load_task
-    from llvlit.verification import RequiredEnergy, required_energy
+    from llvlit.tasks.task import Splits, Task, load_task
 
 _MODULES = {
-    "concepts": ("Directions", "concept_directions"),
-    "control": ("minimum_energy", "schedules"),
-    "depth": ("DepthSystem", "depth_system"),
-    "gains": ("Agreement", "Gains", "adjoint_gains", "agreement", "measured_gains"),
-    "models": ("LanguageModel", "load_model"),
+    "engine.depth": (
+        "DepthSystem",
+        "depth_system",
+    ),
+    "engine.models": (
+        "LanguageModel",
+        "load_model",
+    ),
+    "method.concepts": (
+        "Directions",
+        "concept_directions",
+    ),
+    "method.control": (
+        "minimum_energy",
+        "schedules",
+    ),
+    "method.gains": (
+        "Agreement",
+        "Gains",
+        "adjoint_gains",
+        "agreement",
+        "measured_gains",
+    ),
+    "method.identification": ("identify",),
+    "method.steering": ("steer",),
+    "method.surrogate": ("LLV",),
+    "method.verification": (
+        "RequiredEnergy",
+        "required_energy",
+    ),
     "prompts": ("Prompts",),
-    "steering": ("steer",),
-    "identification": ("identify",),
-    "surrogate": ("LLV",),
-    "tasks": ("Splits", "Task", "load_task"),
-    "verification": ("RequiredEnergy", "required_energy"),
+    "tasks.task": (
+        "Splits",
+        "Task",
+        "load_task",
+    ),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
-__version__ = "0.1.0"
 __all__ = [
     "LLV",
     "Agreement",
@@ -72,6 +97,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("llvlit")
     if name in _HOMES:
         return getattr(import_module(f"llvlit.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'llvlit' has no attribute {name!r}")

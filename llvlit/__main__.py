@@ -2,7 +2,7 @@
 
 import sys
 
-from llvlit.cli import main
+from llvlit.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,14 @@ import numpy as np
 from scipy.stats import rankdata
 
 from llvlit.errors import InputError
-from llvlit.task_files import is_label
+
+
+def is_label(value: Any) -> bool:
+    """Whether a value is 0 or 1 (or equal to one of them, such as True and 1.0)."""
+    try:
+        return not isinstance(value, str) and bool(value in (0, 1))
+    except (TypeError, ValueError, RuntimeError):
+        return False
 
 
 @dataclass(frozen=True, init=False)

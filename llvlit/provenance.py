@@ -11,14 +11,12 @@ from pathlib import Path
 
 import torch
 
-from llvlit import __version__
-
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 
 
 def environment(device: torch.device | None = None) -> dict[str, str]:
     """Versions of Python and the packages that matter, the commit, and the device's name."""
-    versions = {"llvlit": __version__, "python": platform.python_version(), "commit": commit()}
+    versions = {"llvlit": version("llvlit"), "python": platform.python_version(), "commit": commit()}
     for package in PACKAGES:
         try:
             versions[package] = version(package)

@@ -17,9 +17,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from llvlit.browser import CHROMIUM, chromium
-from llvlit.models import LanguageModel, wrap_model
-from llvlit.tasks import Prompts
+from llvlit.engine.models import LanguageModel, wrap_model
+from llvlit.publishing.browser import CHROMIUM, chromium
+from llvlit.tasks.task import Prompts
 
 EXACT = 1e-12
 """float64 arithmetic of some thousand operations on numbers near 1."""

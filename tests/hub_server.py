@@ -277,7 +277,7 @@ def _row(name: str, layout: _Layout, i: int, label: int) -> dict[str, object]:
 
 
 def expected_text(name: str, i: int, label: int) -> str:
-    """Text number ``i`` of a class, as `llvlit.tasks.load_task` should give it."""
+    """Text number ``i`` of a class, as `llvlit.tasks.task.load_task` should give it."""
     verdict = ("poor", "fine")[label]
     if name == "amazon_polarity":
         return f'On {i}: Was "{verdict}" and done'

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from llvlit.study import run_cell
+from llvlit.study.cells import run_cell
 
 
 def note(folder: Path, name: str) -> None:

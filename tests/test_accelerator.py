@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import llvlit
-from llvlit.bases import BASES
-from llvlit.energies import schedule_energies
-from llvlit.gains import adjoint_gains
-from llvlit.identification import Plan, identify_all
+from llvlit.method.bases import BASES
+from llvlit.method.gains import adjoint_gains
+from llvlit.method.identification import Plan, identify_all
+from llvlit.study.energies import schedule_energies
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 

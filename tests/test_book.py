@@ -15,10 +15,10 @@ import pytest
 import torch
 from pypdf import PdfReader
 
-from llvlit.book import build_book
 from llvlit.errors import BuildError, InputError
-from llvlit.html import html_faults, trimmed, with_icons
-from llvlit.pages import Page, read_notebook, read_pages
+from llvlit.publishing.build import build_book
+from llvlit.publishing.pages import Page, read_notebook, read_pages
+from llvlit.publishing.pages_html import html_faults, trimmed, with_icons
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

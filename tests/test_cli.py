@@ -20,14 +20,14 @@ from runner_jobs import aborting, failing_study_cell
 
 from conftest import byte_tokenizer, tiny_module
 from llvlit import LLV, load_model, load_task
-from llvlit.cli import _parser, main
-from llvlit.concepts import concept_directions
-from llvlit.gains import measured_gains
-from llvlit.grammars import EMBEDDED_TASKS
-from llvlit.hub_tasks import HUB_TASKS
-from llvlit.models import embedded_names
-from llvlit.runner import claimed
-from llvlit.study import load_results
+from llvlit.cli.main import _parser, main
+from llvlit.engine.models import embedded_names
+from llvlit.method.concepts import concept_directions
+from llvlit.method.gains import measured_gains
+from llvlit.study.cells import load_results
+from llvlit.study.runner import claimed
+from llvlit.tasks.grammars import EMBEDDED_TASKS
+from llvlit.tasks.hub import HUB_TASKS
 
 COMMANDS = ("book", "exercises", "publish", "gains", "steer", "study", "train", "models", "tasks")
 SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")
@@ -283,7 +283,7 @@ def test_study_loads_what_it_has(study: tuple[str, ...], run, monkeypatch: pytes
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("llvlit.study.run_experiment", never)
+    monkeypatch.setattr("llvlit.study.cells.run_experiment", never)
     assert "0 cells computed, 2 kept" in run(*study)
 
 
@@ -345,14 +345,14 @@ def test_whoever_stops_reading_gets_no_traceback(arguments: list[str]) -> None:
 
 def test_json_has_null_where_there_is_no_number(run, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = {"sst2": (1.0, float("nan"), [float("-inf"), None, True, "a"])}
-    monkeypatch.setattr("llvlit.commands.tasks", lambda options: numbers)
+    monkeypatch.setattr("llvlit.cli.commands.tasks", lambda options: numbers)
     assert run("tasks", "--json") == {"sst2": [1.0, None, [None, None, True, "a"]]}
 
 
 def test_a_failed_cell_is_named_and_the_exit_status_tells(
     study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llvlit.study.run_cell", failing_study_cell)
+    monkeypatch.setattr("llvlit.study.cells.run_cell", failing_study_cell)
     assert main([*study[:-1], str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "1 of 2 cells failed" in error and "a fault of the test" in error
@@ -364,7 +364,7 @@ def test_a_failed_cell_is_named_and_the_exit_status_tells(
 def test_a_cell_that_kills_its_process_fails_and_the_command_goes_on(
     study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from llvlit import study as module
+    from llvlit.study import cells as module
 
     def jobs_of(jobs, *arguments, **options):
         return run_jobs(
@@ -382,7 +382,7 @@ def test_names_are_checked_before_anything_is_read(fail, tmp_path: Path, monkeyp
     def never(*_: object, **__: object) -> None:
         raise AssertionError("read")
 
-    for name in ("llvlit.study.load_model", "llvlit.study._load_task", "llvlit.estimate.load_task"):
+    for name in ("llvlit.study.cells.load_model", "llvlit.study.cells._load_task", "llvlit.study.estimate.load_task"):
         monkeypatch.setattr(name, never)
     for more in ([], ["--dry-run"]):
         out = ["--out", tmp_path / "out", *more]
@@ -398,7 +398,7 @@ def test_a_folder_in_use_is_told_before_anything_is_loaded(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("llvlit.study.check_cells", never)
+    monkeypatch.setattr("llvlit.study.cells.check_cells", never)
     with claimed(tmp_path), ThreadPoolExecutor(1) as other:  # a thread finds it locked as another process would
         assert other.submit(main, [*study[:-1], str(tmp_path)]).result() == 1
 
@@ -459,7 +459,7 @@ def test_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llvlit.tasks.task_facts", interrupt)
+    monkeypatch.setattr("llvlit.tasks.task.task_facts", interrupt)
     assert main(["tasks"]) == 130
     assert "finished results are kept" in capsys.readouterr().err
 

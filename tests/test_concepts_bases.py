@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from conftest import EXACT, PROMPTS
-from llvlit.bases import BASES, krylov_basis, orthonormal_basis, principal_basis, random_basis, reachability_basis
-from llvlit.concepts import (
+from llvlit.engine.depth import last_token_states
+from llvlit.errors import InputError, NumericalError
+from llvlit.method.bases import (
+    BASES,
+    krylov_basis,
+    orthonormal_basis,
+    principal_basis,
+    random_basis,
+    reachability_basis,
+)
+from llvlit.method.concepts import (
     METHODS,
     concept_directions,
     direction_vectors,
@@ -20,9 +29,7 @@ from llvlit.concepts import (
     random_directions,
     separation,
 )
-from llvlit.depth import last_token_states
-from llvlit.errors import InputError, NumericalError
-from llvlit.tasks import Prompts
+from llvlit.tasks.task import Prompts
 
 
 def planted_states(n_per_class=60, n_states=3, hidden_size=8, gap=4.0):

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from conftest import EXACT, PROMPTS, affine_model
-from llvlit.concepts import random_directions
-from llvlit.control import energy, minimum_energy, relative_weights, schedules
-from llvlit.depth import depth_system
+from llvlit.engine.depth import depth_system
 from llvlit.errors import InputError, NumericalError
-from llvlit.gains import adjoint_gains
-from llvlit.steering import steer
-from llvlit.verification import OUT_OF_REACH, REACHED, output_shifts, required_energy
+from llvlit.method.concepts import random_directions
+from llvlit.method.control import energy, minimum_energy, relative_weights, schedules
+from llvlit.method.gains import adjoint_gains
+from llvlit.method.steering import steer
+from llvlit.method.verification import OUT_OF_REACH, REACHED, output_shifts, required_energy
 
 GAINS = arrays(np.float64, 6, elements=st.floats(-3, 3).map(lambda x: x if abs(x) > 1e-3 else 0.5))
 WEIGHTS = arrays(np.float64, 6, elements=st.floats(0.1, 10))

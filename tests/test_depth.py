@@ -12,14 +12,14 @@ import torch
 from transformers import AttentionInterface
 
 from conftest import ARCHITECTURES, EXACT, PROMPTS, REFUSED, SOFTMAX32, tiny_model
-from llvlit import frozen
-from llvlit.depth import depth_system, last_token_states, propagate_beside, sweep
+from llvlit.engine import layer as frozen
+from llvlit.engine.depth import depth_system, last_token_states, propagate_beside, sweep
+from llvlit.engine.frozen_attention import NAME, attend
+from llvlit.engine.models import LanguageModel
+from llvlit.engine.replay import ReplayStyle, first_output
+from llvlit.engine.tokens import tokenize
 from llvlit.errors import InputError, ModelError, NumericalError
-from llvlit.frozen_attention import NAME, attend
-from llvlit.models import LanguageModel
-from llvlit.prompting import tokenize
-from llvlit.replay import ReplayStyle, first_output
-from llvlit.tasks import Prompts
+from llvlit.tasks.task import Prompts
 
 
 def hooked_forward(model: LanguageModel, text: str, inputs: torch.Tensor) -> torch.Tensor:

@@ -10,11 +10,11 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from llvlit.cli import main
-from llvlit.directives import exercise_table
+from llvlit.cli.main import main
 from llvlit.errors import BuildError, FileError
-from llvlit.exercises import ANSWER, write_exercises
-from llvlit.pages import read_pages
+from llvlit.publishing.directives import exercise_table
+from llvlit.publishing.exercises import ANSWER, write_exercises
+from llvlit.publishing.pages import read_pages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FRONT_MATTER = """\

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from conftest import EXACT, PROMPTS, tiny_model
-from llvlit.concepts import concept_directions
-from llvlit.control import energy, minimum_energy, relative_weights, schedules
-from llvlit.depth import depth_system
+from llvlit.engine.depth import depth_system
 from llvlit.errors import InputError
-from llvlit.explorer import explorer_case, explorer_html, export_explorer, responses
-from llvlit.gains import agreement, measured_gains
-from llvlit.identification import identify
-from llvlit.tasks import Prompts, Splits
+from llvlit.method.concepts import concept_directions
+from llvlit.method.control import energy, minimum_energy, relative_weights, schedules
+from llvlit.method.gains import agreement, measured_gains
+from llvlit.method.identification import identify
+from llvlit.publishing.explorer import explorer_case, explorer_html, export_explorer, responses
+from llvlit.tasks.task import Prompts, Splits
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
 PAGE = """\

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 
-from llvlit import figures, study_figures
 from llvlit.errors import InputError
-from llvlit.profiles import RUNNING, load_profile
-from llvlit.styles import DIRECTIONS, MEASURED, METRICS, MODEL_STYLES, PREDICTORS, SCHEDULES
+from llvlit.plots import figures
+from llvlit.plots import study as study_figures
+from llvlit.plots.styles import DIRECTIONS, MEASURED, METRICS, MODEL_STYLES, PREDICTORS, SCHEDULES
+from llvlit.publishing.profiles import RUNNING, load_profile
 
 DARK_PAGE = "#121212"
 """The theme's ground in dark mode."""

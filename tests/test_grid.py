@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llvlit.errors import InputError
-from llvlit.grid import GRIDS, change_axes, load_grid
-from llvlit.hub_tasks import HUB_TASKS
+from llvlit.study.grid import GRIDS, change_axes, load_grid
+from llvlit.tasks.hub import HUB_TASKS
 
 WHOLE = """
 description = "A grid."

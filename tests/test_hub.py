@@ -20,9 +20,9 @@ import pytest
 from hub_server import LAYOUTS, Hub, client_environment, expected_text, serve, write_task_repositories
 
 from conftest import byte_tokenizer, tiny_module
+from llvlit.engine.models import load_model, wrap_model
 from llvlit.hub import hub_reachable
-from llvlit.hub_tasks import HUB_TASKS
-from llvlit.models import load_model, wrap_model
+from llvlit.tasks.hub import HUB_TASKS
 
 AT_ONCE = 5.0
 """Seconds a refusal may take that repeats nothing, on a busy machine."""
@@ -187,7 +187,7 @@ def test_nothing_answers_once_the_hub_is_gone(hub: Hub, client: Client) -> None:
 
 def _answer_requests() -> None:
     from llvlit.errors import LlvlitError
-    from llvlit.tasks import load_task
+    from llvlit.tasks.task import load_task
 
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:

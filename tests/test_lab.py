@@ -19,7 +19,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from llvlit.pages import read_pages
+from llvlit.publishing.pages import read_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = [page for page in read_pages(ROOT) if page.is_chapter]

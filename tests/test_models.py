@@ -28,11 +28,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from conftest import EXACT, byte_tokenizer, tiny_module
-from llvlit import files, models
+from llvlit import files
+from llvlit.engine import models
+from llvlit.engine.models import embedded_names, load_model, wrap_model
 from llvlit.errors import FileError, InputError, LlvlitError, ModelError, unknown_name
 from llvlit.files import load_tensors, save_tensors, write_atomically, write_json
 from llvlit.hub import hub_reachable
-from llvlit.models import embedded_names, load_model, wrap_model
 
 TOKENS = torch.tensor([[5, 17, 260, 33, 8, 90], [1, 2, 3, 4, 5, 6]])
 SECONDS = 10.0
@@ -219,7 +220,7 @@ def test_hub_that_fails_names_what_there_is(monkeypatch: pytest.MonkeyPatch) -> 
 IN_FRESH_PYTHON = """
 import time
 from llvlit.errors import ModelError
-from llvlit.models import load_model
+from llvlit.engine.models import load_model
 began = time.perf_counter()
 for name in ("gpt2", "half/cached", "wholly/cached"):
     try:

@@ -19,9 +19,9 @@ from bs4 import BeautifulSoup
 from playwright.sync_api import Browser
 from spellchecker import SpellChecker
 
-from llvlit.browser import VIEWS, open_page, viewed
-from llvlit.control import energy, minimum_energy
-from llvlit.pages import read_pages
+from llvlit.method.control import energy, minimum_energy
+from llvlit.publishing.browser import VIEWS, open_page, viewed
+from llvlit.publishing.pages import read_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 HTML = ROOT / "_build" / "html"

@@ -14,10 +14,10 @@ from hub_server import client_environment, serve, write_task_repositories
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from conftest import byte_tokenizer, tiny_module
-from llvlit.cli import main
-from llvlit.estimate import PAPER_SHAPES
-from llvlit.grid import load_grid
-from llvlit.study import load_results
+from llvlit.cli.main import main
+from llvlit.study.cells import load_results
+from llvlit.study.estimate import PAPER_SHAPES
+from llvlit.study.grid import load_grid
 
 SHAPES = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16), "gpt2-large": (36, 1280, 20)}
 """Layers, hidden size, heads, as in the published configurations."""
@@ -70,9 +70,9 @@ import json, re, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from llvlit.estimate import PAPER_SHAPES, count_memory, model_shape
-from llvlit.grid import load_grid
-from llvlit.study import _load_subject, run_study
+from llvlit.study.estimate import PAPER_SHAPES, count_memory, model_shape
+from llvlit.study.grid import load_grid
+from llvlit.study.cells import _load_subject, run_study
 
 def status(field):
     return 1024 * int(re.search(rf"{field}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])

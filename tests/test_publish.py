@@ -21,10 +21,10 @@ import nbformat
 import pytest
 from test_book import PARAMETERS, cell, write_book
 
-from llvlit.book import build_book
 from llvlit.errors import BuildError, FileError, InputError
-from llvlit.notebooks import SOURCE_FOLDER, install_cell, runnable
-from llvlit.publish import publish_book
+from llvlit.publishing.build import build_book
+from llvlit.publishing.notebooks import SOURCE_FOLDER, install_cell, runnable
+from llvlit.publishing.site import publish_book
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CHAPTER = f"# A chapter\n\n{PARAMETERS}\n" + cell("print(6 * 7, profile)")

@@ -27,7 +27,7 @@ def test_local_links_exist():
 
 
 def test_every_command_in_the_table_exists():
-    from llvlit.cli import _parser
+    from llvlit.cli.main import _parser
 
     commands = set(re.findall(r"`llvlit (\w+)", README))
     (choices,) = [action.choices for action in _parser()._actions if action.choices]

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 import llvlit
-from llvlit.book import build_book
-from llvlit.cli import _parser
-from llvlit.command_page import command_page, commands
-from llvlit.pages import read_pages
+from llvlit.cli.main import _parser
+from llvlit.publishing.build import build_book
+from llvlit.publishing.command_page import command_page, commands
+from llvlit.publishing.pages import read_pages
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "book").glob("api*.md"))

@@ -19,11 +19,12 @@ import pytest
 import runner_jobs as cells
 import torch
 
-from llvlit import runner, runner_workers
 from llvlit.errors import FileError, InputError, LlvlitError
-from llvlit.grid import Grid, Settings
-from llvlit.runner import Job, Outcome, Run, claimed, failure_path, read_result, result_path, run_jobs
-from llvlit.study import run_cell, run_study
+from llvlit.study import runner
+from llvlit.study import workers as runner_workers
+from llvlit.study.cells import run_cell, run_study
+from llvlit.study.grid import Grid, Settings
+from llvlit.study.runner import Job, Outcome, Run, claimed, failure_path, read_result, result_path, run_jobs
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {
@@ -37,7 +38,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import runner_jobs as cells
-from llvlit.runner import Job, run_jobs
+from llvlit.study.runner import Job, run_jobs
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llvlit.cli import _parser
-from llvlit.comparison import DASH, at_setting, joined, means, paired, read_study, verdict
-from llvlit.grid import change_axes, load_grid
-from llvlit.scoreboard import ABSENT, ablation_rows, energy_rows, size_rows, task_rows
+from llvlit.cli.main import _parser
+from llvlit.publishing.scoreboard import ABSENT, ablation_rows, energy_rows, size_rows, task_rows
+from llvlit.study.comparison import DASH, at_setting, joined, means, paired, read_study, verdict
+from llvlit.study.grid import change_axes, load_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = json.loads((ROOT / "results" / "paper.json").read_text(encoding="utf-8"))

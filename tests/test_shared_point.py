@@ -11,9 +11,10 @@ from transformers.activations import ACT2CLS, ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from conftest import ARCHITECTURES, EXACT, PROMPTS, SOFTMAX32, tiny_model
-from llvlit import frozen, shared_point
-from llvlit.depth import depth_system
-from llvlit.frozen import FrozenLayer
+from llvlit.engine import layer as frozen
+from llvlit.engine import shared_point
+from llvlit.engine.depth import depth_system
+from llvlit.engine.layer import FrozenLayer
 
 MODULES = {
     "linear": lambda: nn.Linear(6, 4),
@@ -25,7 +26,7 @@ MODULES = {
 
 
 def products(module: nn.Module, point: torch.Tensor, cotangents: torch.Tensor, tangents: torch.Tensor) -> list:
-    """Value, transposed products with its derivative, and products, as :class:`llvlit.frozen._Graph` takes them."""
+    """Value, transposed products with its derivative, and products, as a layer's graph takes them."""
     point = point.clone().requires_grad_()
     value = module(point)
     weights = torch.zeros_like(value, requires_grad=True)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from llvlit.concepts import concept_directions, separation
-from llvlit.corpus import RATINGS, SUFFIX
-from llvlit.depth import last_token_states
-from llvlit.models import EMBEDDED_FOLDER, LanguageModel, embedded_names, load_model
-from llvlit.tasks import load_task
-from llvlit.train import SIZES
+from llvlit.engine.depth import last_token_states
+from llvlit.engine.models import EMBEDDED_FOLDER, LanguageModel, embedded_names, load_model
+from llvlit.method.concepts import concept_directions, separation
+from llvlit.tasks.task import load_task
+from llvlit.training.corpus import RATINGS, SUFFIX
+from llvlit.training.train import SIZES
 
 LARGEST_SHIPMENT = 25e6
 FEWEST_LAYERS = {"small": 12, "medium": 18, "large": 24}

@@ -19,19 +19,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from conftest import PROMPTS, affine_model
-from llvlit.concepts import directions_of_states, random_directions
-from llvlit.depth import last_token_states
-from llvlit.energies import _summary, schedule_energies
+from llvlit.engine.depth import last_token_states
 from llvlit.errors import CellError, FileError, InputError, ModelError
-from llvlit.estimate import count_operations, estimate, model_shape
-from llvlit.experiment import Experiment, run_experiment
-from llvlit.gains import adjoint_gains, agreement, measured_gains
-from llvlit.grid import Cell, Grid, Settings, load_grid
-from llvlit.identification import identify
-from llvlit.report import committed, read_table, summarize, summarize_energies, tables, write_tables
-from llvlit.study import Results, load_results, load_subject, run_cell, run_study
-from llvlit.tasks import Splits
-from llvlit.verification import required_energy
+from llvlit.method.concepts import directions_of_states, random_directions
+from llvlit.method.gains import adjoint_gains, agreement, measured_gains
+from llvlit.method.identification import identify
+from llvlit.method.verification import required_energy
+from llvlit.study.cells import Results, load_results, load_subject, run_cell, run_study
+from llvlit.study.energies import _summary, schedule_energies
+from llvlit.study.estimate import count_operations, estimate, model_shape
+from llvlit.study.experiment import Experiment, run_experiment
+from llvlit.study.grid import Cell, Grid, Settings, load_grid
+from llvlit.study.tables import committed, read_table, summarize, summarize_energies, tables, write_tables
+from llvlit.tasks.task import Splits
 
 SETTINGS = Settings(
     concept=3,
@@ -461,7 +461,7 @@ class Operations(TorchDispatchMode):
 
 def test_minutes_are_those_that_the_study_took(monkeypatch):
     """At the rate of the fit, with prompts of typical length; `benchmarks/estimate.py` fits again, with their own."""
-    monkeypatch.setattr("llvlit.estimate.tokens_of", lambda cell: 64.0)
+    monkeypatch.setattr("llvlit.study.estimate.tokens_of", lambda cell: 64.0)
     grid, cpu = load_grid("real"), torch.device("cpu")
     shapes = {name: model_shape(load_subject(name, device="cpu")) for name in grid.models}
     took = read_table(committed("real").parent, "seconds").set_index(["model", "task", "seed"])["seconds"]
@@ -489,7 +489,7 @@ def test_a_device_out_of_memory_says_to_run_fewer_workers(monkeypatch):
     def no_room(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.91 GiB. GPU 0 has a total capacity ...")
 
-    monkeypatch.setattr("llvlit.study.run_experiment", no_room)
+    monkeypatch.setattr("llvlit.study.cells.run_experiment", no_room)
     settings = Settings(concept=10, operating=4, evaluation=4)
     cell = Cell("embedded/small", "film-sentiment", 0, "jvp", False, settings)
     with pytest.raises(CellError, match=r"film-sentiment does not fit .* fewer --workers"):

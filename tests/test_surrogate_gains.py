@@ -10,14 +10,14 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 
 from conftest import EXACT, PROMPTS, affine_model
-from llvlit.bases import BASES
-from llvlit.concepts import random_directions
-from llvlit.depth import depth_system, last_token_states
+from llvlit.engine.depth import depth_system, last_token_states
 from llvlit.errors import FileError, InputError
-from llvlit.gains import Gains, adjoint_gains, adjoint_gains_of, agreement, measured_gains, measured_gains_of
-from llvlit.identification import JACOBIANS, Plan, identify, identify_all
-from llvlit.surrogate import LLV
-from llvlit.tasks import Prompts
+from llvlit.method.bases import BASES
+from llvlit.method.concepts import random_directions
+from llvlit.method.gains import Gains, adjoint_gains, adjoint_gains_of, agreement, measured_gains, measured_gains_of
+from llvlit.method.identification import JACOBIANS, Plan, identify, identify_all
+from llvlit.method.surrogate import LLV
+from llvlit.tasks.task import Prompts
 
 FLOAT32 = 2e-6
 """Single prompts' operators are stored in float32."""

@@ -17,13 +17,13 @@ from pyarrow import parquet
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 
-from llvlit import hub_tasks
 from llvlit.errors import InputError
-from llvlit.grammars import EMBEDDED_TASKS, clean_text, generate, load_grammar, normalized
 from llvlit.hub import failure
-from llvlit.hub_tasks import HUB_TASKS, HubTask, examples_from_rows, shuffled
 from llvlit.prompts import Prompts, length_auc
-from llvlit.tasks import Splits, Task, load_task, task_names
+from llvlit.tasks import hub as hub_tasks
+from llvlit.tasks.grammars import EMBEDDED_TASKS, clean_text, generate, load_grammar, normalized
+from llvlit.tasks.hub import HUB_TASKS, HubTask, examples_from_rows, shuffled
+from llvlit.tasks.task import Splits, Task, load_task, task_names
 
 LENGTH_AUC = 0.53  # chance is 0.5 with a standard error of 0.012 at 1,200 per class
 FUNCTION_WORD_ACCURACY = 0.60

@@ -7,7 +7,7 @@ import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llvlit.terminal import ASCII_LEVELS, LEVELS, bar, side_by_side, sparkline, takes_blocks
+from llvlit.cli.terminal import ASCII_LEVELS, LEVELS, bar, side_by_side, sparkline, takes_blocks
 
 WORDS = st.text(alphabet="abc de\n", max_size=200)
 NUMBERS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)

@@ -15,8 +15,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from llvlit import load_model, train, training_run
-from llvlit.corpus import (
+from llvlit import load_model
+from llvlit.errors import InputError, NumericalError
+from llvlit.training import run as training_run
+from llvlit.training import train
+from llvlit.training.corpus import (
     END_OF_TEXT,
     RATINGS,
     SUFFIX,
@@ -29,9 +32,8 @@ from llvlit.corpus import (
     train_tokenizer,
     window_streams,
 )
-from llvlit.errors import InputError, NumericalError
-from llvlit.train import Recipe, Size, TrainingState, build_model, train_model
-from llvlit.training_run import train_family
+from llvlit.training.run import train_family
+from llvlit.training.train import Recipe, Size, TrainingState, build_model, train_model
 
 WORDS = (
     "the",

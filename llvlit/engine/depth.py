@@ -1,0 +1,274 @@
+"""Depth as time: the last token's residual stream, stepped from layer to layer with its context frozen.
+
+In a causal decoder no earlier token sees the last one, so freezing the context is exact: an input at the last
+token, run through these steps, gives what the full model with a hook gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+
+from llvlit.engine.check import REPLAY_TOLERANCE, check_replay, differ, refusal
+from llvlit.engine.layer import FrozenBatch, FrozenLayer, apply_modules, rows_per_call
+from llvlit.engine.models import LanguageModel
+from llvlit.engine.replay import Recording, record, run_all_tokens, run_together
+from llvlit.engine.tokens import TokenizedPrompts, tokenize
+from llvlit.errors import InputError, NumericalError
+from llvlit.progress import progress
+from llvlit.prompts import Prompts
+
+MAX_TOKENS = 128
+
+
+def sweep(
+    model: LanguageModel,
+    prompts: Prompts | TokenizedPrompts,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
+    description: str = "layers",
+) -> Iterator[FrozenLayer]:
+    """The frozen layers of all prompts, one after the other, in one pass through depth.
+
+    Only one layer's context is held at a time: memory grows with prompts x tokens x hidden size, not with
+    the number of layers.
+
+    Raises
+    ------
+    InputError, ModelError
+        See :func:`depth_system`.
+    NumericalError
+        If a state is not finite; the message names the layer.
+    """
+    tokenized = prompts if isinstance(prompts, TokenizedPrompts) else tokenize(model, prompts, max_tokens=max_tokens)
+    style = check_replay(model, tokenized)
+    batches = [
+        (members, record(model, tokens, last, style))
+        for members, tokens, last in tokenized.batches(rows_per_call(model.device, model.hidden_size), model.device)
+    ]
+    hidden = [recording.hidden for _, recording in batches]
+    states = _last_states(tokenized, batches, hidden)
+    _check_finite(model, states, "the embedding")
+    for index, module in progress(enumerate(model.layers), description, total=model.n_layers):
+        frozen = []
+        for position, (members, recording) in enumerate(batches):
+            with torch.no_grad():
+                hidden[position], context = run_all_tokens(
+                    module, hidden[position], recording.calls[index], recording.cache
+                )
+            frozen.append(FrozenBatch(members, recording.calls[index], recording, context))
+        after = model.after_layers if final_norm and index + 1 == model.n_layers else ()
+        with torch.no_grad():
+            next_states = apply_modules(after, _last_states(tokenized, batches, hidden))
+        _check_finite(model, next_states, f"layer {index}")
+        yield FrozenLayer(index, module, states, next_states, tuple(frozen), after)
+        states = next_states
+
+
+def _last_states(
+    tokenized: TokenizedPrompts, batches: list[tuple[torch.Tensor, Recording]], hidden: list[torch.Tensor]
+) -> torch.Tensor:
+    out = hidden[0].new_empty(len(tokenized.ids), hidden[0].shape[-1])
+    for (members, recording), value in zip(batches, hidden, strict=True):
+        out[members] = value[torch.arange(len(members), device=value.device), recording.last]
+    return out
+
+
+def _check_finite(model: LanguageModel, states: torch.Tensor, where: str) -> None:
+    broken = (~torch.isfinite(states).all(dim=-1)).nonzero().flatten().tolist()
+    if broken:
+        raise NumericalError(
+            f"The residual stream of {model.name} is not finite after {where} (prompts {broken[:5]}). "
+            "Check the model's weights; load it in float32 or float64."
+        )
+
+
+def propagate_beside(
+    model: LanguageModel,
+    tokenized: TokenizedPrompts,
+    join: Callable[[int, torch.Tensor], torch.Tensor],
+    *,
+    final_norm: bool = False,
+    description: str = "layers",
+) -> torch.Tensor:
+    """Final states ``(n_prompts, k, hidden_size)`` of candidates that join the prompts on their way through depth.
+
+    Parameters
+    ----------
+    join
+        Given a layer and the prompts' states ``(n, hidden_size)`` before it, the candidates
+        ``(n, j, hidden_size)`` that join there; those of earlier layers go on.
+
+    Notes
+    -----
+    Tokens and candidates share every matrix product, and one batch is held at a time: the cheapest way to
+    the outputs where no derivative and no context is needed.
+    """
+    style = check_replay(model, tokenized)
+    finals: list[tuple[torch.Tensor, torch.Tensor]] = []
+    batches = list(tokenized.batches(rows_per_call(model.device, model.hidden_size), model.device))
+    for members, tokens, last in progress(batches, description):
+        recording = record(model, tokens, last, style)
+        hidden = recording.hidden
+        rows = torch.arange(len(members), device=hidden.device)
+        candidates = hidden[:, :0]
+        for index, module in enumerate(model.layers):
+            states = hidden[rows, last]
+            _check_finite(model, states, f"layer {index - 1}" if index else "the embedding")
+            candidates = torch.cat([candidates, join(index, states)], dim=1)
+            with torch.no_grad():
+                hidden, candidates = run_together(
+                    module, hidden, candidates, recording.calls[index], recording.cache, last
+                )
+        with torch.no_grad():
+            candidates = apply_modules(model.after_layers if final_norm else (), candidates)
+        _check_finite(model, candidates.flatten(1), f"layer {model.n_layers - 1}")
+        finals.append((members, candidates))
+    out = finals[0][1].new_empty(len(tokenized.ids), *finals[0][1].shape[1:])
+    for members, candidates in finals:
+        out[members] = candidates
+    return out
+
+
+def last_token_states(
+    model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS, final_norm: bool = False
+) -> torch.Tensor:
+    """States x_0 .. x_L of every prompt's last token, ``(n_prompts, n_layers + 1, hidden_size)``.
+
+    Examples
+    --------
+    >>> from llvlit.engine.depth import last_token_states
+    >>> tuple(last_token_states(model, splits.evaluation).shape)
+    (8, 13, 64)
+    """
+    states: list[torch.Tensor] = []
+    for layer in sweep(model, prompts, max_tokens=max_tokens, final_norm=final_norm, description="states"):
+        if not states:
+            states.append(layer.states)
+        states.append(layer.next_states)
+    return torch.stack(states, dim=1)
+
+
+@dataclass(frozen=True)
+class DepthSystem:
+    """The frozen-context system of a few prompts, all layers held.
+
+    Attributes
+    ----------
+    states : (n_prompts, n_layers + 1, hidden_size) tensor
+        Residual stream of the last token before each layer, and after the last.
+    layers : tuple of FrozenLayer
+    n_cut : int
+        Number of prompts cut on the left to ``max_tokens``.
+
+    Examples
+    --------
+    One push of length 5 before layer 3 of every prompt, followed to the end:
+
+    >>> system = llvlit.depth_system(model, splits.evaluation)
+    >>> pushed = system.states[:, 3:4] + 5.0 * directions.vectors[3].float()
+    >>> tuple(system.propagate(pushed, start=3).shape)
+    (8, 1, 64)
+    """
+
+    states: torch.Tensor = field(repr=False)
+    layers: tuple[FrozenLayer, ...] = field(repr=False)
+    n_cut: int
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers L, the horizon."""
+        return len(self.layers)
+
+    def layer(self, index: int) -> FrozenLayer:
+        """One layer's map; InputError if there is no such layer."""
+        if not 0 <= index < self.n_layers:
+            raise InputError(f"layer={index} does not exist; valid: 0 to {self.n_layers - 1}.")
+        return self.layers[index]
+
+    def step(self, layer: int, candidates: torch.Tensor) -> torch.Tensor:
+        """Next states of candidates ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.step`."""
+        return self.layer(layer).step(candidates)
+
+    def propagate(
+        self,
+        candidates: torch.Tensor,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        inputs: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """States before layer ``stop`` (default: after the last) of candidate states before layer ``start``.
+
+        Parameters
+        ----------
+        candidates : (n_prompts, k, hidden_size) tensor
+        inputs : (n_layers, hidden_size) or (n_prompts, k, n_layers, hidden_size) tensor, optional
+            Added to the state before each layer acts.
+        """
+        stop = self.n_layers if stop is None else stop
+        if not 0 <= start <= stop <= self.n_layers:
+            raise InputError(f"start={start}, stop={stop}: expected 0 <= start <= stop <= {self.n_layers}.")
+        for index in range(start, stop):
+            if inputs is not None:
+                candidates = candidates + inputs[..., index, :]
+            candidates = self.layers[index].step(candidates)
+        return candidates
+
+    def jvp(self, layer: int, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
+        """Jacobian-vector products; see :meth:`llvlit.engine.layer.FrozenLayer.jvp`."""
+        return self.layer(layer).jvp(tangents, method=method)
+
+    def vjp(self, layer: int, cotangents: torch.Tensor) -> torch.Tensor:
+        """Vector-Jacobian products; see :meth:`llvlit.engine.layer.FrozenLayer.vjp`."""
+        return self.layer(layer).vjp(cotangents)
+
+    def jacobian(self, layer: int) -> torch.Tensor:
+        """Jacobians A_l ``(n_prompts, hidden_size, hidden_size)``; costs H products and H^2 numbers a prompt."""
+        return self.layer(layer).dense().jacobians
+
+
+def depth_system(
+    model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS, final_norm: bool = False
+) -> DepthSystem:
+    """Frozen-context system of the prompts, checked by a replay of its own states.
+
+    All layers' contexts are held (2 x prompts x tokens x hidden size x layers numbers): use it for some
+    dozens of prompts; the package's own methods sweep instead.
+
+    Parameters
+    ----------
+    max_tokens
+        Longer prompts are cut on the left; ``n_cut`` tells how many were.
+    final_norm
+        Take the model's final norm in as part of the last step.
+
+    Raises
+    ------
+    InputError
+        If ``max_tokens`` is beyond the model's context, or a prompt has fewer than two tokens.
+    ModelError
+        If the architecture's replay is wrong.
+    NumericalError
+        If a state is not finite.
+
+    Examples
+    --------
+    >>> system = llvlit.depth_system(model, splits.evaluation)
+    >>> tuple(system.states.shape), system.n_cut
+    ((8, 13, 64), 0)
+    """
+    tokenized = tokenize(model, prompts, max_tokens=max_tokens)
+    layers = tuple(sweep(model, tokenized, final_norm=final_norm, description="depth system"))
+    tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
+    for layer in layers:
+        replayed = layer.step(layer.states.unsqueeze(1)).squeeze(1)
+        if differ(layer.next_states, replayed, tolerance * (1 + layer.next_states.abs().max().item())):
+            raise refusal(model, layer.index, "gives another next state on replay")
+    states = torch.stack([layers[0].states, *(layer.next_states for layer in layers)], dim=1)
+    assert all(torch.equal(a.next_states, b.states) for a, b in pairwise(layers))
+    return DepthSystem(states, layers, tokenized.n_cut)

@@ -1,0 +1,299 @@
+"""Causal decoders: shipped, from a local folder, or from the hub; always safetensors, always eager attention."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.utils import cached_file
+
+from llvlit.errors import InputError, ModelError, unknown_name
+from llvlit.hub import failure, hub_reachable, quiet_transformers
+
+EMBEDDED_FOLDER = Path(__file__).parent.parent / "data" / "models"
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+ENCODERS = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES) | {"bert-generation"}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal decoder in evaluation mode with its tokenizer.
+
+    Attributes
+    ----------
+    module : transformers.PreTrainedModel
+        Never changed by this package; hooks come off again.
+    tokenizer : transformers.PreTrainedTokenizerBase
+    name : str
+    fingerprint : str
+        SHA-256 of the parameters, first 16 digits.
+    layers : torch.nn.ModuleList
+        The decoder layers, ``n_layers`` of them.
+    after_layers : tuple of torch.nn.Module
+        What the model applies to the residual stream after the last layer (the final norm).
+
+    Examples
+    --------
+    >>> model.name, model.n_layers, model.hidden_size
+    ('embedded/small', 12, 64)
+    """
+
+    module: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    fingerprint: str
+    layers: nn.ModuleList = field(repr=False)
+    after_layers: tuple[nn.Module, ...] = field(repr=False)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers L, the horizon."""
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width H of the residual stream."""
+        return int(text_config(self.module).hidden_size)
+
+    @property
+    def max_positions(self) -> int:
+        """Longest context in tokens."""
+        return int(getattr(text_config(self.module), "max_position_embeddings", 0) or 2**30)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters."""
+        return next(self.module.parameters()).dtype
+
+
+def text_config(module: PreTrainedModel) -> PretrainedConfig:
+    """Configuration of the decoder (of the text part, in a model of several modalities)."""
+    return module.config.get_text_config(decoder=True)
+
+
+def embedded_names() -> tuple[str, ...]:
+    """Names of the shipped models, smallest first.
+
+    Examples
+    --------
+    >>> from llvlit.engine.models import embedded_names
+    >>> embedded_names()
+    ('embedded/small', 'embedded/medium', 'embedded/large')
+    """
+    folders = [path.parent for path in EMBEDDED_FOLDER.glob("*/model.safetensors")]
+    folders.sort(key=lambda folder: (folder / "model.safetensors").stat().st_size)
+    return tuple(f"embedded/{folder.name}" for folder in folders)
+
+
+def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "unnamed") -> LanguageModel:
+    """Language model around a module that is already loaded.
+
+    Raises
+    ------
+    ModelError
+        If the module is no causal decoder, has no list of layers, or does not run eager attention.
+
+    Examples
+    --------
+    >>> from llvlit.engine.models import wrap_model
+    >>> wrap_model(model.module, model.tokenizer, name="mine").n_layers
+    12
+    """
+    config = text_config(module)
+    _refuse_encoder(module.config, name)
+    attention = getattr(config, "_attn_implementation", "eager")
+    if attention != "eager":
+        raise ModelError(
+            f"{name} runs {attention!r} attention, which cannot be differentiated twice. "
+            "Load it with attn_implementation='eager'."
+        )
+    parent, layers = _find_layers(module, int(config.num_hidden_layers), name)
+    siblings = [child for child in parent.children()]
+    position = next(i for i, child in enumerate(siblings) if child is layers)
+    norms = tuple(
+        child
+        for label, child in parent.named_children()
+        if "norm" in type(child).__name__.lower() and not label.startswith(("emb", "word"))
+    )
+    after = tuple(child for child in norms if any(child is later for later in siblings[position + 1 :])) or norms
+    return LanguageModel(module.eval(), tokenizer, name, _fingerprint(module), layers, after)
+
+
+def _find_layers(module: PreTrainedModel, n_layers: int, name: str) -> tuple[nn.Module, nn.ModuleList]:
+    for parent in module.modules():
+        for child in parent.children():
+            if isinstance(child, nn.ModuleList) and len(child) == n_layers:
+                return parent, child
+    raise ModelError(f"{name} ({type(module).__name__}) has no list of {n_layers} layers; it is not a plain decoder.")
+
+
+def _fingerprint(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dtype | None = None) -> LanguageModel:
+    """Causal decoder by name.
+
+    Parameters
+    ----------
+    name
+        ``embedded/small``, ``embedded/medium``, ``embedded/large``; a local folder in the hub's format; or a
+        hub id such as ``gpt2``.
+    device
+        ``auto`` (a CUDA device where there is one, else the CPU) or a name that torch knows.
+    dtype
+        ``float32`` (default) or ``float64``.  Half precision is refused: small differences drown in it.
+
+    Raises
+    ------
+    InputError
+        If the device or type is unknown.
+    ModelError
+        If there is no such model, the hub is out of reach, the folder holds no safetensors, or the model is
+        not a causal decoder.
+
+    Examples
+    --------
+    >>> model = llvlit.load_model("embedded/small", device="cpu")
+    >>> model.n_layers
+    12
+    """
+    name, place = str(name), torch_device(device)
+    torch_dtype = _dtype(dtype)
+    folder = local_folder(name)
+    source = str(folder if folder is not None else name)
+    offline = folder is not None or not _needs_hub(name)
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
+            _refuse_encoder(config, name)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=torch_dtype,
+                attn_implementation="eager",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=offline,
+                ignore_mismatched_sizes=True,  # said below, in our words
+                output_loading_info=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=offline)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        choices = "" if folder is not None else f" {_choices(name)}"
+        raise ModelError(f"Could not load model {name!r}: {failure(error)}{choices}") from error
+    module, loading = loaded
+    if wrong := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
+        raise ModelError(
+            f"The weights of {name!r} do not fit its config.json: {len(wrong)} tensors are missing or of another "
+            f"shape, such as {wrong[0]}, and would be random. Save the model again."
+        )
+    if not len(tokenizer("a")["input_ids"]):
+        raise ModelError(f"{name!r} has no tokenizer that knows a token. Add one with save_pretrained().")
+    return wrap_model(module.to(device=place), tokenizer, name=name)
+
+
+def torch_device(device: str) -> torch.device:
+    """Device by name, ``auto`` for CUDA where there is one; InputError if it cannot be used."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen).item()
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device={device!r} cannot be used here ({str(error).partition(chr(10))[0]}). Use 'cpu'."
+        ) from error
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(unknown_name("dtype", dtype, DTYPES, hint="Differences of states need at least float32."))
+    return DTYPES[name]
+
+
+def local_folder(name: str) -> Path | None:
+    """Local folder of a model, or None for a hub id; ModelError if it can be neither."""
+    if name.startswith("embedded/"):
+        if name not in embedded_names():
+            raise ModelError(unknown_name("model", name, embedded_names()))
+        return EMBEDDED_FOLDER / name.removeprefix("embedded/")
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise ModelError(f"There is no model folder {name!r}.")
+        return None
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"The folder {name!r} has no config.json; save a model there with save_pretrained().")
+    if not list(folder.glob("*.safetensors")):
+        pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+        found = f" ({', '.join(pickled)} would have to be unpickled, which runs code)" if pickled else ""
+        raise ModelError(
+            f"The folder {name!r} has no *.safetensors file{found}. "
+            "Convert it with model.save_pretrained(folder, safe_serialization=True)."
+        )
+    return folder
+
+
+def _needs_hub(name: str) -> bool:
+    """Whether a hub id is absent from the local cache; raises where the hub is needed and out of reach."""
+    for weights in ("model.safetensors", "model.safetensors.index.json"):
+        try:
+            for file in ("config.json", weights):
+                cached_file(name, file, local_files_only=True)
+            return False
+        except (OSError, ValueError):
+            continue
+    if hub_reachable():
+        return True
+    raise ModelError(f"The hub cannot be reached, and no model {name!r} is in its local cache. {_choices(name)}")
+
+
+def _choices(name: str) -> str:
+    """What there is instead of a hub id that cannot be had."""
+    hint = "Offline, use one of these or the path of a local folder with safetensors."
+    return unknown_name("model", name, embedded_names(), hint=hint)
+
+
+def _refuse_encoder(config: PretrainedConfig, name: str) -> None:
+    architectures = getattr(config, "architectures", None) or []
+    causal = all(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
+    is_encoder = config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if getattr(config, "is_encoder_decoder", False) or is_encoder or not known or (architectures and not causal):
+        raise ModelError(
+            f"{name} ({config.model_type}) is not a causal decoder: earlier tokens would see the last one, and the "
+            "context could not be frozen. Use a decoder such as gpt2."
+        )

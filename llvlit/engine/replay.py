@@ -1,0 +1,289 @@
+"""Record, slice, replay: a layer of any causal decoder as a map of its last token, the context frozen.
+
+A forward pass whose layers do nothing records what the model hands each of them (mask, positions, ...).  A
+layer is then run twice: once on all tokens, which yields the next states and the context's keys and values;
+and as often as wanted on *candidates*, alternative last tokens that stand side by side behind the context.
+Each candidate sees the context and itself.  No architecture has code of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from llvlit.engine.frozen_attention import FrozenContext, frozen_attention
+from llvlit.engine.models import LanguageModel
+from llvlit.engine.shared_point import shared_point
+
+
+class ContextCache:
+    """Read-only cache: hands a layer the context's keys and values before its own, and stores nothing.
+
+    Built without a context, it notes the keys and values of the tokens that pass through.
+    """
+
+    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> None:
+        self.keys = keys
+        self.values = values
+        self.is_recording = keys is None
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``(n_prompts, n_heads, n_tokens, head_size)`` that the layer attends to."""
+        if self.is_recording:
+            self.keys, self.values = keys.contiguous(), values.contiguous()  # as each kernel wants them
+            return self.keys, self.values
+        assert self.keys is not None and self.values is not None
+        return torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Number of tokens stored, as far as the layer can know."""
+        return 0 if self.keys is None else int(self.keys.shape[-2])
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """What a model hands one layer besides the residual stream."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ReplayStyle:
+    """How the layers of an architecture are run; found out by :func:`llvlit.engine.check.check_replay`.
+
+    Attributes
+    ----------
+    returns_tuple : bool
+        Whether layers return tuples.
+    frozen_attention : bool
+        Whether candidates run through :func:`llvlit.engine.frozen_attention.attend`; else through the layer's own
+        kernel, behind the context's tokens and a mask.
+    shared_point : bool
+        Whether products with a derivative share what they have in common, as in :mod:`llvlit.engine.shared_point`;
+        else the layer's own modules are differentiated row by row.
+    """
+
+    returns_tuple: bool
+    frozen_attention: bool
+    shared_point: bool
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The embedded tokens of a batch and the call of every layer.
+
+    Attributes
+    ----------
+    hidden : (n_prompts, n_tokens, hidden_size) tensor
+        Residual stream before layer 0; prompts are padded on the right.
+    last : (n_prompts,) int tensor
+        Position of each prompt's last token.
+    calls : tuple of LayerCall
+    cache : DynamicCache
+        Stands in the calls where a cache belongs.
+    style : ReplayStyle
+    """
+
+    hidden: torch.Tensor
+    last: torch.Tensor
+    calls: tuple[LayerCall, ...]
+    cache: DynamicCache
+    style: ReplayStyle
+
+
+@contextmanager
+def _idle_layers(
+    model: LanguageModel, note: Callable[[torch.Tensor, LayerCall], None], *, returns_tuple: bool
+) -> Iterator[None]:
+    """Layers that note their arguments and hand the residual stream on; restored on leaving."""
+
+    def idle(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        note(hidden_states, LayerCall(args, kwargs))
+        return (hidden_states,) if returns_tuple else hidden_states
+
+    overridden = [layer.__dict__.get("forward") for layer in model.layers]
+    try:
+        for layer in model.layers:
+            layer.forward = idle
+        yield
+    finally:
+        for layer, forward in zip(model.layers, overridden, strict=True):
+            if forward is None:
+                layer.__dict__.pop("forward", None)
+            else:
+                layer.forward = forward
+
+
+def record(model: LanguageModel, tokens: torch.Tensor, last: torch.Tensor, style: ReplayStyle) -> Recording:
+    """Recording of a batch of token ids ``(n_prompts, n_tokens)``, padded on the right."""
+    seen: list[tuple[torch.Tensor, LayerCall]] = []
+    cache = DynamicCache()
+    with (
+        torch.no_grad(),
+        _idle_layers(model, lambda hidden, call: seen.append((hidden, call)), returns_tuple=style.returns_tuple),
+    ):
+        model.module.base_model(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache, use_cache=True
+        )
+    return Recording(seen[0][0], last, tuple(call for _, call in seen), cache, style)
+
+
+def run_all_tokens(
+    layer: nn.Module, hidden: torch.Tensor, call: LayerCall, cache: DynamicCache
+) -> tuple[torch.Tensor, ContextCache]:
+    """Residual stream after a layer ``(n_prompts, n_tokens, hidden_size)``, and its keys and values."""
+    context = ContextCache()
+    args, kwargs = _map(call, lambda value: context if value is cache else value)
+    return first_output(layer(hidden, *args, **kwargs)), context
+
+
+def run_candidates(
+    layer: nn.Module,
+    candidates: torch.Tensor,
+    call: LayerCall,
+    recording: Recording,
+    context: ContextCache,
+    *,
+    shared: bool = False,
+) -> torch.Tensor:
+    """Outputs ``(n_prompts, n_candidates, hidden_size)`` for candidate last tokens of each prompt.
+
+    Parameters
+    ----------
+    shared
+        Whether a prompt's candidates are all equal and stand there for derivatives; see
+        :mod:`llvlit.engine.shared_point`.
+    """
+    keys, values = context.keys, context.values
+    assert keys is not None and values is not None
+    n_tokens, frozen = keys.shape[-2], recording.style.frozen_attention
+    reader = ContextCache() if frozen else ContextCache(keys, values)
+
+    def cut(value: Any) -> Any:
+        if value is recording.cache:
+            return reader
+        if not isinstance(value, torch.Tensor):
+            return value
+        if frozen and _is_mask(value, n_tokens) and value.is_floating_point():
+            seen = _seen_by_last(value, recording.last)
+            return FrozenContext(keys, values, *seen, shared_point=shared and candidates.shape[1] > 1)
+        return _cut(value, recording.last, n_tokens, candidates.shape[1])
+
+    args, kwargs = _map(call, cut)
+    with (
+        frozen_attention(layer) if frozen else nullcontext(),
+        shared_point(layer, *candidates.shape[:2]) if shared else nullcontext(),
+    ):
+        return first_output(layer(candidates, *args, **kwargs))
+
+
+def run_together(
+    layer: nn.Module,
+    hidden: torch.Tensor,
+    candidates: torch.Tensor,
+    call: LayerCall,
+    cache: DynamicCache,
+    last: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All tokens and the candidates behind them in one call: both residual streams after the layer.
+
+    The same numbers as :func:`run_all_tokens` and :func:`run_candidates`, for one set of matrix products.
+    """
+    n_tokens, n_candidates = hidden.shape[1], candidates.shape[1]
+
+    def extend(value: Any) -> Any:
+        if value is cache:
+            return ContextCache()
+        if not isinstance(value, torch.Tensor):
+            return value
+        behind = _cut(value, last, n_tokens, n_candidates)
+        if behind is value:
+            return value
+        before = value.expand(len(last), *value.shape[1:])
+        if value.ndim < 4:
+            return torch.cat([before, behind], dim=1)
+        blind = before.new_full((*before.shape[:3], n_candidates), _hidden(value.dtype))
+        return torch.cat([torch.cat([before, blind], dim=-1), behind], dim=-2)
+
+    args, kwargs = _map(call, extend)
+    out = first_output(layer(torch.cat([hidden, candidates], dim=1), *args, **kwargs))
+    return out[:, :n_tokens], out[:, n_tokens:]
+
+
+def first_output(output: Any) -> torch.Tensor:
+    """The residual stream in a layer's output, be it a tensor or a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _map(call: LayerCall, change: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return _walk(call.args, change), _walk(call.kwargs, change)
+
+
+def _walk(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same nest of tuples, lists and dicts with its leaves changed.
+
+    A function of the module, not a closure that calls itself: such a one is a reference cycle, and would keep
+    every layer's context alive until the garbage collector comes by.
+    """
+    if isinstance(value, tuple | list):
+        return type(value)(_walk(item, change) for item in value)
+    if isinstance(value, dict):
+        return {key: _walk(item, change) for key, item in value.items()}
+    return change(value)
+
+
+def _cut(value: torch.Tensor, last: torch.Tensor, n_tokens: int, n_candidates: int) -> torch.Tensor:
+    """A recorded argument, cut to the last token's position and repeated for every candidate.
+
+    Attention masks are (batch, head, token, token), positions (batch, token), rotary embeddings and other
+    features (batch, token, feature), where the batch may be 1; anything else is handed on as it is.
+    """
+    rows = _rows(value, last)
+    if _is_mask(value, n_tokens):
+        return _candidate_mask(value, last, n_candidates)
+    if value.ndim == 3 and value.shape[1] == n_tokens:
+        return value[rows, last].unsqueeze(1).expand(-1, n_candidates, -1)
+    if value.ndim == 2 and value.shape[1] == n_tokens:
+        return value[rows, last].unsqueeze(1).expand(-1, n_candidates)
+    return value
+
+
+def _rows(value: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Index of each prompt in a recorded argument, whose batch may be 1."""
+    return torch.arange(len(last), device=value.device) if value.shape[:1] == (len(last),) else 0 * last
+
+
+def _is_mask(value: torch.Tensor, n_tokens: int) -> bool:
+    return value.ndim == 4 and value.shape[-2:] == (n_tokens, n_tokens)
+
+
+def _seen_by_last(mask: torch.Tensor, last: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last token's row of a mask, cut into context ``(batch, head, 1, token)`` and itself ``(batch, head, 1, 1)``.
+
+    In the context, the original last token is hidden: candidates stand in its place.
+    """
+    row = mask[_rows(mask, last), :, last, :].unsqueeze(2)
+    index = last.view(-1, 1, 1, 1).expand(-1, row.shape[1], 1, 1)
+    return row.scatter(-1, index, _hidden(row.dtype)), row.gather(-1, index)
+
+
+def _candidate_mask(mask: torch.Tensor, last: torch.Tensor, n_candidates: int) -> torch.Tensor:
+    """Mask (batch, head, candidate, token + candidate): each candidate sees the context and itself."""
+    context, own = _seen_by_last(mask, last)
+    itself = torch.eye(n_candidates, dtype=torch.bool, device=mask.device)
+    candidates = torch.where(itself, own, torch.full_like(own, _hidden(mask.dtype)))
+    return torch.cat([context.expand(-1, -1, n_candidates, -1), candidates], dim=-1)
+
+
+def _hidden(dtype: torch.dtype) -> float | bool:
+    """What a mask of that type holds where a token is not seen."""
+    return False if dtype == torch.bool else torch.finfo(dtype).min

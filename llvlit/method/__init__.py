@@ -1,0 +1,1 @@
+"""System identification: directions, bases, surrogates, gains, agreement, control, steering."""

@@ -1,0 +1,191 @@
+"""Bases of 32 directions for a stream of hundreds: Krylov, reachability, random, principal components.
+
+A basis P_l has orthonormal columns, the first of them the concept direction v_l, each next one what its
+method adds, in order.  A method that finds nothing new *deflates*: the remaining columns are zero, which
+leaves every formula as it stands, and the order reported is smaller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+
+DEFLATION_TOLERANCE = 1e-8
+"""Relative size under which the part of a vector outside the basis counts as rounding."""
+
+BASES = ("krylov", "reachability", "random", "pca")
+
+
+def orthonormal_basis(
+    vectors: Iterable[torch.Tensor], *, order: int, tolerance: float = DEFLATION_TOLERANCE
+) -> tuple[torch.Tensor, int]:
+    """Orthonormal basis of the span of vectors, in their order.
+
+    Gram and Schmidt, each vector orthogonalized twice (twice is enough: Giraud et al. 2005), in float64.
+
+    Parameters
+    ----------
+    vectors : iterable of (hidden_size,) tensors
+        Taken one by one until the basis has ``order`` columns; those inside the span so far are skipped.
+
+    Returns
+    -------
+    basis : (hidden_size, order) float64 tensor
+        Column j is what the j-th vector adds; columns beyond the rank are zero.
+    rank : int
+
+    Examples
+    --------
+    >>> from llvlit.method.bases import orthonormal_basis
+    >>> vectors = torch.tensor([[2.0, 0, 0], [4.0, 0, 0], [1.0, 3.0, 0]])
+    >>> basis, rank = orthonormal_basis(vectors, order=3)
+    >>> rank
+    2
+    >>> basis[:, :2].T.tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+    columns: list[torch.Tensor] = []
+    hidden_size = 0
+    for vector in vectors:
+        hidden_size = len(vector)
+        if len(columns) == order:
+            break
+        new = add_vector(columns, vector, tolerance=tolerance)
+        if new is not None:
+            columns.append(new)
+    return _padded(columns, hidden_size, order), len(columns)
+
+
+def add_vector(columns: list[torch.Tensor], vector: torch.Tensor, *, tolerance: float) -> torch.Tensor | None:
+    """Unit vector that ``vector`` adds to the span of orthonormal ``columns``; None if it adds nothing."""
+    rest = vector.to("cpu", torch.float64)
+    size = rest.norm()
+    if size == 0:
+        return None
+    if columns:
+        span = torch.stack(columns, dim=1)
+        for _ in range(2):
+            rest = rest - span @ (span.T @ rest)
+    return rest / rest.norm() if rest.norm() > tolerance * size else None
+
+
+def _padded(columns: list[torch.Tensor], hidden_size: int, order: int) -> torch.Tensor:
+    basis = torch.zeros(hidden_size, order, dtype=torch.float64)
+    if columns:
+        basis[:, : len(columns)] = torch.stack(columns, dim=1)
+    return basis
+
+
+def krylov_basis(
+    apply: Callable[[torch.Tensor], torch.Tensor],
+    direction: torch.Tensor,
+    *,
+    order: int,
+    tolerance: float = DEFLATION_TOLERANCE,
+) -> tuple[torch.Tensor, int, torch.Tensor]:
+    """Basis of the Krylov space ``span{v, A v, A^2 v, ...}``, by Arnoldi's iteration (arXiv 2603.12541).
+
+    Parameters
+    ----------
+    apply
+        Maps a column q ``(hidden_size,)`` to A q.  Called once per column.
+    direction : (hidden_size,) tensor
+        v, the first column after normalization.
+
+    Returns
+    -------
+    basis : (hidden_size, order) float64 tensor
+    rank : int
+        Smaller than ``order`` if the space is invariant before it is full.
+    images : (hidden_size, order) float64 tensor
+        A times the basis.
+
+    Examples
+    --------
+    >>> from llvlit.method.bases import krylov_basis
+    >>> shift = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)
+    >>> basis, rank, images = krylov_basis(shift.mv, torch.tensor([1.0, 0, 0]), order=2)
+    >>> basis.T.tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+    columns: list[torch.Tensor] = []
+    images: list[torch.Tensor] = []
+    new = add_vector(columns, direction, tolerance=tolerance)
+    while new is not None and len(columns) < order:
+        columns.append(new)
+        images.append(apply(new).to("cpu", torch.float64))
+        new = add_vector(columns, images[-1], tolerance=tolerance)
+    hidden_size = len(direction)
+    return _padded(columns, hidden_size, order), len(columns), _padded(images, hidden_size, order)
+
+
+def reachability_basis(
+    previous_images: torch.Tensor,
+    direction: torch.Tensor,
+    *,
+    order: int,
+    tolerance: float = DEFLATION_TOLERANCE,
+) -> tuple[torch.Tensor, int]:
+    """Basis of v_l and of what earlier inputs have become by layer l, newest first.
+
+    ``R_{l+1} = A_l [v_l, R_l]``: with P_l a basis of ``[v_l, R_l]`` in that order, ``A_l P_l`` spans R_{l+1} in
+    the same order.  Exact for the mean chain as long as the order exceeds l (time-varying reachable space:
+    Kailath 1980, chapter 9).
+
+    Parameters
+    ----------
+    previous_images : (hidden_size, order) tensor
+        A_{l-1} P_{l-1}; empty (hidden_size, 0) before layer 0.
+
+    Examples
+    --------
+    >>> from llvlit.method.bases import reachability_basis
+    >>> earlier = torch.tensor([[3.0], [4.0], [0.0]])  # one earlier push has become this
+    >>> reachability_basis(earlier, torch.tensor([1.0, 0, 0]), order=2)[0].T.tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+    return orthonormal_basis([direction, *previous_images.T], order=order, tolerance=tolerance)
+
+
+def principal_basis(
+    states: torch.Tensor, direction: torch.Tensor, *, order: int, tolerance: float = DEFLATION_TOLERANCE
+) -> tuple[torch.Tensor, int]:
+    """Basis of v_l and the leading principal components of the states, by falling variance.
+
+    Knows where the states lie, and nothing of what the layers do (Jolliffe 2002).
+
+    Parameters
+    ----------
+    states : (n_prompts, hidden_size) tensor
+        Operating points before the layer.
+
+    Examples
+    --------
+    >>> from llvlit.method.bases import principal_basis
+    >>> states = torch.tensor([[0.0, 0, -2], [0, 0, 2], [0, 0, 0]])
+    >>> basis, rank = principal_basis(states, torch.tensor([1.0, 0, 0]), order=3)
+    >>> rank, basis[:, 1].abs().tolist()
+    (2, [0.0, 0.0, 1.0])
+    """
+    centred = states.to("cpu", torch.float64)
+    centred = centred - centred.mean(dim=0)
+    _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
+    return orthonormal_basis(
+        [direction, *components[sizes > tolerance * states.norm(dim=-1).max().item()]], order=order, tolerance=tolerance
+    )
+
+
+def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
+    """The null: v_l and random directions orthogonal to it.
+
+    Examples
+    --------
+    >>> from llvlit.method.bases import random_basis
+    >>> drawn = torch.Generator().manual_seed(0)
+    >>> basis, rank = random_basis(torch.eye(64)[0], order=8, generator=drawn)
+    >>> torch.allclose(basis.T @ basis, torch.eye(8).double())
+    True
+    """
+    others = torch.randn(2 * order, len(direction), generator=generator, dtype=torch.float64)
+    return orthonormal_basis([direction, *others], order=order)

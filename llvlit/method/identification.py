@@ -1,0 +1,298 @@
+"""Identification of surrogates: one sweep through depth serves every basis, every direction, and the full order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from llvlit.engine.depth import MAX_TOKENS, sweep
+from llvlit.engine.layer import DenseLayer, LinearizedLayer
+from llvlit.engine.models import LanguageModel
+from llvlit.engine.tokens import origin, tokenize
+from llvlit.errors import InputError, NumericalError, unknown_name
+from llvlit.method.bases import BASES, krylov_basis, principal_basis, random_basis, reachability_basis
+from llvlit.method.concepts import Directions, direction_vectors
+from llvlit.method.gains import Gains
+from llvlit.method.surrogate import LLV
+from llvlit.prompts import Prompts
+
+JACOBIANS = ("jvp", "central")
+Linearization = LinearizedLayer | DenseLayer
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
+"""Deflation tolerance: well above the rounding of products in the model's type."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one surrogate of many shall be: see the arguments of :func:`identify`."""
+
+    directions: Directions | torch.Tensor | np.ndarray
+    basis: str = "krylov"
+    order: int = 32
+    output: torch.Tensor | np.ndarray | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Identification:
+    """What one sweep over the operating prompts yields.
+
+    Attributes
+    ----------
+    surrogates : dict of LLV
+        One for each plan.
+    linear : dict of Gains
+        The full-order linear gains of every prompt, for each plan: the numbers of :func:`adjoint_gains`, from
+        products forward. Empty unless asked for.
+    states : (n_prompts, n_layers + 1, hidden_size) tensor
+        Operating points.
+    """
+
+    surrogates: dict[Any, LLV]
+    linear: dict[Any, Gains]
+    states: torch.Tensor = field(repr=False)
+
+
+def identify(
+    model: LanguageModel,
+    prompts: Prompts,
+    directions: Directions | torch.Tensor | np.ndarray,
+    *,
+    order: int = 32,
+    basis: str = "krylov",
+    jacobian: str = "jvp",
+    output: torch.Tensor | np.ndarray | None = None,
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
+    seed: int = 0,
+) -> LLV:
+    """LLV surrogate of a model around the operating points of the prompts (the operating split).
+
+    Parameters
+    ----------
+    directions
+        Concept directions, or vectors ``(n_layers + 1, hidden_size)``.
+    order
+        d, from 1 to the hidden size.
+    basis
+        ``krylov`` (``v, J v, J^2 v, ...`` with each layer's own mean Jacobian), ``reachability`` (v and what
+        earlier inputs have become, newest first), ``random``, or ``pca`` (v and the states' principal components).
+    jacobian
+        ``jvp`` (exact) or ``central`` (central differences).
+    output : (hidden_size,), optional
+        c, the readout of the last state; v_L unless given.
+    seed
+        Of the random basis.
+
+    Raises
+    ------
+    InputError
+        If order, basis, jacobian, directions or output do not fit.
+    NumericalError
+        If a state or an operator is not finite.
+
+    Notes
+    -----
+    Costs ``order`` Jacobian-vector products per prompt and layer.  No Jacobian is formed; one layer's context
+    is held at a time.
+
+    Examples
+    --------
+    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16)
+    >>> surrogate.A.shape
+    (12, 16, 16)
+    """
+    plan = Plan(directions, basis, order, output, seed)
+    found = identify_all(
+        model, prompts, {"": plan}, jacobian=jacobian, max_tokens=max_tokens, final_norm=final_norm, linear=False
+    )
+    return found.surrogates[""]
+
+
+def identify_all(
+    model: LanguageModel,
+    prompts: Prompts,
+    plans: Mapping[Any, Plan],
+    *,
+    jacobian: str = "jvp",
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
+    linear: bool = True,
+) -> Identification:
+    """Surrogates of several plans, and with ``linear`` the full-order linear gains, from one sweep.
+
+    Parameters
+    ----------
+    plans
+        By name, or any other key; at least one.
+
+    Raises
+    ------
+    InputError, NumericalError
+        See :func:`identify`.
+
+    Notes
+    -----
+    Where the plans ask for more products than the hidden size, every layer's Jacobians are formed once and
+    serve all of them (n_prompts H^2 numbers, one layer at a time); else the products go through the layer.
+    """
+    _check(model, plans, jacobian)
+    tokenized = tokenize(model, prompts, max_tokens=max_tokens)
+    metadata = origin(model, prompts, tokenized)
+    reductions = {name: _Reduction(plan, model, len(prompts)) for name, plan in plans.items()}
+    readouts = {name: (id(plan.directions), id(plan.output)) for name, plan in plans.items() if linear}
+    chains = {readouts[name]: _Chain(one.vectors, one.readout) for name, one in reductions.items() if linear}
+    largest = max(plan.order for plan in plans.values())
+    products = sum(plan.order for plan in plans.values()) + len(chains) * model.n_layers // 2
+    states = []
+    layers = sweep(model, tokenized, final_norm=final_norm, description="identify")
+    for index, frozen in enumerate(layers):
+        forms = products > model.hidden_size
+        layer: Linearization = frozen.dense(method=jacobian) if forms else frozen.linearize(largest)
+        states.append(frozen.states)
+        for reduction in reductions.values():
+            reduction.take(index, layer, jacobian)
+        for one in chains.values():
+            one.take(index, layer, jacobian)
+    states.append(frozen.next_states)
+    settings = {"jacobian": jacobian, "final_norm": final_norm}
+    return Identification(
+        {name: reduction.finish(metadata | settings) for name, reduction in reductions.items()},
+        {name: chains[key].finish(metadata) for name, key in readouts.items()},
+        torch.stack(states, dim=1),
+    )
+
+
+def _check(model: LanguageModel, plans: Mapping[Any, Plan], jacobian: str) -> None:
+    if not plans:
+        raise InputError("plans is empty; plan at least one surrogate.")
+    if jacobian not in JACOBIANS:
+        raise InputError(unknown_name("jacobian", jacobian, JACOBIANS))
+    for plan in plans.values():
+        if not 1 <= plan.order <= model.hidden_size:
+            raise InputError(
+                f"order={plan.order} is not between 1 and the hidden size of {model.name}, {model.hidden_size}."
+            )
+        if plan.basis not in BASES:
+            raise InputError(unknown_name("basis", plan.basis, BASES))
+
+
+class _Reduction:
+    """A surrogate in the making: bases and operators so far, and what became of the last basis."""
+
+    def __init__(self, plan: Plan, model: LanguageModel, n_prompts: int) -> None:
+        self.plan, self.name = plan, model.name
+        self.vectors = direction_vectors(plan.directions, model)
+        self.readout = self.vectors[-1] if plan.output is None else torch.as_tensor(plan.output)
+        shape = tuple(self.readout.shape)
+        if shape != (model.hidden_size,) or not torch.isfinite(self.readout).all() or not self.readout.any():
+            raise InputError(f"output has shape {shape}; expected ({model.hidden_size},), finite, not zero.")
+        self.tolerance = TOLERANCE[model.dtype]
+        self.generator = torch.Generator().manual_seed(plan.seed)
+        self.bases: list[torch.Tensor] = []
+        self.orders: list[int] = []
+        self.operators: list[torch.Tensor] = []
+        size = (model.n_layers, n_prompts, plan.order, plan.order)
+        self.transposed = torch.empty(size, dtype=torch.float32, device="cpu")  # every prompt's operators
+        self.images: torch.Tensor | None = None
+        self.mean_images = self.vectors.new_empty(model.hidden_size, 0)
+        self.last_states: torch.Tensor | None = None
+
+    def take(self, index: int, layer: Linearization, jacobian: str) -> None:
+        """Basis before a layer, operator of the layer before, and products with this one's Jacobians."""
+        if self.plan.basis == "krylov":
+            kept: list[torch.Tensor] = []
+            apply: Callable[[torch.Tensor], torch.Tensor] = partial(_mean_image, layer, jacobian, kept)
+            if isinstance(layer, DenseLayer):
+                apply = partial(torch.mv, layer.mean)
+            direction, order = self._direction(index), self.plan.order
+            basis, rank, _ = krylov_basis(apply, direction, order=order, tolerance=self.tolerance)
+            self._note(basis, rank)
+            images = torch.cat(kept, dim=1) if kept else _images(layer, basis[:, :rank], jacobian)
+        else:
+            basis, rank = self._basis(index, layer.states)
+            self._note(basis, rank)
+            images = _images(layer, basis[:, :rank], jacobian)
+        if missing := self.plan.order - rank:
+            images = torch.nn.functional.pad(images, (0, 0, 0, missing))
+        self.images = images
+        self.mean_images = layer.mean @ basis if isinstance(layer, DenseLayer) else _mean(images).T
+        self.last_states = layer.next_states
+
+    def _direction(self, index: int) -> torch.Tensor:
+        return self.vectors[index].to("cpu", torch.float64)
+
+    def _basis(self, index: int, states: torch.Tensor) -> tuple[torch.Tensor, int]:
+        direction, order = self._direction(index), self.plan.order
+        if self.plan.basis == "random":
+            return random_basis(direction, order=order, generator=self.generator)
+        if self.plan.basis == "pca":
+            return principal_basis(states, direction, order=order, tolerance=self.tolerance)
+        return reachability_basis(self.mean_images, direction, order=order, tolerance=self.tolerance)
+
+    def _note(self, basis: torch.Tensor, rank: int) -> None:
+        self.bases.append(basis)
+        self.orders.append(rank)
+        if self.images is not None:
+            self.transposed[len(self.operators)] = self.images @ basis.to(self.images)
+            self.operators.append(basis.T @ self.mean_images)
+
+    def finish(self, metadata: dict[str, Any]) -> LLV:
+        """Basis and operator at the last state, and all of it as a surrogate."""
+        assert self.last_states is not None
+        self._note(*self._basis(len(self.bases), self.last_states))
+        operators = torch.stack(self.operators)
+        if not torch.isfinite(operators).all():  # nor is a mean, where one prompt's operator is not
+            raise NumericalError(
+                f"The surrogate of {self.name} is not finite. Check the model's weights and directions."
+            )
+        return LLV(
+            A=operators.numpy(),
+            C=(self.bases[-1].T @ self.readout.to("cpu", torch.float64)).numpy(),
+            bases=torch.stack(self.bases).numpy(),
+            orders=np.array(self.orders),
+            per_prompt=self.transposed.permute(1, 0, 3, 2).numpy(),
+            metadata={"basis": self.plan.basis, "order": self.plan.order, "seed": self.plan.seed, **metadata},
+        )
+
+
+class _Chain:
+    """What inputs at all earlier layers have become, prompt by prompt, at full order."""
+
+    def __init__(self, vectors: torch.Tensor, readout: torch.Tensor) -> None:
+        self.vectors, self.readout = vectors, readout
+        self.reached: torch.Tensor | None = None
+
+    def take(self, index: int, layer: Linearization, jacobian: str) -> None:
+        """One layer further: the input before it joins those that came earlier."""
+        new = self.vectors[index].expand(len(layer.states), 1, -1)
+        together = new if self.reached is None else torch.cat([self.reached, new], dim=1)
+        self.reached = layer.jvp(together, method=jacobian)
+
+    def finish(self, metadata: dict[str, Any]) -> Gains:
+        """Readout of what arrived: the linear gains, ``(n_prompts, n_layers)``."""
+        assert self.reached is not None
+        gains = self.reached.to(torch.float64) @ self.readout.to(self.reached.device, torch.float64)
+        return Gains(gains.cpu().numpy(), "adjoint", 0.0, metadata)
+
+
+def _mean(images: torch.Tensor) -> torch.Tensor:
+    """Mean over the prompts ``(order, hidden_size)``, in float64 on the CPU."""
+    return images.mean(dim=0, dtype=torch.float64).to("cpu")
+
+
+def _images(layer: Linearization, columns: torch.Tensor, jacobian: str) -> torch.Tensor:
+    """Products of each prompt's Jacobian with the columns of a basis, ``(n_prompts, order, hidden_size)``."""
+    tangents = columns.T.to(layer.states).expand(len(layer.states), -1, -1)
+    return layer.jvp(tangents, method=jacobian)
+
+
+def _mean_image(layer: Linearization, jacobian: str, kept: list[torch.Tensor], column: torch.Tensor) -> torch.Tensor:
+    """Mean over the prompts of J q ``(hidden_size,)``; each prompt's own product is appended to ``kept``."""
+    kept.append(_images(layer, column.unsqueeze(1), jacobian))
+    return _mean(kept[-1])[0]

@@ -1,0 +1,167 @@
+"""The linear layer-variant surrogate (LLV): d numbers in place of the residual stream, one matrix per layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llvlit.errors import InputError
+from llvlit.files import load_tensors, save_tensors
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Response of a surrogate to inputs, as deviations from the operating point.
+
+    Attributes
+    ----------
+    states : (..., n_layers + 1, order) float64 array
+        Reduced states r_0 = 0, r_1, ..., r_L; the first coordinate is the one along the concept direction.
+    output : (...) float64 array
+        ``y = C^T r_L``.
+
+    Examples
+    --------
+    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16)
+    >>> surrogate.simulate(np.eye(12)).states.shape  # 12 experiments, one push each
+    (12, 13, 16)
+    """
+
+    states: np.ndarray
+    output: np.ndarray
+
+
+@dataclass(frozen=True)
+class LLV:
+    """Linear layer-variant surrogate ``r_{l+1} = A_l r_l + B_l u_l``, ``y = C^T r_L`` (arXiv 2603.12541).
+
+    Attributes
+    ----------
+    A : (n_layers, order, order) float64 array
+        ``A_l = P_{l+1}^T J_l P_l``, with J_l the Jacobian averaged over the prompts.
+    C : (order,) float64 array
+        ``P_L^T c``.
+    bases : (n_layers + 1, hidden_size, order) float64 array
+        P_l: orthonormal columns, the first v_l; columns beyond ``orders[l]`` are zero.
+    orders : (n_layers + 1,) int array
+        Order after deflation.
+    per_prompt : (n_prompts, n_layers, order, order) float32 array
+        The same operators, one surrogate per prompt, in the shared bases.
+    metadata : dict
+        Model, prompts, settings, versions.
+
+    Examples
+    --------
+    The response to any inputs is the sum of the gains, each times its input:
+
+    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16)
+    >>> inputs = np.linspace(-1, 1, surrogate.n_layers)
+    >>> bool(np.isclose(surrogate.simulate(inputs).output, surrogate.gains() @ inputs))
+    True
+    """
+
+    A: np.ndarray
+    C: np.ndarray
+    bases: np.ndarray = field(repr=False)
+    orders: np.ndarray
+    per_prompt: np.ndarray = field(repr=False)
+    metadata: dict[str, Any] = field(repr=False)
+
+    @property
+    def B(self) -> np.ndarray:
+        """Input vectors ``B_l = P_{l+1}^T J_l v_l``, ``(n_layers, order)``; A's first columns, as P_l starts at v_l."""
+        return self.A[:, :, 0]
+
+    @property
+    def n_layers(self) -> int:
+        """Horizon L."""
+        return len(self.A)
+
+    @property
+    def order(self) -> int:
+        """Order d that was asked for."""
+        return self.A.shape[-1]
+
+    def gains(self) -> np.ndarray:
+        """Predicted gains ``h_l = C^T A_{L-1} ... A_{l+1} B_l``, the Markov parameters, ``(n_layers,)`` float64."""
+        return markov_parameters(self.A, self.C)
+
+    def per_prompt_gains(self) -> np.ndarray:
+        """Gains of each prompt's own surrogate, ``(n_prompts, n_layers)`` float64."""
+        return markov_parameters(self.per_prompt.astype(np.float64), self.C)
+
+    def truncate(self, order: int) -> LLV:
+        """The surrogate of a smaller order, for nothing.
+
+        Every basis here is nested: its first d columns are the basis of order d, and the leading blocks of A
+        are the operators in it (a random basis becomes another random basis).
+
+        Raises
+        ------
+        InputError
+            If the order is not between 1 and the present one.
+        """
+        if not 1 <= order <= self.order:
+            raise InputError(f"order={order} is not between 1 and {self.order}, the order of this surrogate.")
+        return replace(
+            self,
+            A=self.A[:, :order, :order],
+            C=self.C[:order],
+            bases=self.bases[:, :, :order],
+            orders=np.minimum(self.orders, order),
+            per_prompt=self.per_prompt[:, :, :order, :order],
+            metadata={**self.metadata, "order": order},
+        )
+
+    def simulate(self, inputs: np.ndarray) -> Trajectory:
+        """Response to inputs u ``(..., n_layers)``, from the operating point.
+
+        Raises
+        ------
+        InputError
+            If the last axis is not ``n_layers``, or an input is not finite.
+        """
+        inputs = np.asarray(inputs, dtype=np.float64)
+        if inputs.shape[-1:] != (self.n_layers,) or not np.isfinite(inputs).all():
+            raise InputError(f"inputs have shape {inputs.shape}; expected (..., {self.n_layers}), all finite.")
+        states = [np.zeros((*inputs.shape[:-1], self.order))]
+        for layer in range(self.n_layers):
+            pushed = states[-1].copy()
+            pushed[..., 0] += inputs[..., layer]
+            states.append(pushed @ self.A[layer].T)
+        return Trajectory(np.stack(states, axis=-2), states[-1] @ self.C)
+
+    def save(self, path: str | Path) -> None:
+        """Write the surrogate as safetensors, whole or not at all; FileError if it cannot be written."""
+        arrays = {name: getattr(self, name) for name in ("A", "C", "bases", "orders", "per_prompt")}
+        save_tensors(path, arrays, {"kind": "llv", **self.metadata})
+
+    @classmethod
+    def load(cls, path: str | Path) -> LLV:
+        """Read what :meth:`save` wrote; FileError if it is cut short, of another kind or version."""
+        tensors, metadata = load_tensors(path, kind="llv")
+        arrays = {name: value.numpy() for name, value in tensors.items()}
+        return cls(**arrays, metadata={k: v for k, v in metadata.items() if k not in ("kind", "format")})
+
+
+def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
+    """Gains ``(..., n_layers)`` of operators ``(..., n_layers, order, order)`` and output vector ``(order,)``.
+
+    The adjoint recursion ``w_L = C``, ``w_l = A_l^T w_{l+1}`` costs one product per layer; h_l is the first
+    coordinate of w_l, since B_l is A_l's first column.
+
+    Examples
+    --------
+    >>> from llvlit.method.surrogate import markov_parameters
+    >>> markov_parameters(np.array([[[2.0, 0], [1, 0]], [[1, 3], [0, 1]]]), np.array([1.0, 0]))
+    array([5., 1.])
+    """
+    adjoint = np.broadcast_to(output, (*operators.shape[:-3], operators.shape[-1]))
+    gains = []
+    for layer in reversed(range(operators.shape[-3])):
+        adjoint = np.einsum("...ij,...i->...j", operators[..., layer, :, :], adjoint)
+        gains.append(adjoint[..., 0])
+    return np.stack(gains[::-1], axis=-1)

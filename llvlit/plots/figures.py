@@ -1,0 +1,224 @@
+"""All plots: one style, one color and marker per model and per predictor, solid measured, dashed predicted."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape, unescape
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from llvlit.errors import InputError
+from llvlit.files import write_atomically
+from llvlit.plots.styles import DIRECTIONS as DIRECTIONS
+from llvlit.plots.styles import MEASURED, MODEL_STYLES, PREDICTORS, STYLE
+from llvlit.plots.styles import METRICS as METRICS
+from llvlit.plots.styles import SCHEDULES as SCHEDULES
+from llvlit.plots.styles import short_name as short_name
+
+WIDEST = 9.6
+"""Inches, of a figure: in the book's column, letters then keep two thirds of their size."""
+
+
+def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
+    """Show a figure in a notebook as SVG, with its label, its alt text and its caption.
+
+    The book's build turns them into a numbered figure.
+
+    Raises
+    ------
+    InputError
+        If name, alt or caption is empty.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> figure, _ = figures.new()
+    >>> figures.show(figure, name="fig-line", alt="", caption="It rises.")
+    Traceback (most recent call last):
+    llvlit.errors.InputError: alt is empty; every figure has a name, an alt text and a caption.
+    """
+    for argument, value in (("name", name), ("alt", alt), ("caption", caption)):
+        if not value.strip():
+            raise InputError(f"{argument} is empty; every figure has a name, an alt text and a caption.")
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    from IPython.display import display  # comes with a notebook, not with the package
+
+    data = {"image/svg+xml": buffer.getvalue(), "text/plain": alt}
+    display(data, raw=True, metadata={"llvlit": {"name": name, "alt": alt, "caption": caption}})
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with mpl.rc_context(STYLE):
+            figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+
+    write_atomically(path, write)
+    plt.close(figure)
+    return path
+
+
+def new(
+    n_columns: int = 1, *, n_rows: int = 1, height: float = 3.6, width: float | None = None
+) -> tuple[Figure, list[Axes]]:
+    """Figure in the project's style with some axes side by side; never so wide that letters get too small to read.
+
+    Axes of several rows come row by row, and share their axes of x.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> figure, axes = figures.new(2)
+    >>> len(axes)
+    2
+    """
+    with mpl.rc_context(STYLE):
+        size = (min(width or (6.4 if n_columns == 1 else 4.0 * n_columns), WIDEST), height)
+        figure, axes = plt.subplots(
+            n_rows, n_columns, figsize=size, layout="constrained", squeeze=False, sharex=n_rows > 1
+        )
+    return figure, list(axes.flat)
+
+
+_WHOLE = re.compile(  # such as [0.1, 0.2], (0.1 to 0.2), 3 tasks
+    r"\[[^][]*\d[^][]*\]|\([-+\d.]+ (?:to|of) [-+\d.]+\)|\b\d+ (?:task|pair)s?\b"
+)
+
+
+def _unbroken(found: re.Match[str]) -> str:
+    return found[0].replace(" ", "\N{NO-BREAK SPACE}") if len(unescape(found[0])) < 18 else found[0]
+
+
+def _code(found: re.Match[str]) -> str:
+    """Code of a table; a whole command asks for more room than a name."""
+    return f'<code class="command">{found[1]}</code>' if " " in found[1] else f"<code>{found[1]}</code>"
+
+
+def _cell(content: object) -> str:
+    """A table's cell as HTML: intervals unbroken, code between backticks."""
+    return re.sub("`([^`]+)`", _code, _WHOLE.sub(_unbroken, escape(str(content))))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Show a table in a notebook; the build gives it the book's style.  What stands between `…` is code.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> figures.table(["Layer", "Gain"], [[0, 0.5], [1, 0.7]])
+    <IPython.core.display.HTML object>
+    """
+    from IPython.display import HTML, display
+
+    def line(cells: Sequence[object], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_cell(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(row, "td") for row in rows)
+    display(HTML(f'<table class="dataframe"><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table>'))
+
+
+def model_style(number: int) -> dict[str, Any]:
+    """Color and marker of the model of that rank in size, the same in every chapter.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> figures.model_style(0)["color"]
+    '#0072b2'
+    """
+    return dict(MODEL_STYLES[number % len(MODEL_STYLES)])
+
+
+def layer_axis(axes: Axes, n_layers: int, *, label: str, title: str = "", states: bool = False) -> None:
+    """Name the axes: layers (or states) on x, whole numbers only; what is shown on y.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> figure, (axes,) = figures.new()
+    >>> figures.layer_axis(axes, 12, label="Gain")
+    >>> axes.get_xlabel()
+    'Layer'
+    """
+    axes.set_xlabel("State (before layer)" if states else "Layer")
+    axes.set_ylabel(label)
+    axes.set_title(title, loc="left")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=9))
+    axes.set_xlim(-0.5, n_layers - 0.5)
+
+
+def gain_profile(
+    measured: Sequence[float],
+    bounds: Sequence[Sequence[float]] | None = None,
+    predicted: Mapping[str, Sequence[float]] | None = None,
+    *,
+    axes: Axes,
+    title: str = "",
+    first: int = 0,
+) -> None:
+    """Measured gains (solid, with their interval as a band) and predictions (dashed) from layer ``first`` on.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> figure, (axes,) = figures.new()
+    >>> figures.gain_profile([0.2, 0.5], predicted={"krylov": [0.1, 0.4]}, axes=axes)
+    >>> [line.get_linestyle() for line in axes.get_lines()]  # measured, predicted
+    ['-', '--']
+    """
+    layers = np.arange(first, len(measured))
+    axes.plot(layers, measured[first:], label="measured", zorder=3, **MEASURED)
+    if bounds is not None:
+        axes.fill_between(layers, bounds[0][first:], bounds[1][first:], color="black", alpha=0.15, linewidth=0)
+    spare = cycle(MODEL_STYLES)
+    for name, values in (predicted or {}).items():
+        style = PREDICTORS.get(name) or next(spare)
+        axes.plot(layers, values[first:], linestyle="--", label=name, **style)
+    layer_axis(axes, len(measured), label="Gain (output per input)", title=title)
+    axes.set_xlim(left=first - 0.5)
+    axes.legend()
+
+
+def heatmap(
+    values: np.ndarray,
+    *,
+    axes: Axes,
+    x: str,
+    y: str,
+    label: str,
+    title: str = "",
+    limits: tuple[float, float],
+    bar: bool = True,
+) -> None:
+    """Matrix as colors; NaN stays white.  ``bar`` adds the scale, which panels of one scale need only once.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> figure, (axes,) = figures.new()
+    >>> figures.heatmap(np.eye(3), axes=axes, x="To", y="Order", label="Error", limits=(0, 1))
+    >>> axes.get_ylabel()
+    'Order'
+    """
+    image = axes.imshow(values, origin="lower", cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, loc="left")
+    axes.grid(visible=False)
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    if bar:
+        figure.colorbar(image, ax=axes, label=label)

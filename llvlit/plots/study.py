@@ -1,0 +1,129 @@
+"""Plots of a study: summaries over tasks and seeds, every number with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from llvlit.plots import figures
+from llvlit.plots.styles import PREDICTORS
+
+
+def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = None) -> Figure:
+    """Agreement of every predictor by model, one panel a number; bars are the intervals in the summary.
+
+    Parameters
+    ----------
+    summary
+        Columns ``model``, ``predictor``, ``layers`` and the values with ``_low`` and ``_high``, as
+        :func:`llvlit.study.tables.summarize` gives them; of ``layers``, "all" is drawn.
+    values
+        Column and name of each panel.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> from llvlit.plots import study as study_figures
+    >>> from llvlit.study.tables import committed, read_table, summarize
+    >>> agreement = read_table(committed("real"), "agreement")
+    >>> summary = summarize(agreement, ["model", "predictor", "layers"], ["spearman"])
+    >>> len(study_figures.agreement_summary(summary, {"spearman": "Spearman"}).axes)
+    1
+    """
+    values = values or {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
+    summary = summary[summary["layers"] == "all"]
+    models = list(dict.fromkeys(summary["model"]))
+    predictors = [name for name in PREDICTORS if name in set(summary["predictor"])]
+    figure, panels = figures.new(len(values), width=3.6 * len(values), height=3.6)
+    for axes, (value, label) in zip(panels, values.items(), strict=True):
+        for number, predictor in enumerate(predictors):
+            rows = summary[summary["predictor"] == predictor].set_index("model").reindex(models)
+            where = np.arange(len(models)) + 0.07 * (number - (len(predictors) - 1) / 2)
+            style = {**PREDICTORS[predictor], "linestyle": "-" if predictor == "null" else "--"}
+            interval_line(where, rows, value, axes=axes, label=predictor, **style)
+        axes.set_xticks(range(len(models)), [figures.short_name(name) for name in models])
+        axes.set_xlabel("Model")
+        axes.set_title(label, loc="left")
+    panels[0].set_ylabel("Agreement with measured gains")
+    _shared_legend(figure, panels)
+    return figure
+
+
+def interval_line(
+    where: Sequence[float] | np.ndarray,
+    rows: pd.DataFrame,
+    value: str,
+    *,
+    axes: Axes,
+    label: str,
+    band: bool = False,
+    **style: Any,
+) -> None:
+    """A column of a summary against ``where``, with bars (or a ``band``) from ``VALUE_low`` to ``VALUE_high``.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.plots import figures
+    >>> from llvlit.plots import study as study_figures
+    >>> rows = pd.DataFrame({"gain": [0.5, 0.7], "gain_low": [0.4, 0.6], "gain_high": [0.6, 0.9]})
+    >>> figure, (axes,) = figures.new()
+    >>> study_figures.interval_line([0, 1], rows, "gain", axes=axes, label="measured")
+    >>> len(axes.containers)
+    1
+    """
+    middle = rows[value].to_numpy(float)
+    bounds = np.stack([rows[f"{value}_low"].to_numpy(float), rows[f"{value}_high"].to_numpy(float)])
+    if band:
+        axes.plot(where, middle, label=label, **style)
+        axes.fill_between(where, *bounds, color=style.get("color"), alpha=0.15, linewidth=0)
+        return
+    spread = np.maximum(np.stack([middle - bounds[0], bounds[1] - middle]), 0)
+    axes.errorbar(where, middle, yerr=spread, label=label, capsize=2, elinewidth=0.9, **style)
+
+
+def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
+    """Energy of every schedule over that of the first optimum, one panel a metric, one marker a model, log axis.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.plots import figures
+    >>> from llvlit.plots import study as study_figures
+    >>> row = {"model": "small", "layers": "all", "schedule": "uniform", "metric": "absolute"}
+    >>> summary = pd.DataFrame([{**row, "ratio": 2.0, "ratio_low": 1.5, "ratio_high": 3.0}])
+    >>> study_figures.energy_summary(summary).axes[0].get_xscale()
+    'log'
+    """
+    summary = summary[summary["layers"] == layers]
+    schedules, metrics = list(dict.fromkeys(summary["schedule"])), list(dict.fromkeys(summary["metric"]))
+    models = list(dict.fromkeys(summary["model"]))
+    figure, panels = figures.new(len(metrics), width=4.6 * len(metrics), height=0.9 + 0.42 * len(schedules))
+    for axes, metric in zip(panels, metrics, strict=True):
+        for number, model in enumerate(models):
+            chosen = (summary["metric"] == metric) & (summary["model"] == model)
+            rows = summary[chosen].set_index("schedule").reindex(schedules)
+            heights = np.arange(len(schedules)) + 0.2 * (number - (len(models) - 1) / 2)
+            middle = rows["ratio"].to_numpy(float)
+            spread = np.maximum([middle - rows["ratio_low"], rows["ratio_high"] - middle], 0)
+            style = {**figures.model_style(number), "linestyle": "none"}
+            axes.errorbar(middle, heights, xerr=spread, label=figures.short_name(model), **style)
+        axes.axvline(1, color="#555555", linewidth=1)
+        axes.set_xscale("log")
+        axes.set_yticks(range(len(schedules)), schedules)
+        axes.invert_yaxis()
+        axes.set_xlabel("Energy over the first optimum's (log)")
+        axes.set_title(f"{metric} energy", loc="left")
+    _shared_legend(figure, panels)
+    return figure
+
+
+def _shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend for all panels, below them."""
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)

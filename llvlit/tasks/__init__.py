@@ -1,0 +1,1 @@
+"""Labelled texts: grammars of our own, data sets of the hub, files; and their splits."""

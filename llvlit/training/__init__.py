@@ -1,0 +1,1 @@
+"""The shipped family's training: corpus, recipe, loop."""
