@@ -32,10 +32,11 @@ publish: $(INSTALLED) ## Lay out the site of the built book in _build/site: PUBL
 test: $(INSTALLED) ## Run the tests
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(PYTEST)
 
-lint: $(INSTALLED) ## Check style, format and types
+lint: $(INSTALLED) ## Check style, format, types, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(INSTALLED) ## Put code into the project's format
 	$(BIN)/ruff check --fix .
