@@ -21,9 +21,10 @@ from llvlit.errors import InputError
 from llvlit.hub import failure
 from llvlit.prompts import Prompts, length_auc
 from llvlit.tasks import hub as hub_tasks
-from llvlit.tasks.grammars import EMBEDDED_TASKS, clean_text, generate, load_grammar, normalized
+from llvlit.tasks.grammars import EMBEDDED_TASKS, clean_text, generate, load_grammar
 from llvlit.tasks.hub import HUB_TASKS, HubTask, examples_from_rows, shuffled
-from llvlit.tasks.task import Splits, Task, load_task, task_names
+from llvlit.tasks.splits import Splits, normalized
+from llvlit.tasks.task import Task, load_task, task_names
 
 LENGTH_AUC = 0.53  # chance is 0.5 with a standard error of 0.012 at 1,200 per class
 FUNCTION_WORD_ACCURACY = 0.60
@@ -254,6 +255,23 @@ def test_embedded_splits_keep_twins_together(name: str) -> None:
     assert all(text.endswith(task.suffix) for part in parts for text in part.texts)
 
 
+@embedded
+def test_twins_share_a_unit_that_no_other_split_has(name: str) -> None:
+    parts = parts_of(load_task(name).split(40, 20, 10))
+    for part in parts:
+        assert part.pairs[::2] == part.pairs[1::2] and len(set(part.pairs)) == len(part) / 2
+        assert set(part.select([0, 3]).pairs) == {part.pairs[0], part.pairs[2]}
+    units = [set(part.pairs) for part in parts]
+    assert not units[0] & units[1] | units[0] & units[2] | units[1] & units[2]
+    assert load_task(name).prompts().pairs[:4] == (0, 0, 1, 1)
+
+
+def test_texts_without_groups_are_units_of_their_own() -> None:
+    task = Task("toy", "", ("no", "yes"), tuple(f"text {i}" for i in range(12)), (0, 1) * 6)
+    pairs = [pair for part in parts_of(task.split(2, 2, 2)) for pair in part.pairs]
+    assert len(set(pairs)) == len(pairs) == 12
+
+
 def test_split_is_seeded() -> None:
     task = toy_task()
     sizes = {"concept": 10, "operating": 5, "evaluation": 5}
@@ -329,6 +347,8 @@ def test_groups_that_share_a_text_are_one(seed: int) -> None:
     parts = parts_of(task.split(concept=5, operating=5, evaluation=5, seed=seed))
     numbers = [{text.split()[1].strip("!") for text in part.texts} for part in parts]
     assert not numbers[0] & numbers[1] | numbers[0] & numbers[2] | numbers[1] & numbers[2]
+    for part, members in zip(parts, numbers, strict=True):
+        assert len(set(part.pairs)) == len(members)  # what shares a text is one unit
 
 
 def test_groups_too_coarse_are_refused() -> None:

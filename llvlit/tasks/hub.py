@@ -12,7 +12,8 @@ from typing import Any
 
 from llvlit.errors import InputError
 from llvlit.hub import failure, hub_reachable
-from llvlit.tasks.grammars import EMBEDDED_TASKS, clean_text, normalized
+from llvlit.tasks.grammars import EMBEDDED_TASKS, clean_text
+from llvlit.tasks.splits import normalized
 
 OFFLINE_CHOICES = (
     f"Without a network: {', '.join(EMBEDDED_TASKS)}, a folder of task files (data_dir), "

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from operator import index
 from pathlib import Path
 from typing import Any
 
 from llvlit.errors import InputError, unknown_name
 from llvlit.prompts import Prompts
-from llvlit.tasks.grammars import EMBEDDED_TASKS, distinct_groups, draw, generate, load_grammar
+from llvlit.tasks.grammars import EMBEDDED_TASKS, generate, load_grammar
 from llvlit.tasks.hub import HUB_TASKS, read_hub_examples
 from llvlit.tasks.sources import check_file, read_parquet_examples, task_files
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Disjoint, balanced prompts for directions, for surrogates, and for judging them.
-
-    Labels alternate 0, 1, 0, 1, ... (twins stand side by side), so every even-sized head is balanced too.
-
-    Examples
-    --------
-    >>> len(splits.concept), len(splits.operating), len(splits.evaluation)
-    (40, 8, 8)
-    """
-
-    concept: Prompts
-    operating: Prompts
-    evaluation: Prompts
+from llvlit.tasks.splits import Splits, distinct_units, draw
 
 
 @dataclass(frozen=True)
@@ -71,7 +57,7 @@ class Task:
 
     def prompts(self) -> Prompts:
         """All texts, with the suffix."""
-        return Prompts([text + self.suffix for text in self.texts], self.labels)
+        return self._prompts(range(len(self.texts)), self.groups)
 
     def with_suffix(self, suffix: str) -> Task:
         """The same task with every prompt ending in ``suffix``."""
@@ -94,8 +80,8 @@ class Task:
                 raise InputError(f"{argument}={count!r} must be a whole number, at least 1 prompt per class.")
         if not _is_whole(seed):
             raise InputError(f"seed={seed!r} must be a whole number.")
-        groups = distinct_groups(self.texts, self.labels, self.groups or range(len(self.texts)))
-        available = [sum(len(group[label]) for group in groups) for label in (0, 1)]
+        units = distinct_units(self.texts, self.labels, self.groups)
+        available = [sum(len(unit.rows[label]) for unit in units) for label in (0, 1)]
         if min(available) < (needed := sum(counts.values())):
             zero, one = self.class_names
             raise InputError(
@@ -104,18 +90,23 @@ class Task:
                 f"of each. Lower them to a sum of {min(available)} at most, or add texts. (Texts that differ in case, "
                 "punctuation and whitespace alone count once, and not at all if their labels disagree.)"
             )
-        random.Random(f"split/{index(seed)}").shuffle(groups)
+        random.Random(f"split/{index(seed)}").shuffle(units)
         drawn = {}
         for part, count in counts.items():
-            chosen, groups = draw(groups, count)
-            if min(map(len, chosen)) < count:
+            chosen, units = draw(units, count)
+            by_label = [[(row, unit.number) for unit in chosen for row in unit.rows[label]] for label in (0, 1)]
+            if min(map(len, by_label)) < count:
                 raise InputError(
                     f"{part}={count} of task {self.name!r}: without tearing a group apart only "
-                    f"{len(chosen[0])} of label 0 and {len(chosen[1])} of label 1 are left. Ask for fewer."
+                    f"{len(by_label[0])} of label 0 and {len(by_label[1])} of label 1 are left. Ask for fewer."
                 )
-            rows = [row for pair in zip(*chosen, strict=True) for row in pair]
-            drawn[part] = Prompts([self.texts[i] + self.suffix for i in rows], [self.labels[i] for i in rows])
+            rows, numbers = zip(*chain.from_iterable(zip(*by_label, strict=True)), strict=True)
+            drawn[part] = self._prompts(rows, numbers)
         return Splits(**drawn)
+
+    def _prompts(self, rows: Iterable[int], pairs: Iterable[int] | None) -> Prompts:
+        rows = list(rows)
+        return Prompts([self.texts[row] + self.suffix for row in rows], [self.labels[row] for row in rows], pairs)
 
 
 def _is_whole(value: Any) -> bool:
