@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from html import unescape
 from importlib.resources import files
 
 from llvlit.checks import choice
@@ -26,12 +25,6 @@ N_PAIRS = 1200
 _SLOT = re.compile(r"\{(\w+)\}")
 _CONTRAST = re.compile(r"\[([^|\]]*)\|([^|\]]*)\]")
 _LONG_WORD = re.compile(r"[a-z]{5,}")
-
-
-def clean_text(text: str) -> str:
-    """Text on one line: HTML entities are read, ``<br />`` and runs of whitespace become one space."""
-    text = re.sub(r"&#?\w+;", lambda entity: unescape(entity[0]), text)
-    return re.sub(r"\s+", " ", re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE)).strip()
 
 
 @dataclass(frozen=True)
