@@ -93,8 +93,8 @@ def test_prompts_accept_any_sequences() -> None:
 
 def test_prompts_select() -> None:
     prompts = Prompts(list("abcd"), [0, 1, 0, 1])
-    assert prompts.select([3, 0]) == Prompts(["d", "a"], [1, 0])
-    assert prompts.select(prompts.positive) == Prompts(["b", "d"], [1, 1])
+    assert prompts.select([3, 0]) == Prompts(["d", "a"], [1, 0], [3, 0])
+    assert prompts.select(prompts.positive) == Prompts(["b", "d"], [1, 1], [1, 3])
     for indices in ([], [4], [0.5], [True]):
         with pytest.raises(InputError, match="indices"):
             prompts.select(indices)
@@ -119,8 +119,8 @@ def test_fingerprint_sees_texts_and_labels() -> None:
         (["a"], [float("nan")], r"labels\[0\]=nan"),
         (["a"], [None], r"labels\[0\]=None"),
         (["a", 3], [0, 1], r"texts\[1\]=3"),
-        ("ab", [0, 1], "texts='ab' is not a sequence"),
-        (["a"], 1, "labels=1 is not a sequence"),
+        ("ab", [0, 1], "texts='ab' is of type str; expected a sequence"),
+        (["a"], 1, "labels=1 is of type int; expected a sequence"),
     ],
 )
 def test_prompts_name_what_is_wrong(texts: object, labels: object, message: str) -> None:

@@ -191,7 +191,10 @@ class DepthSystem:
         return self.layers[index]
 
     def step(self, layer: int, candidates: torch.Tensor) -> torch.Tensor:
-        """Next states of candidates ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.step`."""
+        """Next states of candidates, ``(n_prompts, k, hidden_size)``.
+
+        See :meth:`llvlit.engine.layer.FrozenLayer.step`.
+        """
         return self.layer(layer).step(candidates)
 
     def propagate(
