@@ -34,8 +34,9 @@ def gains(options: argparse.Namespace) -> dict[str, Any]:
     plot = _plot_path(options)
     from llvlit.cli.terminal import bar, sparkline, takes_blocks
     from llvlit.engine.models import load_model
+    from llvlit.method.agreement import agreement
     from llvlit.method.concepts import concept_directions
-    from llvlit.method.gains import adjoint_gains, agreement, measured_gains
+    from llvlit.method.gains import adjoint_gains, measured_gains
     from llvlit.method.identification import identify
 
     splits = _splits(options)
