@@ -22,10 +22,10 @@ from conftest import byte_tokenizer, tiny_module
 from llvlit import LLV, load_model, load_task
 from llvlit.cli.main import main, parser
 from llvlit.engine.models import embedded_names
+from llvlit.files import locked
 from llvlit.method.concepts import concept_directions
 from llvlit.method.gains import measured_gains
 from llvlit.study.cells import load_results
-from llvlit.study.runner import claimed
 from llvlit.tasks.grammars import EMBEDDED_TASKS
 from llvlit.tasks.sources import HUB_TASKS
 
@@ -374,7 +374,7 @@ def test_a_cell_that_kills_its_process_fails_and_the_command_goes_on(
     run_jobs = module.run_jobs
     monkeypatch.setattr(module, "run_jobs", jobs_of)
     assert main([*study[:-1], str(tmp_path)]) == 1
-    assert "SIGABRT" in capsys.readouterr().err and len(list((tmp_path / "cells").iterdir())) == 1
+    assert "Aborted" in capsys.readouterr().err and len(list((tmp_path / "cells").iterdir())) == 1
     assert module._load_subject.cache_info().currsize == 0  # only the worker holds a model
 
 
@@ -399,7 +399,7 @@ def test_a_folder_in_use_is_told_before_anything_is_loaded(
         raise AssertionError("loaded")
 
     monkeypatch.setattr("llvlit.study.cells.check_cells", never)
-    with claimed(tmp_path), ThreadPoolExecutor(1) as other:  # a thread finds it locked as another process would
+    with locked(tmp_path), ThreadPoolExecutor(1) as other:  # a thread finds it locked as another process would
         assert other.submit(main, [*study[:-1], str(tmp_path)]).result() == 1
 
 
