@@ -93,7 +93,7 @@ def models(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def tasks(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """List the tasks, and of those on the hub how their rows are read."""
-    from llvlit.tasks.hub import HUB_READING, HUB_TASKS
+    from llvlit.tasks.sources import HUB_READING, HUB_TASKS
     from llvlit.tasks.task import task_facts
 
     facts = task_facts(options.data_dir)
