@@ -87,8 +87,9 @@ class BuildError(LlvlitError):
 def unknown_name(argument: str, value: object, valid: Iterable[str], *, hint: str = "") -> str:
     """Sentence for an unknown name: the argument, what came, the nearest valid names, all of them."""
     names = sorted(valid)
-    near = get_close_matches(str(value), names, n=3, cutoff=0.5)
-    sentence = f"{argument}={value!r} is not known."
+    came = str(value)[:80]
+    near = get_close_matches(came, names, n=3, cutoff=0.5)
+    sentence = f"{argument}={came!r} is not known."
     if near:
         sentence += f" Did you mean {' or '.join(repr(name) for name in near)}?"
     sentence += f" Valid: {', '.join(names)}."

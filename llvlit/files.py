@@ -1,25 +1,43 @@
-"""Files that are either whole or absent: written under a temporary name, then renamed."""
+"""Files and folders: whole or absent when we write them, never trusted when we read them, removed only if ours.
+
+Writing goes to a temporary name beside the target, then renames.  Reading a file that may not be ours turns every
+error of a library into one of ours.  A folder that llvlit writes as a whole carries a mark (:func:`own`) that says of
+what kind it is and, written last (:func:`finish`), that it is complete; only marked folders are ever removed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
+import socket
+import stat
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from filelock import FileLock, Timeout
 
-from llvlit.errors import FileError
+from llvlit.errors import FileError, LlvlitError
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_VERSION = 2
+MOST_BYTES = 256 * 2**20
+"""Largest text file that is read: more is none of ours, and may have no end."""
+
+MARK = ".llvlit.json"
+"""File in a folder that llvlit writes as a whole: its kind, and whether it is complete."""
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call ``write(temporary)``, then rename the temporary file to ``path``; an old file stays on failure.
 
     Raises
@@ -31,7 +49,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.")
         os.close(descriptor)
         temporary = Path(name)
         write(temporary)
@@ -44,23 +62,96 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> None:
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) or "I/O error" in str(error):
             raise FileError(
-                f"Could not write {path}: {error}. Nothing was changed; free some space or choose another folder."
+                f"Could not write {path}: {error}. The file is as it was; free some space or choose another folder."
             ) from error
         raise
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write text in UTF-8, whole or not at all; a lone surrogate is written as an escape."""
+    write_atomically(
+        path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+    )
+
+
 def write_json(path: str | Path, content: Any) -> None:
     """Write ``content`` as indented JSON, whole or not at all."""
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+@contextmanager
+def foreign(path: str | Path, what: str, *, remedy: str = "Write it again, or name another file.") -> Iterator[None]:
+    """Inside, a file that may be anything is read: whatever a library raises becomes a :class:`FileError`.
+
+    Examples
+    --------
+    >>> from llvlit.files import foreign
+    >>> with foreign("grid.toml", "a grid"):
+    ...     raise KeyError("models")
+    Traceback (most recent call last):
+    llvlit.errors.FileError: grid.toml cannot be read as a grid (KeyError: 'models'). Write it again, or ...
+    """
+    try:
+        yield
+    except (LlvlitError, MemoryError):
+        raise
+    except Exception as error:  # any library, any error: the file is not what it should be
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".rstrip(": ")
+        raise FileError(f"{path} cannot be read as {what} ({reason}). {remedy}") from error
+
+
+def read_bytes(path: str | Path, what: str, *, most: int = MOST_BYTES) -> bytes:
+    """Content of a regular file of bounded size; a folder, device or pipe is an error, not a wait.
+
+    Raises
+    ------
+    FileError
+        If there is no such file, it is not a regular one, or larger than ``most`` bytes.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileError(f"There is no file {path}.") from None
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be read as {what} ({error}).") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise FileError(f"{path} is no regular file; {what} was expected.")
+    if status.st_size > most:
+        raise FileError(f"{path} has {status.st_size} bytes; {what} has at most {most}.")
+    with foreign(path, what):
+        return path.read_bytes()
+
+
+def read_text(path: str | Path, what: str, *, most: int = MOST_BYTES) -> str:
+    """Text of a file in UTF-8; see :func:`read_bytes` for what is refused."""
+    content = read_bytes(path, what, most=most)
+    with foreign(path, f"{what} in UTF-8"):
+        return content.decode("utf-8-sig")
+
+
+def read_json(path: str | Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file; FileError if it is not JSON, or no object."""
+    text = read_text(path, what)
+    with foreign(path, what):
+        content = json.loads(text)
+    if not isinstance(content, dict):
+        raise FileError(f"{path} holds {type(content).__name__}; {what} is a JSON object.")
+    return content
+
+
+def read_toml(path: str | Path, what: str) -> dict[str, Any]:
+    """The table in a TOML file; FileError if it is not TOML."""
+    text = read_text(path, what)
+    with foreign(path, what):
+        return tomllib.loads(text)
 
 
 def save_tensors(path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
-    """Write named arrays as safetensors, with JSON metadata in the header."""
+    """Write named arrays as safetensors, with JSON metadata and a checksum of both in the header."""
+    import torch  # here: files are read and written without it, too
+    from safetensors.torch import save_file
+
     tensors = {
         name: (torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array)
         .detach()
@@ -68,7 +159,8 @@ def save_tensors(path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[
         .contiguous()
         for name, array in arrays.items()
     }
-    header = {"llvlit": json.dumps({"format": FORMAT_VERSION, **metadata})}
+    content = {"format": FORMAT_VERSION, **metadata}
+    header = {"llvlit": json.dumps(content), "sha256": _checksum(tensors, content)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 
 
@@ -78,24 +170,194 @@ def load_tensors(path: str | Path, *, kind: str) -> tuple[dict[str, torch.Tensor
     Raises
     ------
     FileError
-        If the file is absent, cut short, not ours, of another kind, or of another format version.
+        If the file is absent, cut short, changed by a single bit, not ours, of another kind, or of another format
+        version.
     """
+    from safetensors import safe_open
+
     path = Path(path)
     if not path.is_file():
         raise FileError(f"There is no file {path}.")
-    try:
+    with foreign(path, "a whole safetensors file", remedy="Compute it again."):
         with safe_open(path, framework="pt") as stored:
-            header = (stored.metadata() or {}).get("llvlit")
+            header = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:
-        raise FileError(f"{path} is not a whole safetensors file ({error}). Compute it again.") from error
-    if header is None:
-        raise FileError(f"{path} holds tensors, but was not written by llvlit.")
-    metadata = json.loads(header)
-    if metadata.get("format") != FORMAT_VERSION:
-        raise FileError(
-            f"{path} has format {metadata.get('format')}; this llvlit reads {FORMAT_VERSION}. Compute it again."
-        )
+        if "llvlit" not in header:
+            raise FileError(f"{path} holds tensors, but was not written by llvlit.")
+        metadata = json.loads(header["llvlit"])
+        version = metadata.get("format")
+    if version != FORMAT_VERSION:
+        raise FileError(f"{path} has format {version}; this llvlit reads {FORMAT_VERSION}. Compute it again.")
+    if header.get("sha256") != _checksum(tensors, metadata):
+        raise FileError(f"{path} was changed after it was written: its checksum is another. Compute it again.")
     if metadata.get("kind") != kind:
         raise FileError(f"{path} holds {metadata.get('kind')!r}, not {kind!r}.")
     return tensors, metadata
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], content: Mapping[str, Any]) -> str:
+    """SHA-256 of names, types, shapes, numbers and metadata."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def own(folder: str | Path, kind: str) -> None:
+    """Make a folder ours: create it if need be, and mark it as one that llvlit writes as a whole.
+
+    Raises
+    ------
+    FileError
+        If it holds files and no mark of this kind: they are somebody else's, and stay untouched.
+    """
+    folder = Path(folder)
+    if not is_owned(folder, kind):
+        _refuse_foreign(folder, kind)
+    write_json(folder / MARK, {"kind": kind, "whole": False})
+
+
+def _refuse_foreign(folder: Path, kind: str) -> None:
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise FileError(f"{folder} is no folder of its own. Name a new or empty folder.")
+    if names := _names(folder):
+        raise FileError(
+            f"{folder} holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}, which llvlit did not write "
+            f"as a {kind}. Nothing was touched; name a new or empty folder."
+        )
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in a folder, but for what a kill can leave of a mark."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path.name for path in paths if not path.name.startswith(f".{MARK}.")]
+
+
+def is_owned(folder: str | Path, kind: str) -> bool:
+    """Whether a folder is marked as one that llvlit writes as a whole, and holds no repository.
+
+    A link to such a folder is not such a folder.
+    """
+    folder = Path(folder)
+    if folder.is_symlink() or (folder / ".git").exists():
+        return False
+    with suppress(FileError):
+        return read_json(folder / MARK, "a mark of llvlit").get("kind") == kind
+    return False
+
+
+def finish(folder: str | Path, kind: str, **facts: Any) -> None:
+    """Say, last of all, that a folder of ours is complete, with some facts about it."""
+    write_json(Path(folder) / MARK, {**facts, "kind": kind, "whole": True})
+
+
+def finished(folder: str | Path, kind: str) -> dict[str, Any] | None:
+    """Facts about a complete folder of ours; None where there is none, or where its writing broke off."""
+    if not is_owned(folder, kind):
+        return None
+    facts = read_json(Path(folder) / MARK, "a mark of llvlit")
+    return facts if facts.get("whole") is True else None
+
+
+def remove_owned(folder: str | Path, kind: str) -> None:
+    """Remove a folder of ours with all in it; one that is not there is fine.
+
+    Raises
+    ------
+    FileError
+        If it is not marked as ours, is a link, or holds a repository: nothing is removed.
+    """
+    folder = Path(folder)
+    if not folder.is_symlink() and not folder.exists():
+        return
+    if not is_owned(folder, kind) and (folder.is_symlink() or not folder.is_dir() or _names(folder)):
+        raise FileError(
+            f"{folder} is not a {kind} that llvlit wrote, or holds a repository; nothing was removed. "
+            "Name another folder, or remove it yourself."
+        )
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise FileError(f"Could not remove {folder}: {error}.") from error
+
+
+@contextmanager
+def replaced(folder: str | Path, kind: str) -> Iterator[Path]:
+    """A fresh folder beside ``folder`` to write into, which takes its place when all went well.
+
+    On any failure the old folder stays as it was.  Remnants of killed runs are removed.
+
+    Raises
+    ------
+    FileError
+        If ``folder`` holds what llvlit did not write as a ``kind``.
+    """
+    folder = Path(folder)
+    if not is_owned(folder, kind):
+        _refuse_foreign(folder, kind)
+    fresh, old = (folder.with_name(f".{folder.name}.{role}") for role in ("fresh", "old"))
+    if is_owned(old, kind) and not folder.exists():
+        old.rename(folder)  # a run was killed between the two renames below
+    for remnant in (fresh, old):
+        remove_owned(remnant, kind)
+    own(fresh, kind)
+    try:
+        yield fresh
+        if folder.exists():
+            if is_owned(folder, kind):
+                folder.rename(old)
+            else:
+                folder.rmdir()  # empty, as asked above
+        fresh.rename(folder)
+    except OSError as error:
+        raise FileError(f"Could not write {folder}: {error}. It is as it was.") from error
+    finally:
+        for remnant in (fresh, old):
+            with suppress(FileError):
+                remove_owned(remnant, kind)
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """The folder as this process's own; the system gives it back also where the process is killed.
+
+    Claims may be nested. A folder that was not there before and has nothing in it after is removed.
+
+    Raises
+    ------
+    FileError
+        If another process has it, or it cannot be written.
+    """
+    folder = Path(folder)
+    holder = folder / ".lock.json"
+    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
+    if lock.is_locked:
+        yield
+        return
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        try:
+            content = read_json(holder, "a note of who holds a folder")
+            who = f"process {content['pid']} on {content['host']}, since {content['since']}"
+        except (FileError, KeyError):
+            who = "another process"
+        raise FileError(f"{folder} is in use by {who}. Wait until that run ends, or choose another folder.") from None
+    except OSError as error:
+        raise FileError(f"Could not lock {folder}: {error}. Choose a folder that can be written.") from error
+    try:
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+        if is_new and folder.is_dir() and {path.name for path in folder.iterdir()} <= {".lock"}:
+            with suppress(OSError):
+                (folder / ".lock").unlink(missing_ok=True)
+                folder.rmdir()

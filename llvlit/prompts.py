@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
+from llvlit.checks import integer, refuse, shown, text
 from llvlit.errors import InputError
 
 
@@ -20,6 +21,16 @@ def is_label(value: Any) -> bool:
         return not isinstance(value, str) and bool(value in (0, 1))
     except (TypeError, ValueError, RuntimeError):
         return False
+
+
+def _entries(argument: str, value: Iterable[Any]) -> tuple[Any, ...]:
+    """What a sequence holds; a string or a mapping is none."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise refuse(argument, value, "a sequence with one entry per prompt")
+    try:
+        return tuple(value)
+    except (TypeError, ValueError, RuntimeError):  # such as an array of no dimension
+        raise refuse(argument, value, "a sequence with one entry per prompt") from None
 
 
 @dataclass(frozen=True, init=False)
@@ -33,6 +44,9 @@ class Prompts:
     texts : tuple of str, length n_prompts
     labels : tuple of int, length n_prompts
         1 where the concept is present, else 0.
+    pairs : tuple of int, length n_prompts
+        The independent unit of each prompt: twins, which differ in the concept alone, share a number.  Intervals
+        resample units.  By default every prompt is its own.
 
     Raises
     ------
@@ -48,23 +62,23 @@ class Prompts:
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
+    pairs: tuple[int, ...]
 
-    def __init__(self, texts: Iterable[str], labels: Iterable[Any]) -> None:
-        for argument, value in (("texts", texts), ("labels", labels)):
-            if isinstance(value, str) or not isinstance(value, Iterable):
-                raise InputError(f"{argument}={value!r} is not a sequence. Pass one entry per prompt.")
-        texts, labels = tuple(texts), tuple(labels)
-        if len(texts) != len(labels):
-            raise InputError(f"{len(texts)} texts came with {len(labels)} labels. Pass one label per text.")
+    def __init__(self, texts: Iterable[str], labels: Iterable[Any], pairs: Iterable[int] | None = None) -> None:
+        texts, labels = _entries("texts", texts), _entries("labels", labels)
+        pairs = tuple(range(len(texts))) if pairs is None else _entries("pairs", pairs)
+        if not len(texts) == len(labels) == len(pairs):
+            raise InputError(
+                f"{len(texts)} texts came with {len(labels)} labels and {len(pairs)} pairs. Pass one of each per text."
+            )
         if not texts:
             raise InputError("texts is empty. Pass at least one prompt.")
-        for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
-            if not isinstance(text, str):
-                raise InputError(f"texts[{row}]={text!r} is not a string. Every text must be one.")
+        for row, label in enumerate(labels):
             if not is_label(label):
-                raise InputError(f"labels[{row}]={label!r} is neither 0 nor 1 (1: concept present).")
-        object.__setattr__(self, "texts", tuple(str(text) for text in texts))
+                raise InputError(f"labels[{row}]={shown(label)} is neither 0 nor 1 (1: concept present).")
+        object.__setattr__(self, "texts", tuple(str(text(f"texts[{row}]", entry)) for row, entry in enumerate(texts)))
         object.__setattr__(self, "labels", tuple(int(label) for label in labels))
+        object.__setattr__(self, "pairs", tuple(integer(f"pairs[{row}]", pair) for row, pair in enumerate(pairs)))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -81,15 +95,21 @@ class Prompts:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Prompts:
         """Prompts at the given positions, in that order; or where a mask, (n_prompts,) bool, is true."""
-        chosen = np.asarray(indices)
-        if chosen.dtype == bool and chosen.shape != (len(self),):
-            raise InputError(f"indices is a mask of shape {chosen.shape}; there are {len(self)} prompts.")
-        positions = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
-        if not len(positions):
+        entries = _entries("indices", indices)
+        if entries and all(isinstance(entry, bool | np.bool_) for entry in entries):
+            if len(entries) != len(self):
+                raise InputError(f"indices is a mask of length {len(entries)}; there are {len(self)} prompts.")
+            chosen = np.flatnonzero(entries)
+        else:
+            chosen = np.array([integer(f"indices[{place}]", entry) for place, entry in enumerate(entries)], dtype=int)
+        if not len(chosen):
             raise InputError("indices selects no prompt. Select at least one.")
-        if positions.dtype.kind not in "iu" or positions.min() < -len(self) or positions.max() >= len(self):
+        if chosen.min() < -len(self) or chosen.max() >= len(self):
             raise InputError(f"indices must be whole numbers below {len(self)}, the number of prompts.")
-        return Prompts([self.texts[i] for i in positions], [self.labels[i] for i in positions])
+        rows = [int(position) for position in chosen]
+        return Prompts(
+            [self.texts[row] for row in rows], [self.labels[row] for row in rows], [self.pairs[row] for row in rows]
+        )
 
     @property
     def fingerprint(self) -> str:

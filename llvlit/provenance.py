@@ -47,7 +47,7 @@ def commit() -> str:
     try:
         revision = _git(folder, "rev-parse", "--short=12", "HEAD")
         return revision + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, or no answer in time
         return "unknown"
 
 

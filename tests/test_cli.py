@@ -26,7 +26,7 @@ from llvlit.method.gains import measured_gains
 from llvlit.study.cells import load_results
 from llvlit.study.runner import claimed
 from llvlit.tasks.grammars import EMBEDDED_TASKS
-from llvlit.tasks.hub import HUB_TASKS
+from llvlit.tasks.sources import HUB_TASKS
 
 COMMANDS = ("book", "exercises", "publish", "gains", "steer", "study", "train", "models", "tasks")
 SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")

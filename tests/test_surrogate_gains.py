@@ -265,7 +265,7 @@ def test_results_survive_saving_and_broken_files_do_not_load(gpt2, directions, t
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(FileError, match="whole"):
         LLV.load(tmp_path / "cut.safetensors")
-    (tmp_path / "old.safetensors").write_bytes(whole.replace(b'\\"format\\": 1', b'\\"format\\": 7'))
+    (tmp_path / "old.safetensors").write_bytes(whole.replace(b'\\"format\\": 2', b'\\"format\\": 7'))
     with pytest.raises(FileError, match="format 7"):
         LLV.load(tmp_path / "old.safetensors")
     with pytest.raises(FileError, match="no file"):

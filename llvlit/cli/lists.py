@@ -38,7 +38,7 @@ def models(options: argparse.Namespace) -> None:
 
 def tasks(options: argparse.Namespace) -> None:
     """List the tasks, and of those on the hub how their rows are read."""
-    from llvlit.tasks.hub import HUB_READING, HUB_TASKS
+    from llvlit.tasks.sources import HUB_READING, HUB_TASKS
     from llvlit.tasks.task import task_facts
 
     facts = task_facts(options.data_dir)

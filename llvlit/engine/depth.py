@@ -16,12 +16,10 @@ from llvlit.engine.check import REPLAY_TOLERANCE, check_replay, differ, refusal
 from llvlit.engine.layer import FrozenBatch, FrozenLayer, apply_modules, rows_per_call
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import Recording, record, run_all_tokens, run_together
-from llvlit.engine.tokens import TokenizedPrompts, tokenize
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.progress import progress
 from llvlit.prompts import Prompts
-
-MAX_TOKENS = 128
 
 
 def sweep(
@@ -44,7 +42,7 @@ def sweep(
     NumericalError
         If a state is not finite; the message names the layer.
     """
-    tokenized = prompts if isinstance(prompts, TokenizedPrompts) else tokenize(model, prompts, max_tokens=max_tokens)
+    tokenized = tokens_of(model, prompts, max_tokens)
     style = check_replay(model, tokenized)
     batches = [
         (members, record(model, tokens, last, style))
@@ -135,7 +133,11 @@ def propagate_beside(
 
 
 def last_token_states(
-    model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS, final_norm: bool = False
+    model: LanguageModel,
+    prompts: Prompts | TokenizedPrompts,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
 ) -> torch.Tensor:
     """States x_0 .. x_L of every prompt's last token, ``(n_prompts, n_layers + 1, hidden_size)``.
 
@@ -191,7 +193,10 @@ class DepthSystem:
         return self.layers[index]
 
     def step(self, layer: int, candidates: torch.Tensor) -> torch.Tensor:
-        """Next states of candidates ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.step`."""
+        """Next states of candidates, ``(n_prompts, k, hidden_size)``.
+
+        See :meth:`llvlit.engine.layer.FrozenLayer.step`.
+        """
         return self.layer(layer).step(candidates)
 
     def propagate(
@@ -233,7 +238,11 @@ class DepthSystem:
 
 
 def depth_system(
-    model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS, final_norm: bool = False
+    model: LanguageModel,
+    prompts: Prompts | TokenizedPrompts,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
 ) -> DepthSystem:
     """Frozen-context system of the prompts, checked by a replay of its own states.
 
@@ -262,8 +271,8 @@ def depth_system(
     >>> tuple(system.states.shape), system.n_cut
     ((8, 13, 64), 0)
     """
-    tokenized = tokenize(model, prompts, max_tokens=max_tokens)
-    layers = tuple(sweep(model, tokenized, final_norm=final_norm, description="depth system"))
+    tokenized = tokens_of(model, prompts, max_tokens)
+    layers = tuple(sweep(model, tokenized, max_tokens=max_tokens, final_norm=final_norm, description="depth system"))
     tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
     for layer in layers:
         replayed = layer.step(layer.states.unsqueeze(1)).squeeze(1)

@@ -12,11 +12,12 @@ import torch
 
 from llvlit.engine.depth import MAX_TOKENS, propagate_beside, sweep
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import TokenizedPrompts, origin, tokenize
+from llvlit.engine.tokens import tokenize
 from llvlit.errors import InputError
 from llvlit.files import load_tensors, save_tensors
 from llvlit.method.concepts import Directions, direction_vectors
 from llvlit.method.intervals import bootstrap_means, compare
+from llvlit.method.origin import origin
 from llvlit.prompts import Prompts
 
 PROMPTS_PER_ADJOINT = 32
@@ -149,7 +150,7 @@ def measured_gains_of(
 
     pushed = propagate_beside(model, tokenized, push, final_norm=final_norm, description="measured gains")
     finals = pushed.to(torch.float64).view(len(prompts), model.n_layers, len(kinds), 2, -1)
-    metadata = origin(model, prompts, tokenized)
+    metadata = origin(model, tokenized)
     found = []
     for number, (vectors, amplitude) in enumerate(kinds):
         readouts = finals[:, :, number] @ vectors[-1].to(torch.float64)
@@ -207,14 +208,14 @@ def adjoint_gains_of(
     tokenized = tokenize(model, prompts, max_tokens=max_tokens)
     gains = np.empty((len(several), len(prompts), model.n_layers))
     for members in np.array_split(np.arange(len(prompts)), -(-len(prompts) // PROMPTS_PER_ADJOINT)):
-        part = TokenizedPrompts(tuple(tokenized.ids[index] for index in members), 0)
-        layers = tuple(sweep(model, part, final_norm=final_norm, description="adjoint gains"))
+        part = tokenized.select(members)
+        layers = tuple(sweep(model, part, max_tokens=max_tokens, final_norm=final_norm, description="adjoint gains"))
         adjoints = vectors[-1].expand(len(members), -1, -1)
         for layer in reversed(layers):
             adjoints = layer.vjp(adjoints)
             products = torch.einsum("nkh,kh->kn", adjoints.to(torch.float64), vectors[layer.index].to(torch.float64))
             gains[:, members, layer.index] = products.cpu().numpy()
-    metadata = origin(model, prompts, tokenized)
+    metadata = origin(model, tokenized)
     return [Gains(one, "adjoint", 0.0, metadata) for one in gains]
 
 

@@ -13,11 +13,12 @@ import torch
 from llvlit.engine.depth import MAX_TOKENS, sweep
 from llvlit.engine.layer import DenseLayer, LinearizedLayer
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import origin, tokenize
+from llvlit.engine.tokens import tokenize
 from llvlit.errors import InputError, NumericalError, unknown_name
 from llvlit.method.bases import BASES, krylov_basis, principal_basis, random_basis, reachability_basis
 from llvlit.method.concepts import Directions, direction_vectors
 from llvlit.method.gains import Gains
+from llvlit.method.origin import origin
 from llvlit.method.surrogate import LLV
 from llvlit.prompts import Prompts
 
@@ -143,14 +144,14 @@ def identify_all(
     """
     _check(model, plans, jacobian)
     tokenized = tokenize(model, prompts, max_tokens=max_tokens)
-    metadata = origin(model, prompts, tokenized)
+    metadata = origin(model, tokenized)
     reductions = {name: _Reduction(plan, model, len(prompts)) for name, plan in plans.items()}
     readouts = {name: (id(plan.directions), id(plan.output)) for name, plan in plans.items() if linear}
     chains = {readouts[name]: _Chain(one.vectors, one.readout) for name, one in reductions.items() if linear}
     largest = max(plan.order for plan in plans.values())
     products = sum(plan.order for plan in plans.values()) + len(chains) * model.n_layers // 2
     states = []
-    layers = sweep(model, tokenized, final_norm=final_norm, description="identify")
+    layers = sweep(model, tokenized, max_tokens=max_tokens, final_norm=final_norm, description="identify")
     for index, frozen in enumerate(layers):
         forms = products > model.hidden_size
         layer: Linearization = frozen.dense(method=jacobian) if forms else frozen.linearize(largest)

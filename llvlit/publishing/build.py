@@ -38,7 +38,7 @@ from llvlit.publishing.pages import (
 )
 from llvlit.publishing.pages_html import html_faults, trim
 from llvlit.publishing.profiles import PROFILES, load_profile
-from llvlit.tasks.hub import HUB_MARK, hub_table
+from llvlit.tasks.sources import HUB_MARK, hub_table
 
 _WARNING = re.compile(r"(WARNING|ERROR|CRITICAL|SEVERE): ")
 
