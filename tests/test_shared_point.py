@@ -11,8 +11,8 @@ from transformers.activations import ACT2CLS, ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from conftest import ARCHITECTURES, EXACT, PROMPTS, SOFTMAX32, tiny_model
-from llvlit.engine import layer as frozen
 from llvlit.engine import fast
+from llvlit.engine import layer as frozen
 from llvlit.engine.depth import depth_system
 from llvlit.engine.layer import FrozenLayer
 
