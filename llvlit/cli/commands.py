@@ -56,7 +56,7 @@ def publish(options: argparse.Namespace) -> dict[str, Any]:
 
 def train(options: argparse.Namespace) -> dict[str, Any]:
     """Train the family."""
-    from llvlit.training.run import train_family
+    from llvlit.training.family import train_family
 
     return train_family(
         options.corpus,
