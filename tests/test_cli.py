@@ -20,7 +20,7 @@ from runner_jobs import aborting, failing_study_cell
 
 from conftest import byte_tokenizer, tiny_module
 from llvlit import LLV, load_model, load_task
-from llvlit.cli.main import _parser, main
+from llvlit.cli.main import main, parser
 from llvlit.engine.models import embedded_names
 from llvlit.method.concepts import concept_directions
 from llvlit.method.gains import measured_gains
@@ -103,7 +103,7 @@ def test_unknown_command_and_none(capsys: pytest.CaptureFixture[str]) -> None:
     first_steps = re.findall(r"^  llvlit (\w+)", capsys.readouterr().out, re.MULTILINE)
     assert first_steps[0] == "gains" and set(first_steps) <= set(COMMANDS)
     for command in ("gains", "steer"):  # each runs as it is told there, with nothing else to name
-        assert _parser().parse_args([command]).command == command
+        assert parser().parse_args([command]).command == command
 
 
 def test_python_m_llvlit_without_waiting_for_torch() -> None:

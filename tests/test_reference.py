@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import llvlit
-from llvlit.cli.main import _parser
+from llvlit.cli.main import parser
 from llvlit.publishing.build import build_book
 from llvlit.publishing.command_page import command_page, commands
 from llvlit.publishing.pages import read_pages
@@ -120,19 +120,19 @@ def plain(text: str) -> list[str]:
     return re.findall(r"[\w.:/*~%-]+", re.sub(r"\]\{#[\w-]+\}|^: |[`\[\]()]", " ", text, flags=re.MULTILINE))
 
 
-@pytest.mark.parametrize("name", sorted(commands(_parser())))
+@pytest.mark.parametrize("name", sorted(commands(parser())))
 def test_the_command_line_page_says_what_help_says(name):
-    page = command_page(_parser())
+    page = command_page(parser())
     section = page.split(f"(cli-{name})=", 1)[1].split("\n(cli-", 1)[0]
     says = set(plain(section))
-    told = plain(commands(_parser())[name].format_help().replace("show this help message and exit", ""))
+    told = plain(commands(parser())[name].format_help().replace("show this help message and exit", ""))
     known = {"usage:", "options:", "positional", "arguments:", "Example:", "-h", "--help"}
     assert [word for word in told if word not in says | known] == []
     assert all(f"{{#cli-{name}-{action.dest.replace('_', '-')}}}" in section for action in own_arguments(name))
 
 
 def own_arguments(name: str) -> list[Any]:
-    return [action for action in commands(_parser())[name]._actions if action.dest != "help"]
+    return [action for action in commands(parser())[name]._actions if action.dest != "help"]
 
 
 @pytest.fixture(scope="module")

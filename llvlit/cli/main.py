@@ -44,7 +44,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     if not (sys.argv[1:] if arguments is None else arguments):
         print(FIRST_STEPS)
         return 0
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         result = options.run(options)
@@ -68,7 +68,8 @@ def _finite(result: Any) -> Any:
     return None if isinstance(result, float) and not math.isfinite(result) else result
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line, with a parser of its own for each command."""
     parser = argparse.ArgumentParser(
         prog="llvlit",
         description="System identification of transformers: depth as time, one push per layer, "

@@ -20,7 +20,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from llvlit.cli.main import _parser
+from llvlit.cli.main import parser
 from llvlit.errors import BuildError, InputError, unknown_name
 from llvlit.publishing.command_page import COMMAND_MARK, command_page
 from llvlit.publishing.directives import EXERCISE_MARK, exercise_table
@@ -156,7 +156,7 @@ def _stage(root: Path, pages: Sequence[Page], results: dict[str, NotebookNode]) 
             path = stage / page.source
             path.parent.mkdir(parents=True, exist_ok=True)
             text = link_to_notebooks(page.text, page, results).replace(STATUS_MARK, table)
-            text = text.replace(COMMAND_MARK, command_page(_parser()))
+            text = text.replace(COMMAND_MARK, command_page(parser()))
             text = text.replace(HUB_MARK, hub_table())
             text = text.replace(EXERCISE_MARK, exercise_table(pages))
             path.write_text(text, encoding="utf-8")
