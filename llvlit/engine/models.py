@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,13 @@ class LanguageModel:
     fingerprint: str
     layers: nn.ModuleList = field(repr=False)
     after_layers: tuple[nn.Module, ...] = field(repr=False)
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of weights, configuration and tokenizer, first 16 digits: models of one identity give one result."""
+        parts = [self.fingerprint, _settings(json.loads(self.module.config.to_json_string(use_diff=False)))]
+        content = json.dumps([*parts, *_tokenizer_parts(self.tokenizer)], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     @property
     def n_layers(self) -> int:
@@ -160,6 +169,29 @@ def _fingerprint(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _settings(config: Any) -> Any:
+    """A configuration without what says nothing of the model: paths, versions."""
+    if not isinstance(config, dict):
+        return config
+    left_out = {"transformers_version", "_name_or_path", "_attn_implementation", "_commit_hash"}
+    return {key: _settings(value) for key, value in config.items() if key not in left_out}
+
+
+def _tokenizer_parts(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """What decides how a tokenizer cuts a text, and a text that it has cut."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
+    if isinstance(rules, dict):
+        rules |= {"truncation": None, "padding": None}  # what the last call asked for
+    probe = list(tokenizer(" Two  words, then\n3 signs: é☃", verbose=False)["input_ids"])
+    return [
+        type(tokenizer).__name__,
+        rules,
+        {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        probe,
+    ]
 
 
 def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dtype | None = None) -> LanguageModel:

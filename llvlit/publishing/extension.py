@@ -21,7 +21,7 @@ from llvlit.publishing.command_page import command_sections
 from llvlit.publishing.directives import exercise_table
 from llvlit.publishing.execution import executed_path, read_executed, status_table
 from llvlit.publishing.pages import Page, read_contents
-from llvlit.tasks.hub import hub_table
+from llvlit.tasks.sources import hub_table
 
 EQUATIONS = ("core.js", "startup.js", "loader.js", "input", "output", "a11y")
 """Parts of MathJax that a page may ask for: ``_config.yml`` names what it loads."""
