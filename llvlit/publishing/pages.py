@@ -19,6 +19,7 @@ import yaml
 from nbformat import NotebookNode
 
 from llvlit.errors import BuildError
+from llvlit.files import foreign, read_text
 
 _LINK = re.compile(r"\]\(([\w./-]+)\.md(#[^)\s]*)?\)")
 WIDE = 500  # points; a figure of one panel is narrower
@@ -40,6 +41,24 @@ class Page:
     def source(self) -> str:
         """Path of the source below the root, as messages and links name it."""
         return f"{self.name}.md"
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty one.
+
+    Raises
+    ------
+    FileError
+        If it is not YAML, holds something else, or an alias, by which a few lines can stand for billions.
+    """
+    text = read_text(path, what)
+    with foreign(path, what):
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has an alias, such as *name; write out what that stands for")
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict | None):
+            raise TypeError(f"it holds a {type(content).__name__}, not keys with values")
+    return content or {}
 
 
 def read_pages(root: Path) -> tuple[Page, ...]:
