@@ -11,14 +11,14 @@ from llvlit.errors import InputError
 from llvlit.plots import figures
 from llvlit.plots import study as study_figures
 from llvlit.plots.styles import DIRECTIONS, MEASURED, METRICS, MODEL_STYLES, PREDICTORS, SCHEDULES
-from llvlit.publishing.profiles import RUNNING, load_profile
+from llvlit.publishing.settings import RUNNING, load_settings
 
 DARK_PAGE = "#121212"
 """The theme's ground in dark mode."""
 
 
 def test_a_profile_takes_another_model_task_and_order_in_the_chapters_place():
-    profile = load_profile("embedded")
+    profile = load_settings("embedded")
     assert profile.choose() == profile
     chosen = profile.choose(model=profile.models[0], task=profile.tasks[1], order=7)
     assert chosen.models == profile.models[:1]  # the chapters take the last, and its color goes by its place
@@ -31,23 +31,23 @@ def test_a_profile_takes_another_model_task_and_order_in_the_chapters_place():
 
 
 def test_running_example_is_a_held_out_prompt_and_its_twin():
-    profile = load_profile("embedded")
+    profile = load_settings("embedded")
     for task in profile.tasks:
         assert profile.split(task).evaluation.select(RUNNING).labels == (0, 1)
 
 
 def test_profiles_are_known_or_folders_of_models(tmp_path):
-    assert load_profile("paper").models == ("gpt2", "gpt2-medium", "gpt2-large")
-    assert len(load_profile("paper").tasks) == 10
+    assert load_settings("paper").models == ("gpt2", "gpt2-medium", "gpt2-large")
+    assert len(load_settings("paper").tasks) == 10
     with pytest.raises(InputError, match="embedded"):
-        load_profile("embeded")
+        load_settings("embeded")
     with pytest.raises(InputError, match="no model"):
-        load_profile(str(tmp_path))
+        load_settings(str(tmp_path))
     for name, size in (("big", 20), ("little", 10)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
         (tmp_path / name / "model.safetensors").write_bytes(b"x" * size)
-    models = load_profile(str(tmp_path)).models
+    models = load_settings(str(tmp_path)).models
     assert [figures.short_name(model) for model in models] == ["little", "big"]
 
 
