@@ -21,10 +21,10 @@ from conftest import byte_tokenizer, tiny_module
 from llvlit import LLV, load_model, load_task
 from llvlit.cli.main import main, parser
 from llvlit.engine.models import embedded_names
+from llvlit.files import locked
 from llvlit.method.concepts import concept_directions
 from llvlit.method.gains import measured_gains
 from llvlit.study.cells import load_results
-from llvlit.study.runner import claimed
 from llvlit.tasks.grammars import EMBEDDED_TASKS
 from llvlit.tasks.sources import HUB_TASKS
 
@@ -401,7 +401,7 @@ def test_a_folder_in_use_is_told_before_anything_is_loaded(
         raise AssertionError("loaded")
 
     monkeypatch.setattr("llvlit.study.cells.check_cells", never)
-    with claimed(tmp_path), ThreadPoolExecutor(1) as other:  # a thread finds it locked as another process would
+    with locked(tmp_path), ThreadPoolExecutor(1) as other:  # a thread finds it locked as another process would
         assert other.submit(main, [*study[:-1], str(tmp_path)]).result() == 1
 
 

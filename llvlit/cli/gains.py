@@ -16,8 +16,9 @@ from llvlit.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from llvlit.method.agreement import Agreement
     from llvlit.method.concepts import Directions
-    from llvlit.method.gains import Agreement, Gains
+    from llvlit.method.gains import Gains
     from llvlit.method.surrogate import LLV
 
 BAR = 20
@@ -86,8 +87,9 @@ def run(options: argparse.Namespace) -> None:
 
 def compute(options: argparse.Namespace) -> Profile:
     """Measure and predict; each split is tokenized once."""
+    from llvlit.method.agreement import agreement
     from llvlit.method.concepts import concept_directions
-    from llvlit.method.gains import adjoint_gains, agreement, measured_gains
+    from llvlit.method.gains import adjoint_gains, measured_gains
     from llvlit.method.identification import identify
 
     model, splits = load_experiment(options)
