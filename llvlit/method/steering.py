@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from llvlit.checks import array
 from llvlit.engine.models import LanguageModel
-from llvlit.errors import InputError
-from llvlit.method.concepts import Directions, direction_vectors
+from llvlit.method.concepts import DirectionsLike, as_directions
 
 
 @contextmanager
-def steer(
-    model: LanguageModel, directions: Directions | torch.Tensor | np.ndarray, inputs: np.ndarray
-) -> Iterator[LanguageModel]:
+def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) -> Iterator[LanguageModel]:
     """Context manager: inputs act on the last token of every forward pass inside, ``generate`` included.
 
     Before layer l, u_l v_l is added to the residual stream at the last position (prompts of a batch must be
@@ -43,10 +41,8 @@ def steer(
     >>> model.tokenizer.decode(steered[0]) == model.tokenizer.decode(plain[0])
     False
     """
-    vectors = direction_vectors(directions, model)
-    inputs = np.asarray(inputs, dtype=np.float64)
-    if inputs.shape != (model.n_layers,) or not np.isfinite(inputs).all():
-        raise InputError(f"inputs have shape {inputs.shape}; expected ({model.n_layers},), all finite.")
+    vectors = as_directions(directions).on(model)
+    inputs = array("inputs", inputs, (model.n_layers,))
     pushes = torch.as_tensor(inputs).to(vectors).unsqueeze(-1) * vectors[:-1]
 
     def hook(layer: int) -> Any:
