@@ -74,7 +74,7 @@ def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) 
                         f"{model.name} is being steered already. Add the inputs, or leave that block first."
                     )
                 entered = True
-                for layer in np.flatnonzero(inputs):
+                for layer in np.flatnonzero(inputs).tolist():
                     model.layers[layer].register_forward_pre_hook(hook(layer))
                 model.layers[-1].register_forward_hook(check_finite)
             yield model
