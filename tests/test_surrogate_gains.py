@@ -338,7 +338,7 @@ def test_an_amplitude_below_rounding_is_refused_and_the_smallest_usable_said(gpt
     smallest = float(re.search(r"usable is (.*)[.] Take", str(refusal.value))[1])
     gains = measured_gains(gpt2_float32, PROMPTS, directions, amplitude=smallest)
     exact = adjoint_gains(gpt2_float32, PROMPTS, directions)  # no difference is taken there
-    assert agreement(gains, exact).relative_error < 0.1
+    assert agreement(gains, exact).relative_error < 0.05
     assert measured_gains(gpt2, PROMPTS, directions, amplitude=amplitude).amplitude == amplitude  # in float64
 
 
