@@ -88,8 +88,8 @@ def own_kinds(argument: surface.Argument) -> tuple[str, ...]:
     """Kinds that strategies are drawn from: of arrays and tensors the one that the right value is."""
     kinds = set(argument.kinds)
     right = eval(argument.right or "None", NAMES)
-    if not hasattr(right, "items"):
-        kinds -= {"mapping"}
+    kinds -= {"mapping"} if not hasattr(right, "items") else set()
+    kinds -= {"sequence"} if not hasattr(right, "__len__") else set()
     if kinds & {"array", "tensor"}:
         kinds -= {"array", "tensor"}
         kinds |= {"tensor"} if isinstance(right, things.torch.Tensor) else set()

@@ -84,7 +84,7 @@ def add_vector(columns: list[torch.Tensor], vector: torch.Tensor, *, tolerance: 
         span = torch.stack(columns, dim=1)
         for _ in range(2):
             rest = rest - span @ (span.T @ rest)
-    return rest / rest.norm() if rest.norm() > tolerance * size else None
+    return rest / rest.norm() if rest.norm() > float(tolerance) * size else None
 
 
 def _padded(columns: list[torch.Tensor], hidden_size: int, order: int) -> torch.Tensor:
@@ -197,7 +197,9 @@ def principal_basis(
     centred = states - states.mean(dim=0)
     _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
     return orthonormal_basis(
-        [direction, *components[sizes > tolerance * states.norm(dim=-1).max().item()]], order=order, tolerance=tolerance
+        [direction, *components[sizes > float(tolerance) * states.norm(dim=-1).max().item()]],
+        order=order,
+        tolerance=tolerance,
     )
 
 

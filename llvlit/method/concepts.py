@@ -71,11 +71,14 @@ class Directions:
                 f"vectors[{state}] of the directions has length {norms[state]:.6g}; gains are per unit push, so "
                 "it must be 1. Divide each direction by its norm (none may be zero)."
             )
-        array("chance_gaps", self.chance_gaps, (n_states,))
-        for name, kinds in (("gaps", "f"), ("borrowed", "b")):
-            values = instance(name, getattr(self, name), np.ndarray, "an array, one entry a state")
-            if values.shape != (n_states,) or values.dtype.kind not in kinds:
-                raise InputError(f"{name} has shape {values.shape}, type {values.dtype}; there are {n_states} states.")
+        object.__setattr__(self, "chance_gaps", array("chance_gaps", self.chance_gaps, (n_states,)))
+        if not (isinstance(self.gaps, np.ndarray) and self.gaps.dtype == np.float64 and np.isnan(self.gaps).all()):
+            object.__setattr__(self, "gaps", array("gaps", self.gaps, (n_states,)))
+        borrowed = instance("borrowed", self.borrowed, np.ndarray, "an array of True and False")
+        if borrowed.shape != self.chance_gaps.shape or borrowed.dtype != bool:
+            raise InputError(
+                f"borrowed has shape {borrowed.shape}, type {borrowed.dtype}; pass a bool for every state."
+            )
 
     def on(self, model: LanguageModel) -> torch.Tensor:
         """Vectors in the model's type and on its device; InputError if their shape does not fit it."""
@@ -303,7 +306,8 @@ def random_directions(n_states: int, hidden_size: int, *, seed: int = 0) -> torc
     >>> tuple(null.shape), torch.allclose(null.norm(dim=1), torch.ones(13).double())
     ((13, 64), True)
     """
-    n_states, hidden_size = integer("n_states", n_states, at_least=1), integer("hidden_size", hidden_size, at_least=1)
+    n_states = integer("n_states", n_states, at_least=1, at_most=10**6)
+    hidden_size = integer("hidden_size", hidden_size, at_least=1, at_most=10**6)
     generator = torch.Generator().manual_seed(checked_seed("seed", seed))
     vectors = torch.randn(n_states, hidden_size, generator=generator, dtype=torch.float64)
     return vectors / vectors.norm(dim=-1, keepdim=True)

@@ -99,7 +99,7 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     generator = np.random.default_rng(checked_seed("seed", seed))
     single = np.eye(n_layers)
     shapes = {
-        "optimal": minimum_energy(h, 1.0, weights=weights),
+        "optimal": minimum_energy(h / (np.abs(h).max() or 1.0), 1.0, weights=weights),
         "uniform": 1 / np.sqrt(_weights(weights, n_layers)),
         "last layer": single[-1],
         "random layer": single[generator.integers(n_layers)],

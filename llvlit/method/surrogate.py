@@ -87,15 +87,19 @@ class LLV:
 
     def __post_init__(self) -> None:
         n_layers, order, _ = array("A", self.A, ("n_layers", "order", "order")).shape
-        array("A", self.A, (n_layers, order, order))
-        array("C", self.C, (order,))
-        hidden_size = array("bases", self.bases, (n_layers + 1, "hidden_size", order)).shape[1]
-        for rank in array("orders", self.orders, (n_layers + 1,)):
-            integer("orders", rank.item() if rank % 1 else int(rank), at_least=0, at_most=min(order, hidden_size))
-        if np.shape(self.per_prompt)[1:] != self.A.shape or not np.isfinite(self.per_prompt).all():
-            raise InputError(
-                f"per_prompt has shape {np.shape(self.per_prompt)}; expected finite numbers, one A a prompt."
-            )
+        shapes = {"A": (n_layers, order, order), "C": (order,), "bases": (n_layers + 1, "hidden_size", order)}
+        for name, shape in shapes.items():
+            object.__setattr__(self, name, array(name, getattr(self, name), shape))
+        orders = array("orders", self.orders, (n_layers + 1,))
+        if (orders % 1).any() or orders.min() < 0 or orders.max() > order:
+            raise InputError(f"orders={orders.tolist()} must be whole numbers from 0 to {order}.")
+        object.__setattr__(self, "orders", orders.astype(int))
+        per_prompt = instance("per_prompt", self.per_prompt, np.ndarray, "an array")
+        if per_prompt.dtype != np.float32:
+            per_prompt = array("per_prompt", per_prompt).astype(np.float32)
+            object.__setattr__(self, "per_prompt", per_prompt)
+        if per_prompt.shape[1:] != self.A.shape or not len(per_prompt) or not np.isfinite(per_prompt).all():
+            raise InputError(f"per_prompt has shape {per_prompt.shape}; expected one finite A for each prompt.")
         instance("metadata", self.metadata, dict, "a dict")
         object.__setattr__(self, "borrowed", numbers_of("borrowed", self.borrowed, last=n_layers))
 

@@ -182,6 +182,7 @@ OWN = {
     "FrozenLayer.dense.method": "'jvp'",
     "FrozenLayer.jvp.method": "'jvp'",
     "Gains.load.path": "GAINS_FILE",
+    "Gains.pairs": "gains.pairs",
     "Gains.select.layers": "slice(1, None)",
     "Grid.tasks": "('a',)",
     "LLV.load.path": "LLV_FILE",
