@@ -75,7 +75,12 @@ class Gains:
             raise InputError(f"pairs has {len(pairs)} entries; there are {n_prompts} prompts.")
         object.__setattr__(self, "per_prompt", per_prompt)
         object.__setattr__(self, "kind", choice("kind", self.kind, ("measured", "adjoint")))
-        object.__setattr__(self, "amplitude", number("amplitude", self.amplitude, at_least=0))
+        amplitude = number("amplitude", self.amplitude, at_least=0)
+        if (amplitude == 0) != (self.kind == "adjoint"):
+            raise InputError(
+                f"amplitude={amplitude} of {self.kind} gains: it is 0 for adjoint gains and for no others."
+            )
+        object.__setattr__(self, "amplitude", amplitude)
         object.__setattr__(self, "pairs", pairs)
         object.__setattr__(self, "borrowed", numbers_of("borrowed", self.borrowed, last=n_layers - 1))
         instance("metadata", self.metadata, dict, "a dict")
@@ -92,7 +97,7 @@ class Gains:
 
     def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
         """Bootstrap interval of the mean over independent units: lower and upper bound, ``(2, n_layers)``."""
-        level = number("level", level, above=0, at_most=1)
+        level = number("level", level, above=0, at_most=1 - 1e-12)
         return interval(resampled_means(self.per_prompt, self.pairs, seed=checked_seed("seed", seed)), level=level)
 
     def select(self, layers: slice) -> Gains:
@@ -200,7 +205,8 @@ def measured_gains(
     (0.1, 10.0)
     """
     several = _several(directions)
-    amplitudes = amplitude if isinstance(amplitude, Sequence | np.ndarray) else [amplitude] * len(several)
+    listed = isinstance(amplitude, list | tuple | np.ndarray) and np.ndim(amplitude)
+    amplitudes: Any = amplitude if listed else [amplitude] * len(several)
     steps = [number("amplitude", step, above=0) for step in amplitudes]
     if len(steps) != len(several):
         raise InputError(f"{len(several)} sets of directions came with {len(steps)} amplitudes; pass one each.")
