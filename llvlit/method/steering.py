@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llvlit.engine.exclusive import lock_of
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError
 from llvlit.method.concepts import Directions, direction_vectors
@@ -57,10 +58,12 @@ def steer(
 
         return push
 
-    handles = [
-        module.register_forward_pre_hook(hook(layer)) for layer, module in enumerate(model.layers) if inputs[layer]
-    ]
+    handles = []
     try:
+        with lock_of(model):  # not in the middle of another thread's run
+            for layer, module in enumerate(model.layers):
+                if inputs[layer]:
+                    handles.append(module.register_forward_pre_hook(hook(layer)))
         yield model
     finally:
         for handle in handles:
