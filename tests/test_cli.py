@@ -240,6 +240,29 @@ def test_steer_side_by_side(run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("steer", "A dull film", *SMALL, "--tokens", 5).splitlines()[0] == "plain"
 
 
+def test_borrowed_directions_are_told(run, tmp_path: Path) -> None:
+    splits = load_task("film-sentiment").split(concept=24, operating=12, evaluation=12)
+    directions = concept_directions(load_model("embedded/small", device="cpu"), splits.concept)
+    borrowed = np.flatnonzero(directions.borrowed).tolist()
+    assert borrowed and run("gains", *SMALL, "--order", 2, "--no-plot", "--json")["borrowed"] == borrowed
+    text = run("gains", *SMALL, "--order", 2, "--no-plot")
+    assert [int(layer) for layer in re.findall(r"^ +(\d+)\*", text, re.MULTILINE)] == borrowed
+    told = f"Borrowed directions before layers {', '.join(map(str, borrowed))}"
+    assert told in " ".join(text.split())
+    asked = ("steer", "A dull film", *SMALL, "--tokens", 1)
+    assert run(*asked, "--json")["borrowed"] == borrowed and told in " ".join(run(*asked).split())
+
+
+def test_borrowed_directions_are_marked_in_the_figure(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr("llvlit.plots.figures.save", lambda figure, path: drawn.append(figure))
+    borrowed = run("gains", *SMALL, "--order", 2, "--json")["borrowed"]
+    (axes,) = drawn[0].axes
+    marked = next(line for line in axes.get_lines() if line.get_label() == "borrowed direction")
+    assert marked.get_xdata().tolist() == borrowed
+    assert "borrowed direction" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_steer_by_nothing_changes_nothing(run) -> None:
     found = run("steer", "A dull film", *SMALL, "--tokens", 5, "--target", 0, "--json")
     assert found["plain"]["text"] == found["optimal"]["text"] == found["uniform"]["text"]
@@ -252,8 +275,9 @@ def test_steer_by_nothing_changes_nothing(run) -> None:
         (["", "--tokens", "5"], "0 tokens"),
         (["A", "--tokens", "5"], "1 token;"),
         (["word " * 300], "must have 2 to"),
-        (["A dull film", "--target", "1e20"], "target=1e+20 is so large"),
-        (["A dull film", "--target", "1e300"], "target=1e+300"),
+        (["A dull film", "--target", "1e20"], "--target 1e+20 cannot be reached: Inputs of up to"),
+        (["A dull film", "--target", "1e300"], "--target 1e+300 cannot be reached"),
+        (["A dull film", "--target", "1e-9"], "--target=1e-09 drowns in rounding"),
     ],
 )
 def test_steer_refuses(arguments: list[str], message: str, fail) -> None:

@@ -278,10 +278,10 @@ def depth_system(
     """
     tokenized = tokens_of(model, prompts, max_tokens)
     layers = tuple(sweep(model, tokenized, max_tokens=max_tokens, final_norm=final_norm, description="depth system"))
-    for layer in layers:
-        replayed = layer.step(layer.states.unsqueeze(1)).squeeze(1)
-        if not agrees(layer.next_states, replayed, layer.states):
-            raise refusal(model, layer.index, "gives another next state on replay")
     states = torch.stack([layers[0].states, *(layer.next_states for layer in layers)], dim=1)
+    replayed = torch.cat([layer.step(layer.states.unsqueeze(1)) for layer in layers], dim=1)
+    if not agrees(states[:, 1:], replayed, states[:, :-1]):
+        wrong = next(i for i in range(len(layers)) if not agrees(states[:, i + 1], replayed[:, i], states[:, i]))
+        raise refusal(model, wrong, "gives another next state on replay")
     assert all(torch.equal(a.next_states, b.states) for a, b in pairwise(layers))
     return DepthSystem(states, layers, tokenized.n_cut)
