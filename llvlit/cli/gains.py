@@ -159,14 +159,15 @@ def draw(profile: Profile, path: Path) -> None:
     from llvlit.plots import figures
 
     figure, (axes,) = figures.new()
-    predictions = {profile.basis: profile.predicted.tolist(), "adjoint": profile.adjoint.mean.tolist()}
-    title = f"{profile.title}, order {profile.surrogate.order}".replace("$", r"\$")
-    measured = profile.measured
-    figures.gain_profile(measured.mean.tolist(), measured.interval().tolist(), predictions, axes=axes, title=title)
-    if borrowed := list(measured.borrowed):
-        hollow = measured.mean[borrowed]
-        axes.plot(borrowed, hollow, "ko", markersize=9, fillstyle="none", label="borrowed direction")
-        axes.legend()
+    predictions = {profile.basis: profile.predicted, "adjoint": profile.adjoint.mean}
+    figures.gain_profile(
+        profile.measured.mean,
+        profile.measured.interval(),
+        predictions,
+        axes=axes,
+        title=f"{profile.title}, order {profile.surrogate.order}",
+        borrowed=profile.measured.borrowed,
+    )
     figures.save(figure, path)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from llvlit.engine.exclusive import exclusive
+from llvlit.engine.exclusive import parts_of
 from llvlit.engine.fast import FrozenContext, fast_layer
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import (
@@ -45,8 +46,8 @@ class _Checked:
     """What was checked of a module: which of its parts and weights, on prompts of which lengths."""
 
     fingerprint: str
-    parts: tuple[nn.Module, ...]
-    forwards: tuple[Any, ...]
+    parts: list[nn.Module]
+    forwards: list[Any]
     shortest: int
     longest: int
     style: ReplayStyle
@@ -65,37 +66,33 @@ def check_replay(model: LanguageModel, tokens: TokenizedPrompts) -> ReplayStyle:
     each token: one token with massive activations says nothing about another.  Products with a derivative share
     what they have in common where that gives the same numbers as differentiating row by row.
 
-    The answer is kept until a longer or shorter prompt comes, or a part of the module is another one.
+    To be called while the model is :func:`llvlit.engine.exclusive.exclusive`.  The answer is kept until a longer or
+    shorter prompt comes, or a part of the module is another one.
 
     Raises
     ------
     ModelError
         If they do not: the architecture masks, positions or caches in a way that a replay does not see.
     """
-    with exclusive(model):
-        ids = sorted(tokens.ids, key=len)
-        parts = tuple(model.module.modules())[1:]  # the module itself would keep its own memo alive
-        forwards = tuple(vars(part).get("forward") for part in parts)
-        known = _CHECKED.get(model.module)
-        if known and not (
-            known.fingerprint == model.fingerprint
-            and len(known.parts) == len(parts)
-            and all(map(_is, known.parts, parts))
-            and all(map(_is, known.forwards, forwards))
-        ):
-            known = None
-        if known and known.shortest <= len(ids[0]) and len(ids[-1]) <= known.longest:
-            return known.style
-        if not known:
-            _check_parts(model)
-        style = _find_style(model, ids[0], ids[-1], known.style if known else None)
-        lengths = [len(ids[0]), len(ids[-1]), *([known.shortest, known.longest] if known else [])]
-        _CHECKED[model.module] = _Checked(model.fingerprint, parts, forwards, min(lengths), max(lengths), style)
-        return style
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
+    ids = sorted(tokens.ids, key=len)
+    parts = parts_of(model.module)[1:]  # the module itself would keep its own memo alive
+    forwards = [part.__dict__.get("forward") for part in parts]
+    known = _CHECKED.get(model.module)
+    if known and not (
+        known.fingerprint == model.fingerprint
+        and len(known.parts) == len(parts)
+        and all(map(is_, known.parts, parts))
+        and all(map(is_, known.forwards, forwards))
+    ):
+        known = None
+    if known and known.shortest <= len(ids[0]) and len(ids[-1]) <= known.longest:
+        return known.style
+    if not known:
+        _check_parts(model)
+    style = _find_style(model, ids[0], ids[-1], known.style if known else None)
+    lengths = [len(ids[0]), len(ids[-1]), *([known.shortest, known.longest] if known else [])]
+    _CHECKED[model.module] = _Checked(model.fingerprint, parts, forwards, min(lengths), max(lengths), style)
+    return style
 
 
 def _check_parts(model: LanguageModel) -> None:

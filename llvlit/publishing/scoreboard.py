@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from llvlit.plots.styles import short_name
+from llvlit.plots.figures import short_name
 from llvlit.study.comparison import (
     AGREEMENT,
     CELL,

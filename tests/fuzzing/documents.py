@@ -132,6 +132,16 @@ def read_csv(data: bytes) -> pd.DataFrame:
     return read_table(temporary(data, "agreement.csv").parent, "agreement")
 
 
+def table_kinds(frame: pd.DataFrame) -> str:
+    """Whether a table has the columns that it should, and numbers where numbers belong."""
+    right = read_csv(AGREEMENT)
+    if lacking := sorted(set(right.columns) - set(frame.columns)):
+        return f"read without the columns {', '.join(lacking)}"
+    texts = [name for name in right if right[name].dtype.kind in "if" and frame[name].dtype.kind not in "if"]
+    infinite = [name for name in right if frame[name].dtype.kind == "f" and np.isinf(frame[name]).any()]
+    return f"no numbers in {', '.join(texts + infinite)}" if texts or infinite else ""
+
+
 def report(changed: dict[str, bytes | None]) -> str:
     """The report of a study folder with some files changed."""
     files = {name: data for name, data in STUDY.items() if not name.startswith("report/")} | changed
