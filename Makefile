@@ -6,13 +6,17 @@ PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 pyth
 	then echo $$candidate; break; fi; done)
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/installed
+UV ?= uv
+LOCK ?=
+# Where to look for the small CPU build of torch (requirements/cpu.txt): on disk, or at an index of its own.
+CPU_TORCH ?= --no-index
 BOOK ?=
 PUBLISH ?=
 DATA ?=
 CORPUS ?=
 PYTEST ?=
 
-.PHONY: help book lab publish test lint format links results clean
+.PHONY: help book lab publish test lint format lock links results clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -32,15 +36,30 @@ publish: $(INSTALLED) ## Lay out the site of the built book in _build/site: PUBL
 test: $(INSTALLED) ## Run the tests
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(PYTEST)
 
-lint: $(INSTALLED) ## Check style, format, types, and who may import whom
+lint: $(INSTALLED) ## Check style, format, types, who may import whom, and the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/zizmor --offline --quiet .github
 
 format: $(INSTALLED) ## Put code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A lock names every file that may be installed, by hash. Versions stay as they are, but for what LOCK says.
+# NVIDIA's libraries, which torch from PyPI needs on Linux, have a lock of their own, which a CPU build does without.
+COMPILE = $(UV) pip compile - --universal --python-version 3.11.5 --no-python-downloads --generate-hashes $(LOCK) \
+	--no-annotate --default-index https://pypi.org/simple --custom-compile-command 'make lock' --quiet
+
+lock: ## Write constraints.txt and requirements/ again after a change to pyproject.toml: LOCK="--upgrade-package NAME"
+	echo torch | $(COMPILE) --output-file requirements/cuda.txt
+	echo setuptools | $(COMPILE) pyproject.toml --all-extras --constraint requirements/cuda.txt \
+		$$(sed -n -E 's/^((cuda|nvidia|triton)[^=]*)==.*/--no-emit-package \1/p' requirements/cuda.txt) \
+		--output-file requirements/locked.txt
+	sed -n '/^#/p' constraints.txt > constraints.new
+	sed -n -E 's/^([a-z0-9-]+==[^ ;]+).*/\1/p' requirements/locked.txt >> constraints.new
+	mv constraints.new constraints.txt
 
 links: $(INSTALLED) ## Check the links of a built book to other sites (needs the network)
 	$(BIN)/jupyter-book build _build/book --path-output . --builder linkcheck
@@ -57,7 +76,9 @@ results: $(INSTALLED) ## Compute the tables in results/ again: DATA=tasks CORPUS
 clean: ## Remove everything that can be made again
 	rm -rf .venv _build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(INSTALLED): pyproject.toml constraints.txt
+PIP = $(BIN)/python -m pip install --quiet --no-deps
+
+$(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
 	@if [ -z "$(PYTHON)" ] || ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
 		echo "llvlit needs Python 3.11 or newer; '$(or $(PYTHON),python3)' is not."; \
 		echo "Install one from https://www.python.org/downloads/ or name yours: make PYTHON=/path/to/python3.11 ..."; \
@@ -65,5 +86,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@rm -f $(INSTALLED)
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@echo "Installing llvlit and what it needs into .venv; the first time this takes some minutes ..."
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[book,test]"
+	@$(PIP) --require-hashes $(CPU_TORCH) --requirement requirements/cpu.txt 2>/dev/null || true
+	$(PIP) --require-hashes --requirement requirements/locked.txt
+	@$(BIN)/python -m pip check >/dev/null || { set -x; $(PIP) --require-hashes --requirement requirements/cuda.txt; }
+	$(PIP) --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	@touch $(INSTALLED)

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llvlit.engine.depth import DepthSystem, depth_system
     from llvlit.engine.models import LanguageModel, load_model
+    from llvlit.method.agreement import Agreement, agreement
     from llvlit.method.concepts import Directions, concept_directions
     from llvlit.method.control import minimum_energy, schedules
-    from llvlit.method.gains import Agreement, Gains, adjoint_gains, agreement, measured_gains
+    from llvlit.method.gains import Gains, adjoint_gains, measured_gains
     from llvlit.method.identification import identify
     from llvlit.method.steering import steer
     from llvlit.method.surrogate import LLV
@@ -47,11 +48,13 @@ _MODULES = {
         "minimum_energy",
         "schedules",
     ),
-    "method.gains": (
+    "method.agreement": (
         "Agreement",
+        "agreement",
+    ),
+    "method.gains": (
         "Gains",
         "adjoint_gains",
-        "agreement",
         "measured_gains",
     ),
     "method.identification": ("identify",),

@@ -59,7 +59,7 @@ class ConceptNotVisibleError(NumericalError):
     Examples
     --------
     >>> from llvlit.method.concepts import directions_of_states
-    >>> directions_of_states(torch.ones(4, 1, 2), np.array([0, 0, 1, 1]))
+    >>> directions_of_states(torch.ones(4, 1, 2), llvlit.Prompts(["a", "b", "c", "d"], [0, 0, 1, 1]))
     Traceback (most recent call last):
     llvlit.errors.ConceptNotVisibleError: No state separates the classes better than permuted labels do: ...
     """

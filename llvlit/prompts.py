@@ -117,14 +117,26 @@ class Prompts:
         return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()[:16]
 
 
+def auc(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of scores ``(n_prompts, ...)``, along the first axis; 0.5 is chance.
+
+    Computed from ranks (Mann and Whitney), ties counted half.
+    """
+    labels = np.asarray(labels)
+    n_positive, n_negative = int((labels == 1).sum()), int((labels == 0).sum())
+    if len(labels) != len(scores) or not n_positive or not n_negative:
+        raise InputError(
+            f"labels has {n_negative} of label 0 and {n_positive} of label 1 for {len(scores)} prompts; a ROC curve "
+            "needs both, and one label per prompt."
+        )
+    rank_sums = rankdata(scores, axis=0)[labels == 1].sum(axis=0)
+    return np.asarray((rank_sums - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
 def length_auc(prompts: Prompts) -> float:
     """Area under the ROC curve of a classifier that sees the length in characters alone, folded to >= 0.5.
 
     0.5: length says nothing about the label; 1: it gives the label away.
     """
-    lengths = rankdata([len(text) for text in prompts.texts])
-    n_positive, n_negative = int(prompts.positive.sum()), int(prompts.negative.sum())
-    if not n_positive or not n_negative:
-        raise InputError(f"prompts has {n_negative} of label 0 and {n_positive} of label 1; both are needed.")
-    auc = (lengths[prompts.positive].mean() - (n_positive + 1) / 2) / n_negative
-    return float(max(auc, 1 - auc))
+    area = float(auc(np.array([len(text) for text in prompts.texts]), prompts.labels))
+    return max(area, 1 - area)

@@ -7,10 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
-
-from llvlit.study.cells import run_cell
 
 
 def note(folder: Path, name: str) -> None:
@@ -45,6 +42,8 @@ def barred(folder: Path, name: str) -> dict[str, object]:
 
 
 def threads(folder: Path, name: str) -> dict[str, object]:
+    import torch
+
     return {"torch": torch.get_num_threads(), "openmp": os.environ.get("OMP_NUM_THREADS")}
 
 
@@ -74,6 +73,8 @@ def aborting(folder: Path, name: str, *_: object) -> dict[str, object]:
 
 def failing_study_cell(cell, device: str) -> dict[str, object]:
     """In place of a study's own: one task fails."""
+    from llvlit.study.cells import run_cell
+
     if cell.task == "last-words":
         raise RuntimeError("a fault of the test")
     return run_cell(cell, device)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +19,21 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
-from runner_jobs import aborting, failing_study_cell
+from runner_jobs import failing_study_cell
 
 from conftest import byte_tokenizer, tiny_module
-from llvlit import LLV, load_model, load_task
-from llvlit.cli.main import _parser, main
+from llvlit import LLV, load_model, load_task, provenance
+from llvlit.cli.main import main, parser
 from llvlit.engine.models import embedded_names
+from llvlit.files import locked
 from llvlit.method.concepts import concept_directions
 from llvlit.method.gains import measured_gains
 from llvlit.study.cells import load_results
-from llvlit.study.runner import claimed
 from llvlit.tasks.grammars import EMBEDDED_TASKS
-from llvlit.tasks.hub import HUB_TASKS
+from llvlit.tasks.sources import HUB_TASKS
 
 COMMANDS = ("book", "exercises", "publish", "gains", "steer", "study", "train", "models", "tasks")
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")
 
 
@@ -57,11 +61,25 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def fail(capsys: pytest.CaptureFixture[str]):
-    """The one line that a command says when it must fail."""
+def refuse(capsys: pytest.CaptureFixture[str]):
+    """What the parser says of an option's value that it must refuse."""
 
-    def fail(*arguments: object) -> str:
-        assert main([str(argument) for argument in arguments]) == 1
+    def refuse(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        out, error = capsys.readouterr()
+        assert (stopped.value.code, out) == (2, "") and "Traceback" not in error
+        return error.splitlines()[-1]
+
+    return refuse
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]):
+    """The one line that a command says when it must fail: with status 2 if it asked for what cannot be, else 1."""
+
+    def fail(*arguments: object, status: int = 2) -> str:
+        assert main([str(argument) for argument in arguments]) == status
         out, error = capsys.readouterr()
         assert out == ""
         lines = error.splitlines()
@@ -103,7 +121,7 @@ def test_unknown_command_and_none(capsys: pytest.CaptureFixture[str]) -> None:
     first_steps = re.findall(r"^  llvlit (\w+)", capsys.readouterr().out, re.MULTILINE)
     assert first_steps[0] == "gains" and set(first_steps) <= set(COMMANDS)
     for command in ("gains", "steer"):  # each runs as it is told there, with nothing else to name
-        assert _parser().parse_args([command]).command == command
+        assert parser().parse_args([command]).command == command
 
 
 def test_python_m_llvlit_without_waiting_for_torch() -> None:
@@ -163,7 +181,7 @@ def test_gains_are_those_of_the_library(run, tmp_path: Path) -> None:
 def test_gains_as_a_table(run) -> None:
     text = run("gains", *SMALL, "--basis", "random", "--order", 2)
     rows = [line.split() for line in text.splitlines() if re.match(r" +\d", line)]
-    assert [int(row[0]) for row in rows] == list(range(12))
+    assert [int(row[0].rstrip("*")) for row in rows] == list(range(12))
     assert "random" in text and re.search(r"Order 2: Spearman \S+, Pearson \S+, relative error \S+ \(24 held", text)
 
 
@@ -227,6 +245,29 @@ def test_steer_side_by_side(run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("steer", "A dull film", *SMALL, "--tokens", 5).splitlines()[0] == "plain"
 
 
+def test_borrowed_directions_are_told(run, tmp_path: Path) -> None:
+    splits = load_task("film-sentiment").split(concept=24, operating=12, evaluation=12)
+    directions = concept_directions(load_model("embedded/small", device="cpu"), splits.concept)
+    borrowed = np.flatnonzero(directions.borrowed).tolist()
+    assert borrowed and run("gains", *SMALL, "--order", 2, "--no-plot", "--json")["borrowed"] == borrowed
+    text = run("gains", *SMALL, "--order", 2, "--no-plot")
+    assert [int(layer) for layer in re.findall(r"^ +(\d+)\*", text, re.MULTILINE)] == borrowed
+    told = f"Borrowed directions before layers {', '.join(map(str, borrowed))}"
+    assert told in " ".join(text.split())
+    asked = ("steer", "A dull film", *SMALL, "--tokens", 1)
+    assert run(*asked, "--json")["borrowed"] == borrowed and told in " ".join(run(*asked).split())
+
+
+def test_borrowed_directions_are_marked_in_the_figure(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr("llvlit.plots.figures.save", lambda figure, path: drawn.append(figure))
+    borrowed = run("gains", *SMALL, "--order", 2, "--json")["borrowed"]
+    (axes,) = drawn[0].axes
+    marked = next(line for line in axes.get_lines() if line.get_label() == "borrowed direction")
+    assert marked.get_xdata().tolist() == borrowed
+    assert "borrowed direction" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_steer_by_nothing_changes_nothing(run) -> None:
     found = run("steer", "A dull film", *SMALL, "--tokens", 5, "--target", 0, "--json")
     assert found["plain"]["text"] == found["optimal"]["text"] == found["uniform"]["text"]
@@ -235,12 +276,13 @@ def test_steer_by_nothing_changes_nothing(run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["A dull film", "--tokens", "0"], "tokens=0 is not between 1 and"),
         (["A dull film", "--tokens", "500"], "tokens=500 is not between 1 and"),
         (["", "--tokens", "5"], "0 tokens"),
-        (["word " * 300], "must have 1 to"),
-        (["A dull film", "--target", "nan"], "target=nan"),
-        (["A dull film", "--target", "inf"], "target=inf"),
+        (["A", "--tokens", "5"], "1 token;"),
+        (["word " * 300], "must have 2 to"),
+        (["A dull film", "--target", "1e20"], "--target 1e+20 cannot be reached: Inputs of up to"),
+        (["A dull film", "--target", "1e300"], "--target 1e+300 cannot be reached"),
+        (["A dull film", "--target", "1e-9"], "--target=1e-09 drowns in rounding"),
     ],
 )
 def test_steer_refuses(arguments: list[str], message: str, fail) -> None:
@@ -253,8 +295,12 @@ def test_steer_refuses(arguments: list[str], message: str, fail) -> None:
 @pytest.fixture(scope="module")
 def study(last_words: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """A study whose results are there already: its arguments, the last of them its folder."""
-    arguments = ("study", "--models", "embedded/small", "--tasks", "film-sentiment", "last-words")
-    arguments += ("--data-dir", str(last_words.parent), "--prompts", "12", "--device", "cpu")
+    grid = last_words.parent / "quick.toml"
+    grid.write_text(
+        'description = ""\nmodels = ["embedded/small"]\ntasks = ["film-sentiment", "last-words"]\n'
+        "[settings]\norders = [4]\nenergy_prompts = 1\n"
+    )
+    arguments = ("study", str(grid), "--data-dir", str(last_words.parent), "--prompts", "12", "--device", "cpu")
     arguments += ("--out", str(tmp_path_factory.mktemp("study")))
     assert main(arguments) == 0
     return arguments
@@ -288,11 +334,11 @@ def test_study_loads_what_it_has(study: tuple[str, ...], run, monkeypatch: pytes
 
 
 def test_study_of_another_grid_is_not_mixed_in(study: tuple[str, ...], fail) -> None:
-    assert "another grid" in fail(*study, "--seeds", "1")
+    assert "another grid" in fail(*study, "--seeds", "1", status=1)
 
 
 def test_only_the_grid_of_a_folder_is_reported_from_it(study: tuple[str, ...], fail) -> None:
-    assert "another grid" in fail(*(word if word != "12" else "11" for word in study), "--report")
+    assert "another grid" in fail(*(word if word != "12" else "11" for word in study), "--report", status=1)
 
 
 def test_a_report_compares_whatever_the_sizes_of_the_splits(study: tuple[str, ...], run, tmp_path: Path) -> None:
@@ -334,19 +380,79 @@ def test_a_report_is_written_though_nobody_reads_it(study: tuple[str, ...], tmp_
     assert {path.name for path in tmp_path.iterdir()} >= {"agreement.csv", "energy.csv", "agreement.png"}
 
 
-@pytest.mark.parametrize("arguments", [[], ["tasks"], ["tasks", "--json"]])
-def test_whoever_stops_reading_gets_no_traceback(arguments: list[str]) -> None:
+# Standard output
+
+
+def run_process(arguments: Sequence[str], **surroundings: Any) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, in surroundings that this one cannot give it."""
     command = [sys.executable, "-m", "llvlit", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 1
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    surroundings = {"stdout": subprocess.PIPE, "env": buffered, **surroundings}
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, **surroundings)
+
+
+@pytest.mark.parametrize("arguments", [[], ["tasks", "--json"], ["gains", "--help"]])
+def test_whoever_stops_reading_gets_no_traceback(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_process(arguments, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", [["tasks"], ["gains", "--help"]])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = run_process(arguments, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"llvlit {arguments[0]}: Standard output could not be written (No space left")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_files_are_whole_though_standard_output_is_closed(tmp_path: Path) -> None:
+    shell = f"exec {shlex.quote(sys.executable)} -m llvlit gains {shlex.join(SMALL)} --order 2 --save llv >&-"
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1) and "output is closed" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"llv", "gains-small-film-sentiment.png"}
+    assert LLV.load(tmp_path / "llv").order == 2
+
+
+def test_what_an_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for encoding in ("ascii", "cp1252"):
+        printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", printed)
+        assert main(["steer", "Un modèle 日本 of a film", *SMALL, "--tokens", "1"]) == 0
+        text = printed.buffer.getvalue().decode(encoding)
+        assert "of a film" in text and "?" in text and ("modèle" in text) == (encoding == "cp1252")
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert main(["gains", *SMALL, "--order", "2", "--no-plot"]) == 0
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert main(["exercises", "--root", str(ROOT), "--out", str(tmp_path / encoding)]) == 0
+        assert len(list((tmp_path / encoding / "student").iterdir())) > 5
+
+
+def test_errors_are_told_nowhere_where_there_is_nowhere(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert main(["tasks", "--data-dir", "absent"]) == 2
+    assert capsys.readouterr().out == ""  # not among the results
+
+
+def test_a_slow_git_ends_no_command(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    wait = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: wait(*words, **{**options, "timeout": 0.2}))
+    provenance.commit.cache_clear()
+    assert run("gains", *SMALL, "--order", 2, "--save", "llv", "--json")["metadata"]["commit"] == "unknown"
+    provenance.commit.cache_clear()
 
 
 def test_json_has_null_where_there_is_no_number(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = {"sst2": (1.0, float("nan"), [float("-inf"), None, True, "a"])}
-    monkeypatch.setattr("llvlit.cli.commands.tasks", lambda options: numbers)
-    assert run("tasks", "--json") == {"sst2": [1.0, None, [None, None, True, "a"]]}
+    numbers = {"kind": "file", "description": "", "sizes": (1.0, float("nan"), [float("-inf"), None, True, "a"])}
+    monkeypatch.setattr("llvlit.tasks.task.task_facts", lambda data_dir: {"mine": numbers})
+    assert run("tasks", "--json")["mine"]["sizes"] == [1.0, None, [None, None, True, "a"]]
 
 
 def test_a_failed_cell_is_named_and_the_exit_status_tells(
@@ -361,23 +467,6 @@ def test_a_failed_cell_is_named_and_the_exit_status_tells(
     assert len(list((tmp_path / "cells").iterdir())) == 1
 
 
-def test_a_cell_that_kills_its_process_fails_and_the_command_goes_on(
-    study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from llvlit.study import cells as module
-
-    def jobs_of(jobs, *arguments, **options):
-        return run_jobs(
-            [replace(jobs[0], function=aborting, arguments=(tmp_path, "k")), jobs[1]], *arguments, **options
-        )
-
-    run_jobs = module.run_jobs
-    monkeypatch.setattr(module, "run_jobs", jobs_of)
-    assert main([*study[:-1], str(tmp_path)]) == 1
-    assert "SIGABRT" in capsys.readouterr().err and len(list((tmp_path / "cells").iterdir())) == 1
-    assert module._load_subject.cache_info().currsize == 0  # only the worker holds a model
-
-
 def test_names_are_checked_before_anything_is_read(fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("read")
@@ -387,7 +476,9 @@ def test_names_are_checked_before_anything_is_read(fail, tmp_path: Path, monkeyp
     for more in ([], ["--dry-run"]):
         out = ["--out", tmp_path / "out", *more]
         assert "'jigsaw_toxicity' is not known" in fail("study", "real", *out)
-        assert "Did you mean 'embedded/small'" in fail("study", "--models", "gpt2", "untrained:embedded/smal", *out)
+        assert "Did you mean 'embedded/small'" in fail(
+            "study", "--models", "gpt2", "untrained:embedded/smal", *out, status=1
+        )
         assert "no such file" in fail("study", "--tasks", "tense", "absent.parquet", *out)
     assert list(tmp_path.iterdir()) == []
 
@@ -399,7 +490,7 @@ def test_a_folder_in_use_is_told_before_anything_is_loaded(
         raise AssertionError("loaded")
 
     monkeypatch.setattr("llvlit.study.cells.check_cells", never)
-    with claimed(tmp_path), ThreadPoolExecutor(1) as other:  # a thread finds it locked as another process would
+    with locked(tmp_path), ThreadPoolExecutor(1) as other:  # a thread finds it locked as another process would
         assert other.submit(main, [*study[:-1], str(tmp_path)]).result() == 1
 
 
@@ -414,30 +505,20 @@ def test_dry_run_runs_nothing(study: tuple[str, ...], run, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        (["gains", "--model", "embedded/smal"], ["Did you mean 'embedded/small'"]),
-        (["gains", "--model", "no-such-hub-id"], ["hub cannot be reached", "embedded/small"]),
         (["gains", "--task", "tens"], ["Did you mean 'tense'", ".parquet"]),
         (["gains", *SMALL, "--basis", "krilov"], ["Did you mean 'krylov'"]),
-        (["gains", *SMALL, "--order", "0"], ["order=0", "64"]),
         (["gains", *SMALL, "--order", "65"], ["order=65", "64"]),
-        (["gains", *SMALL, "--order", "4", "--amplitude", "0"], ["amplitude=0"]),
-        (["gains", *SMALL, "--order", "4", "--amplitude", "-1"], ["amplitude=-1"]),
-        (["gains", *SMALL, "--order", "4", "--amplitude", "nan"], ["amplitude=nan"]),
-        (["gains", "--prompts", "0"], ["at least 1 prompt per class"]),
+        (["gains", *SMALL, "--save", "none/llv.safetensors"], ["--save none/llv.safetensors", "folder that exists"]),
         (["gains", "--prompts", "5000"], ["film-sentiment", "1200", "20000"]),
         (["gains", "--model", "embedded/small", "--device", "cpux"], ["device='cpux'"]),
         (["study", "embeded"], ["Did you mean 'embedded'", ".toml"]),
         (["study", "--data-dir", "absent"], ["absent' is no folder"]),
-        (["study", "--report", "--out", "absent"], ["holds no results"]),
-        (["study", "--models", "embedded/smal", "--tasks", "tense"], ["Did you mean 'embedded/small'"]),
         (["study", "--models", "embedded/small", "--tasks", "hostilty"], ["Did you mean 'hostility'"]),
-        (["study", "--models", "embedded/small", "--prompts", "0"], ["at least 1 prompt per class"]),
         (["train", "--corpus", "absent", "--out", "run", "--sizes", "smal"], ["Did you mean 'small'"]),
-        (["train", "--corpus", "absent", "--out", "run", "--steps", "0"], ["steps=0"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_line(
+def test_what_cannot_be_is_one_line(
     arguments: list[str], messages: list[str], fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -446,13 +527,66 @@ def test_bad_input_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_result_that_cannot_be_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("old")
-    path = tmp_path / "file" / "llv.safetensors"
-    assert main(["gains", *SMALL, "--order", "2", "--save", str(path)]) == 1
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["gains", "--model", "embedded/smal"], ["Did you mean 'embedded/small'"]),
+        (["study", "--models", "embedded/smal", "--tasks", "tense"], ["Did you mean 'embedded/small'"]),
+        (["gains", "--model", "no-such-hub-id"], ["hub cannot be reached", "embedded/small"]),
+        (["study", "--report", "--out", "absent"], ["holds no results"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_failure_is_one_line(arguments: list[str], messages: list[str], fail) -> None:
+    line = fail(*arguments, status=1)
+    assert all(message in line for message in messages), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gains", "--order", "0"], "--order: number=0 must be at least 1"),
+        (["gains", "--order", "2.5"], "--order: number='2.5' is of type str; expected a whole number"),
+        (["gains", "--prompts", "0"], "--prompts: number=0 must be at least 1"),
+        (["gains", "--amplitude", "0"], "--amplitude: number=0.0 must be above 0"),
+        (["gains", "--amplitude", "nan"], "--amplitude: number=nan must be finite"),
+        (["gains", "--seed", "-1"], "--seed: seed=-1 must be at least 0"),
+        (["gains", "--seed", str(2**64)], f"--seed: seed={2**64} must be at most"),
+        (["gains", "--model", ""], "--model: name='' is no path"),
+        (["gains", "--task", "a\0b"], "--task: name='a\\x00b' is no path"),
+        (["gains", "--device", "\udcff"], "--device: name='\\udcff' holds a lone surrogate"),
+        (["steer", "a\udcff"], "prompt: text='a\\udcff' holds a lone surrogate"),
+        (["steer", "--tokens", "0"], "--tokens: number=0 must be at least 1"),
+        (["steer", "--target", "inf"], "--target: number=inf must be finite"),
+        (["study", "--prompts", "0"], "--prompts: number=0 must be at least 1"),
+        (["study", "--seeds", "0", "-1"], "--seeds: seed=-1 must be at least 0"),
+        (["study", "--workers", "0"], "--workers: number=0 must be at least 1"),
+        (["train", "--corpus", "absent", "--out", "run", "--steps", "0"], "--steps: number=0 must be at least 1"),
+        (["train", "--corpus", "absent", "--out", "run", "--keep", "-1"], "--keep: number=-1 must be at least 0"),
+        (["train", "--corpus", "absent", "--out", "run", "--seed", "-1"], "--seed: seed=-1 must be at least 0"),
+        (["book", "--jobs", "0"], "--jobs: number=0 must be at least 1"),
+        (["exercises", "--root", ""], "--root: name='' is no path"),
+    ],
+    ids=lambda value: " ".join(value).encode("ascii", "backslashreplace").decode() if isinstance(value, list) else None,
+)
+def test_values_of_options_are_refused_before_any_work(arguments: list[str], message: str, refuse) -> None:
+    assert message in refuse(*arguments)
+
+
+def test_what_was_computed_is_shown_though_it_cannot_be_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "llv.safetensors"
+    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr(Path, "replace", full)
+    assert main(["gains", *SMALL, "--order", "2", "--no-plot", "--save", str(path)]) == 1
     out, error = capsys.readouterr()
-    assert "Order 2" in out  # what was computed is shown
+    assert "Order 2" in out and "Saved" not in out
     assert str(path) in error and len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -465,6 +599,6 @@ def test_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_train_without_a_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--corpus", str(tmp_path / "absent"), "--out", str(tmp_path / "run")]) == 1
+    assert main(["train", "--corpus", str(tmp_path / "absent"), "--out", str(tmp_path / "run")]) == 2
     assert "aclImdb" in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []

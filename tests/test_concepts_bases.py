@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from conftest import EXACT, PROMPTS
 from llvlit.engine.depth import last_token_states
-from llvlit.errors import InputError, NumericalError
+from llvlit.errors import ConceptNotVisibleError, InputError, NumericalError
 from llvlit.method.bases import (
     BASES,
     krylov_basis,
@@ -22,14 +22,18 @@ from llvlit.method.bases import (
 )
 from llvlit.method.concepts import (
     METHODS,
+    as_directions,
     concept_directions,
-    direction_vectors,
     directions_of_states,
-    mean_difference,
     random_directions,
     separation,
 )
 from llvlit.tasks.task import Prompts
+
+
+def labelled(labels, pairs=None):
+    """Prompts of which labels and pairs alone matter."""
+    return Prompts([f"text {row}" for row in range(len(labels))], labels, pairs)
 
 
 def planted_states(n_per_class=60, n_states=3, hidden_size=8, gap=4.0):
@@ -52,7 +56,7 @@ def test_mean_difference_is_the_difference_of_class_means(gpt2):
 
 def test_a_state_without_the_concept_borrows_the_next_direction():
     states, labels = planted_states()
-    directions = mean_difference(states, labels)
+    directions = directions_of_states(states, labelled(labels))
     assert directions.borrowed.tolist() == [True, False, False]
     assert torch.equal(directions.vectors[0], directions.vectors[1])
     assert abs(directions.vectors[1][0]) > 0.95
@@ -68,7 +72,7 @@ def test_many_states_do_not_make_a_concept_of_noise():
     for seed in range(40):
         noise = torch.randn(60, 25, 8, generator=generator, dtype=torch.float64)
         try:
-            mean_difference(noise, labels, seed=seed)
+            directions_of_states(noise, labelled(labels), seed=seed)
             n_seen += 1
         except NumericalError:
             pass
@@ -78,7 +82,7 @@ def test_many_states_do_not_make_a_concept_of_noise():
 def test_no_concept_anywhere_is_an_error():
     states, labels = planted_states(gap=0.0)
     with pytest.raises(NumericalError, match="permuted labels"):
-        mean_difference(states, labels)
+        directions_of_states(states, labelled(labels))
 
 
 def test_one_class_is_an_error(gpt2):
@@ -95,14 +99,14 @@ def test_separation_is_the_area_under_the_roc_curve():
 
 def test_directions_that_do_not_fit_are_errors(gpt2):
     with pytest.raises(InputError, match="shape"):
-        direction_vectors(torch.ones(3, 24), gpt2)
-    zero = torch.ones(5, 24)
+        as_directions(torch.eye(24)[:3]).on(gpt2)
+    zero = torch.eye(24)[:5]
     zero[2] = 0
     with pytest.raises(InputError, match=r"directions\[2\]"):
-        direction_vectors(zero, gpt2)
+        as_directions(zero)
     zero[2] = float("nan")
-    with pytest.raises(InputError, match=r"directions\[2\]"):
-        direction_vectors(zero, gpt2)
+    with pytest.raises(InputError, match="not finite"):
+        as_directions(zero)
 
 
 @given(st.integers(2, 12), st.integers(1, 12), st.integers(0, 10**6))
@@ -208,17 +212,24 @@ def test_each_method_finds_the_direction_of_its_theory(generator, method):
         "logistic": whitened / np.linalg.norm(whitened),  # the same for Gaussians of equal covariance
         "principal_component": np.array([1, 0, 0, 0]),  # the noise of pairs, not the concept
     }[method]
-    found = directions_of_states(states, labels, method=method)
+    found = directions_of_states(states, labelled(labels), method=method)
     assert found.method == method
     for vector in found.vectors:
         assert vector.norm().item() == pytest.approx(1)
         assert vector.numpy() @ expected > 0.99  # 4,000 prompts: errors of a few percent
     with pytest.raises(InputError, match="method"):
-        directions_of_states(states, labels, method="pca")
+        directions_of_states(states, labelled(labels), method="pca")
 
 
 def test_a_state_without_the_concept_borrows_whatever_the_method(generator):
     states, labels = two_classes(generator, n=400)
     states[:, 0] = 1.0  # the same for every prompt, as where all end in one token
-    found = directions_of_states(states, labels, method="lda")
+    found = directions_of_states(states, labelled(labels), method="lda")
     assert found.borrowed.tolist() == [True, False] and torch.equal(found.vectors[0], found.vectors[1])
+
+
+def test_a_readout_without_a_direction_of_its_own_is_an_error_that_says_what_to_do():
+    """It was that of an earlier state, without a word."""
+    states, labels = planted_states()
+    with pytest.raises(ConceptNotVisibleError, match=r"no readout.*more than 120 prompts, a suffix.*or another output"):
+        directions_of_states(states.flip(1), labelled(labels))

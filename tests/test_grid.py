@@ -6,7 +6,7 @@ import pytest
 
 from llvlit.errors import InputError
 from llvlit.study.grid import GRIDS, change_axes, load_grid
-from llvlit.tasks.hub import HUB_TASKS
+from llvlit.tasks.sources import HUB_TASKS
 
 WHOLE = """
 description = "A grid."

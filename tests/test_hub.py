@@ -22,7 +22,7 @@ from hub_server import LAYOUTS, Hub, client_environment, expected_text, serve, w
 from conftest import byte_tokenizer, tiny_module
 from llvlit.engine.models import REVISIONS, load_model, wrap_model
 from llvlit.hub import hub_reachable
-from llvlit.tasks.hub import HUB_TASKS
+from llvlit.tasks.sources import HUB_TASKS
 
 AT_ONCE = 5.0
 """Seconds a refusal may take that repeats nothing, on a busy machine."""

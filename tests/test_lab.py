@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 from llvlit.publishing.pages import read_pages
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU_BUILDS = (ROOT / "requirements" / "cpu.txt").read_text(encoding="utf-8")
 CHAPTERS = [page for page in read_pages(ROOT) if page.is_chapter]
 TOKEN = "secret"
 
@@ -106,11 +107,15 @@ def test_text_to_ipynb_and_back_is_the_same(page, tmp_path):
 def test_binder_installs_what_the_package_requires():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (ROOT / ".binder" / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    listed = {line for line in lines if not line.startswith(("#", "--"))}
+    listed = {Requirement(line).name: line for line in lines if not line.startswith(("#", "--"))}
     needed = project["dependencies"] + project["optional-dependencies"]["lab"]
-    assert listed == {Requirement(line).name for line in needed}
+    assert listed.keys() == {Requirement(line).name for line in needed}
     assert "--constraint ../constraints.txt" in lines and (ROOT / "constraints.txt").is_file()
-    assert any(line.endswith("download.pytorch.org/whl/cpu") for line in lines)
+    assert "index" not in " ".join(lines).replace("no second index", "")
+    address, _, digest = listed["torch"].removeprefix("torch @ ").partition("#sha256=")
+    python = re.sub(r"\W", "", (ROOT / ".binder" / "runtime.txt").read_text().removeprefix("python-"))
+    assert f"-cp{python}-" in address
+    assert f"--hash=sha256:{digest}" in CPU_BUILDS
 
 
 def test_binder_scripts_can_run_and_its_python_is_one_we_support():

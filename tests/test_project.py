@@ -55,18 +55,32 @@ def test_environment_names_the_ranges_of_the_project():
     assert found == requirements()
 
 
+def pins(name: str) -> dict[str, str]:
+    """Version of each package in a lock or in the constraints, read line by line."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9-]+)==([A-Za-z0-9.!]+)", text, re.MULTILINE))
+
+
 def test_constraints_pin_every_requirement_within_its_range():
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = {}
-    for line in lines:
-        if line and not line.startswith("#"):
-            found = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)(?: *;.*)?", line)
-            assert found, f"not an exact version that installs everywhere: {line}"
-            pins[canonicalize_name(found[1])] = found[2]
-    assert pins["torch"] == "2.13.0"
+    pinned = pins("constraints.txt")
+    assert pinned == pins("requirements/locked.txt"), "run `make lock`"
     for name, specifier in requirements().items():
-        assert name in pins, name
-        assert Requirement(f"{name}{specifier}").specifier.contains(pins[name], prereleases=True), name
+        assert name in pinned, f"{name} is not locked; run `make lock`"
+        assert Requirement(f"{name}{specifier}").specifier.contains(pinned[name], prereleases=True), name
+
+
+def test_every_file_that_make_installs_is_named_by_its_hash():
+    cpu = (ROOT / "requirements" / "cpu.txt").read_text(encoding="utf-8")
+    locked = (ROOT / "requirements" / "locked.txt").read_text(encoding="utf-8")
+    cuda = (ROOT / "requirements" / "cuda.txt").read_text(encoding="utf-8")
+    entries = [entry for text in (cpu, locked, cuda) for entry in re.split(r"\n(?=[a-z#])", text) if entry[0] != "#"]
+    for entry in entries:
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
+    assert f"\ntorch=={pins('constraints.txt')['torch']}+cpu " in cpu
+    shared, with_cuda = pins("requirements/locked.txt"), pins("requirements/cuda.txt")
+    assert {name: shared[name] for name in shared.keys() & with_cuda.keys()}.items() <= with_cuda.items()
+    assert not any(name.startswith("nvidia") for name in shared), "a CPU build of torch needs none of these"
+    assert "--require-hashes" in (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def test_citation_is_valid_and_of_this_version():

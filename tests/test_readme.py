@@ -27,8 +27,8 @@ def test_local_links_exist():
 
 
 def test_every_command_in_the_table_exists():
-    from llvlit.cli.main import _parser
+    from llvlit.cli.main import parser
 
     commands = set(re.findall(r"`llvlit (\w+)", README))
-    (choices,) = [action.choices for action in _parser()._actions if action.choices]
+    (choices,) = [action.choices for action in parser()._actions if action.choices]
     assert commands == set(choices)

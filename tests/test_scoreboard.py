@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from llvlit.cli.main import _parser
+from llvlit.cli.main import parser
 from llvlit.publishing.scoreboard import ABSENT, ablation_rows, energy_rows, size_rows, task_rows
 from llvlit.study.comparison import DASH, at_setting, joined, means, paired, read_study, verdict
 from llvlit.study.grid import change_axes, load_grid
@@ -72,13 +72,13 @@ def test_the_commands_are_ours_and_cover_what_their_rows_lack(monkeypatch):
     for row in task_rows(PAPER, REAL, None):
         task = next((one["task"] for one in PAPER["tasks"] if one["name"] == row[0]), row[0])
         for found in filter(None, map(COMMAND.match, row)):
-            options = _parser().parse_args(found[1].split())
+            options = parser().parse_args(found[1].split())
             grid = change_axes(load_grid(options.grid), {key: getattr(options, key) for key in ("models", "tasks")})
             assert task in grid.tasks and options.save == f"results/{grid.name}"
             assert grid.models == ((PAPER["tasks_of"],) if grid.name == "paper" else load_grid("real").models)
             assert len(grid.tasks) == 1 or grid == load_grid(options.grid)
     for row, model in zip(size_rows(PAPER, REAL, None), PAPER["models"], strict=True):
-        assert _parser().parse_args(COMMAND.match(row[2])[1].split()).models == [model["hub"]]
+        assert parser().parse_args(COMMAND.match(row[2])[1].split()).models == [model["hub"]]
 
 
 def test_what_was_run_of_the_paper_is_shown_and_only_the_rest_is_not(checkout):

@@ -21,8 +21,9 @@ from torch.utils.flop_counter import flop_registry
 from conftest import PROMPTS, affine_model
 from llvlit.engine.depth import last_token_states
 from llvlit.errors import CellError, FileError, InputError, ModelError
+from llvlit.method.agreement import agreement
 from llvlit.method.concepts import directions_of_states, random_directions
-from llvlit.method.gains import adjoint_gains, agreement, measured_gains
+from llvlit.method.gains import adjoint_gains, measured_gains
 from llvlit.method.identification import identify
 from llvlit.method.verification import required_energy
 from llvlit.study.cells import Results, load_results, load_subject, run_cell, run_study
@@ -58,7 +59,7 @@ def rows_of(experiment, **wanted):
 
 @pytest.mark.parametrize("method", SETTINGS.directions)
 def test_rows_are_what_the_functions_give_one_by_one(experiment, gpt2, method):
-    directions = directions_of_states(last_token_states(gpt2, PROMPTS), np.array(PROMPTS.labels), method=method)
+    directions = directions_of_states(last_token_states(gpt2, PROMPTS), PROMPTS, method=method)
     measured = measured_gains(gpt2, PROMPTS, directions)
     predictions = {
         ("adjoint", None): adjoint_gains(gpt2, PROMPTS, directions).mean,
@@ -87,7 +88,7 @@ def test_rows_are_what_the_functions_give_one_by_one(experiment, gpt2, method):
 
 
 def test_other_amplitudes_and_fewer_prompts_have_rows_of_their_own(experiment, gpt2):
-    directions = directions_of_states(last_token_states(gpt2, PROMPTS), np.array(PROMPTS.labels))
+    directions = directions_of_states(last_token_states(gpt2, PROMPTS), PROMPTS)
     large = measured_gains(gpt2, PROMPTS, directions, amplitude=1.0)
     (row,) = rows_of(experiment, predictor="adjoint", layers="all", amplitude=1.0)
     expected = agreement(adjoint_gains(gpt2, PROMPTS, directions), large)
@@ -99,7 +100,7 @@ def test_other_amplitudes_and_fewer_prompts_have_rows_of_their_own(experiment, g
 
 
 def test_energies_are_those_of_required_energy(experiment, gpt2):
-    directions = directions_of_states(last_token_states(gpt2, PROMPTS), np.array(PROMPTS.labels))
+    directions = directions_of_states(last_token_states(gpt2, PROMPTS), PROMPTS)
     chosen = PROMPTS.select(range(2))
     target = SETTINGS.target * directions.gaps[-1]
     found = required_energy(gpt2, chosen, directions, np.ones(4), target)
@@ -120,9 +121,7 @@ def test_energies_of_a_linear_model_follow_from_its_gains():
     vectors = random_directions(5, 24, seed=3)
     vectors[1:-1] += vectors[-1]  # no gain near zero
     vectors /= vectors.norm(dim=-1, keepdim=True)
-    directions = replace(
-        directions_of_states(last_token_states(model, PROMPTS), np.array(PROMPTS.labels)), vectors=vectors
-    )
+    directions = replace(directions_of_states(last_token_states(model, PROMPTS), PROMPTS), vectors=vectors)
     h = (vectors[:-1] @ vectors[-1]).numpy()
     weights = np.array([4.0, 1.0, 0.5, 0.25])
     rows = schedule_energies(model, PROMPTS, directions, {"true": h}, weights, 0.5)
@@ -158,7 +157,7 @@ def test_energies_of_a_linear_model_follow_from_its_gains():
     ],
 )
 def test_ratios_out_of_reach_are_counted_not_taken_for_zero(values, reference, ratio):
-    found = _summary(np.array(values, dtype=float), np.array(reference, dtype=float), seed=0)
+    found = _summary(np.array(values, dtype=float), np.array(reference, dtype=float), tuple(range(len(values))), seed=0)
     assert found["ratio"] == ratio and found["n_out_of_reach"] == np.isinf(values).sum()
     if ratio is None:
         assert found["ratio_low"] is None and found["ratio_high"] is None

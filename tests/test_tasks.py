@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
+import unicodedata
 from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
@@ -17,13 +20,13 @@ from pyarrow import parquet
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_score
 
-from llvlit.errors import InputError
+from llvlit.errors import FileError, InputError
 from llvlit.hub import failure
 from llvlit.prompts import Prompts, length_auc
-from llvlit.tasks import hub as hub_tasks
-from llvlit.tasks.grammars import EMBEDDED_TASKS, clean_text, generate, load_grammar, normalized
-from llvlit.tasks.hub import HUB_TASKS, HubTask, examples_from_rows, shuffled
-from llvlit.tasks.task import Splits, Task, load_task, task_names
+from llvlit.tasks.grammars import EMBEDDED_TASKS, generate, load_grammar
+from llvlit.tasks.sources import HUB_TASKS, HubTask, clean_text, examples_from_rows, shuffled
+from llvlit.tasks.splits import Splits, normalized
+from llvlit.tasks.task import Task, load_task, task_names
 
 LENGTH_AUC = 0.53  # chance is 0.5 with a standard error of 0.012 at 1,200 per class
 FUNCTION_WORD_ACCURACY = 0.60
@@ -172,9 +175,9 @@ def test_twins_share_everything_but_the_class_phrases(name: str) -> None:
 
 @embedded
 def test_generation_depends_on_the_seed_alone(name: str) -> None:
-    fresh = generate.__wrapped__
-    assert fresh(name, n_pairs=50) == generate(name)[:50]
-    assert fresh(name, n_pairs=50, seed=1) != generate(name)[:50]
+    first = generate(name)[:50]
+    generate.cache_clear()
+    assert generate(name, n_pairs=50) == first != generate(name, n_pairs=50, seed=1)
 
 
 @embedded
@@ -254,6 +257,23 @@ def test_embedded_splits_keep_twins_together(name: str) -> None:
     assert all(text.endswith(task.suffix) for part in parts for text in part.texts)
 
 
+@embedded
+def test_twins_share_a_unit_that_no_other_split_has(name: str) -> None:
+    parts = parts_of(load_task(name).split(40, 20, 10))
+    for part in parts:
+        assert part.pairs[::2] == part.pairs[1::2] and len(set(part.pairs)) == len(part) / 2
+        assert set(part.select([0, 3]).pairs) == {part.pairs[0], part.pairs[2]}
+    units = [set(part.pairs) for part in parts]
+    assert not units[0] & units[1] | units[0] & units[2] | units[1] & units[2]
+    assert load_task(name).prompts().pairs[:4] == (0, 0, 1, 1)
+
+
+def test_texts_without_groups_are_units_of_their_own() -> None:
+    task = Task("toy", "", ("no", "yes"), tuple(f"text {i}" for i in range(12)), (0, 1) * 6)
+    pairs = [pair for part in parts_of(task.split(2, 2, 2)) for pair in part.pairs]
+    assert len(set(pairs)) == len(pairs) == 12
+
+
 def test_split_is_seeded() -> None:
     task = toy_task()
     sizes = {"concept": 10, "operating": 5, "evaluation": 5}
@@ -329,6 +349,8 @@ def test_groups_that_share_a_text_are_one(seed: int) -> None:
     parts = parts_of(task.split(concept=5, operating=5, evaluation=5, seed=seed))
     numbers = [{text.split()[1].strip("!") for text in part.texts} for part in parts]
     assert not numbers[0] & numbers[1] | numbers[0] & numbers[2] | numbers[1] & numbers[2]
+    for part, members in zip(parts, numbers, strict=True):
+        assert len(set(part.pairs)) == len(members)  # what shares a text is one unit
 
 
 def test_groups_too_coarse_are_refused() -> None:
@@ -351,7 +373,7 @@ def test_seed_must_be_whole() -> None:
 
 
 def test_groups_must_fit_the_texts() -> None:
-    with pytest.raises(InputError, match="groups has 1 entries for 2 texts"):
+    with pytest.raises(InputError, match=r"groups has shape \(1,\); expected \(2,\)"):
         Task("toy", "", ("no", "yes"), ("a", "b"), (0, 1), groups=(0,))
 
 
@@ -433,25 +455,32 @@ def test_parquet_round_trip(tmp_path: Path) -> None:
         ({"text": ["a"], "mark": [1]}, "lacks label; its columns: text, mark"),
         ({"body": ["a"]}, "lacks label and text; its columns: body"),
         ({"text": ["a", "b", "c"], "label": [0, 1, 5]}, r"row 2 \(from 0\): label=5"),
-        ({"text": ["a"], "label": ["1"]}, "label='1'"),
         (
             {"text": ["a", "b"], "label": [1.0, 0.5]},
             r"mine.parquet, row 1 \(from 0\): label=0.5 .* Fix or drop the row",
         ),
         ({"text": ["a", "b"], "label": [0, None]}, "row 1 .*label=None"),
         ({"text": ["a"], "label": [float("nan")]}, "row 0 .*label=nan"),
-        ({"text": ["a"], "label": [[1]]}, r"row 0 .*label=\[1\]"),
-        ({"text": [b"a"], "label": [1]}, "row 0 .*text=b'a'"),
+        ({"text": ["a"], "label": ["1"]}, "column label is of type string; expected numbers"),
+        ({"text": ["a"], "label": [[1]]}, "column label is of type list<.*int64>; expected numbers"),
+        ({"text": [b"a"], "label": [1]}, "column text is of type binary; expected strings"),
+        ({"text": [7], "label": [0]}, "column text is of type int64; expected strings"),
+        ({"text": [{"text": "a"}], "label": [0]}, "column text is of type struct<text: string>; expected strings"),
+        ({"text": [None], "label": [0]}, "column text is of type null; expected strings"),
         ({"text": ["a", None], "label": [0, 1]}, r"row 1 \(from 0\): text=None"),
         ({"text": ["a", " <br /> "], "label": [0, 1]}, r"row 1 \(from 0\): text="),
-        ({"text": [7], "label": [0]}, "row 0 .*text=7"),
         ({"text": pa.array([], pa.string()), "label": pa.array([], pa.int64())}, "has no rows"),
     ],
 )
 def test_parquet_errors_say_where(tmp_path: Path, columns: dict[str, list[object]], message: str) -> None:
     path = write(tmp_path / "mine.parquet", **columns)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(FileError, match=message):
         load_task(path)
+
+
+def test_parquet_of_categories_is_read(tmp_path: Path) -> None:
+    categories = {name: pa.array(cells).dictionary_encode() for name, cells in (("text", "ab"), ("label", [0, 1]))}
+    assert load_task(write(tmp_path / "mine.parquet", **categories)).labels == (0, 1)
 
 
 def test_parquet_must_be_there_and_whole(tmp_path: Path) -> None:
@@ -461,11 +490,42 @@ def test_parquet_must_be_there_and_whole(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for content in (b"", b"PAR1 not really", b"text,label\na,1\n", whole[:-1], whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r"torn.parquet cannot be read as a parquet file .*Write or copy it again"):
+        with pytest.raises(FileError, match=r"torn.parquet cannot be read as a parquet file .*Write or copy it again"):
             load_task(path)
     path.write_bytes(whole[:20] + b"?" * 200 + whole[220:])
-    with pytest.raises(InputError, match="torn"):
+    with pytest.raises(FileError, match="torn"):
         load_task(path)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "folder.parquet").mkdir()
+    os.mkfifo(tmp_path / "pipe.parquet")
+    (tmp_path / "endless.parquet").symlink_to("/dev/urandom")
+    for name in ("folder", "pipe", "endless"):
+        with pytest.raises(InputError, match=f"name=.*{name}.parquet': this is a folder or a device, no file"):
+            load_task(tmp_path / f"{name}.parquet")
+    assert list(task_names(tmp_path)) == list(task_names())
+
+
+def test_parquet_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    """The bytes of a string column are nobody's promise."""
+    broken = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"\xff\xfe"))
+    path = write(tmp_path / "latin.parquet", text=broken, label=[1])
+    with pytest.raises(FileError, match=r"latin.parquet cannot be read as a parquet file .*UnicodeDecodeError"):
+        load_task(path)
+
+
+def test_huge_files_are_refused_at_once(tmp_path: Path) -> None:
+    n_rows = 5_000_000
+    parts = pa.DictionaryArray.from_arrays(np.zeros(n_rows, np.int8), ["a" * 10_000])
+    path = write(tmp_path / "rows.parquet", text=parts, label=np.zeros(n_rows, np.int8))
+    began = time.perf_counter()
+    with pytest.raises(FileError, match=r"has 5000000 rows. Keep 1000000 at most"):
+        load_task(path)
+    write(path, text=parts[:100_000], label=np.zeros(100_000, np.int8))
+    with pytest.raises(FileError, match=r"first \d+ texts have over \d+ letters"):
+        load_task(path)
+    assert time.perf_counter() - began < 10
 
 
 # Folder of task files
@@ -505,6 +565,51 @@ def test_folder_lacks_a_task(data_dir: Path, tmp_path_factory: pytest.TempPathFa
     with pytest.raises(InputError, match=r"it has no \.parquet file"):
         load_task("imdb", data_dir=empty)
     assert load_task("tense", data_dir=empty) == load_task("tense")
+
+
+def test_names_may_be_written_in_any_script(tmp_path: Path) -> None:
+    for stem in ("données", "情感", "deux mots", 'l\'"été"', "a$b$c|`d`"):
+        path = write(tmp_path / f"{stem}.parquet", text=[f"text {i}" for i in range(6)], label=[0, 1] * 3)
+        for task in (load_task(stem, data_dir=tmp_path), load_task(path), load_task(str(path))):
+            assert task.name == stem and len(task.split(1, 1, 1).concept) == 2
+    decomposed = unicodedata.normalize("NFD", "données")  # as some file systems and some keyboards have it
+    assert load_task(decomposed, data_dir=tmp_path).name == "données"
+    (tmp_path / os.fsdecode(b"\xff.parquet")).write_bytes(path.read_bytes())
+    assert all(name.encode() for name in task_names(tmp_path))
+
+
+@pytest.mark.parametrize("value", [None, 3, 1.5, b"tense", ["tense"], {}, float("nan"), np.zeros(2), object()])
+def test_odd_arguments_are_named(value: object) -> None:
+    """Whatever comes, the error names the argument that it came for."""
+    toy = toy_task()
+    for argument, call in {
+        "name": lambda: load_task(value),
+        "suffix": lambda: toy.with_suffix(value),
+        "class_names": lambda: Task("toy", "", value, ("a",), (1,)),
+        "description": lambda: Task("toy", value, ("no", "yes"), ("a",), (1,)),
+    }.items():
+        with pytest.raises(InputError, match=argument):
+            call()
+    if value is None:
+        return
+    for argument, call in {
+        "data_dir": lambda: load_task("tense", data_dir=value),
+        "suffix": lambda: load_task("tense", suffix=value),
+        "revision": lambda: load_task("sst2", revision=value),
+        "groups": lambda: Task("toy", "", ("no", "yes"), ("a",), (1,), groups=value),
+    }.items():
+        with pytest.raises(InputError, match=argument):
+            call()
+
+
+@pytest.mark.parametrize("name", ["", "\0", "\0.parquet", "x" * 5000 + ".parquet", "~nobody/x.parquet", "\ud800", "/"])
+def test_odd_names_are_named(name: str, tmp_path: Path) -> None:
+    for call in (lambda: load_task(name), lambda: load_task(name, data_dir=tmp_path), lambda: load_task(Path(name))):
+        with pytest.raises(InputError, match=r"name=|data_dir="):
+            call()
+    if name != "/":
+        with pytest.raises(InputError, match="data_dir="):
+            load_task("tense", data_dir=name)
 
 
 def test_folder_must_be_one(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -621,7 +726,7 @@ def test_hub_is_streamed_at_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append((arguments, options))
         return datasets.Dataset.from_list(rows).to_iterable_dataset()
 
-    monkeypatch.setattr(hub_tasks, "hub_reachable", lambda: True)
+    monkeypatch.setattr("llvlit.tasks.sources.hub_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", dataset_info)
     task = load_task("tweeteval_irony")

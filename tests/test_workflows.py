@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,13 +62,24 @@ def test_self_hosted_runner_never_sees_a_pull_request():
     assert BOOK["execute"]["runs-on"] == ["self-hosted", "gpu"]
 
 
-def test_actions_are_pinned_and_no_checkout_leaves_a_token():
+def test_actions_are_pinned_by_commit_and_no_checkout_leaves_a_token():
     for name, _, step in steps():
         if "uses" in step:
-            assert re.fullmatch(r"actions/[a-z-]+@v\d+", step["uses"]), f"{name}: {step['uses']}"
+            assert re.fullmatch(r"actions/[a-z-]+@[0-9a-f]{40}", step["uses"]), f"{name}: {step['uses']}"
         if "checkout" in step.get("uses", ""):
             assert step["with"]["persist-credentials"] is False
         assert "${{" not in step.get("run", ""), f"{name}: pass values by env, so that no text of others is run"
+
+
+def test_zizmor_finds_nothing():
+    program = shutil.which("zizmor", path=Path(sys.executable).parent)
+    done = subprocess.run([str(program), "--offline", "--quiet", ROOT / ".github"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_second_index_can_offer_a_package():
+    for path in (*(ROOT / ".github" / "workflows").glob("*.yml"), *(ROOT / ".binder").iterdir(), ROOT / "Makefile"):
+        assert not re.search("extra.index", path.read_text(encoding="utf-8"), re.IGNORECASE), path
 
 
 def test_events():

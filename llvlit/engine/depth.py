@@ -200,7 +200,7 @@ class DepthSystem:
     def step(self, layer: int, candidates: torch.Tensor) -> torch.Tensor:
         """Next states of candidates, ``(n_prompts, k, hidden_size)``.
 
-        See :meth:`llvlit.engine.layer.FrozenLayer.step`.
+        See :meth:`~llvlit.engine.layer.FrozenLayer.step`.
         """
         return self.layer(layer).step(candidates)
 
@@ -230,11 +230,11 @@ class DepthSystem:
         return candidates
 
     def jvp(self, layer: int, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
-        """Jacobian-vector products; see :meth:`llvlit.engine.layer.FrozenLayer.jvp`."""
+        """Jacobian-vector products; see :meth:`~llvlit.engine.layer.FrozenLayer.jvp`."""
         return self.layer(layer).jvp(tangents, method=method)
 
     def vjp(self, layer: int, cotangents: torch.Tensor) -> torch.Tensor:
-        """Vector-Jacobian products; see :meth:`llvlit.engine.layer.FrozenLayer.vjp`."""
+        """Vector-Jacobian products; see :meth:`~llvlit.engine.layer.FrozenLayer.vjp`."""
         return self.layer(layer).vjp(cotangents)
 
     def jacobian(self, layer: int) -> torch.Tensor:

@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 
-from llvlit.engine.depth import MAX_TOKENS, last_token_states
+from llvlit.checks import array, choice, instance, integer
+from llvlit.checks import seed as checked_seed
+from llvlit.engine.depth import last_token_states
 from llvlit.engine.models import LanguageModel
-from llvlit.errors import ConceptNotVisibleError, InputError, unknown_name
-from llvlit.prompts import Prompts
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts
+from llvlit.errors import ConceptNotVisibleError, InputError
+from llvlit.prompts import Prompts, auc
 
 METHODS = ("mean_difference", "lda", "logistic", "principal_component")
 N_PERMUTATIONS = 200
 CHANCE_QUANTILE = 0.95
 FEWEST_TO_PERMUTE = 10
+UNIT_TOLERANCE = 1e-4
+"""How far a direction's length may be from 1: what rounding to half precision does is less."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Directions:
     """Unit concept directions v_0 .. v_L, one before each layer and one after the last.
 
     Attributes
     ----------
-    vectors : (n_layers + 1, hidden_size) float64 tensor
+    vectors : (n_layers + 1, hidden_size) tensor
         Unit norm; they point from class 0 to class 1.
     gaps : (n_layers + 1,) float64 array
-        Distance of the class means along each direction, in the residual stream's units.
+        Distance of the class means along each direction, in the residual stream's units; NaN where nobody measured it.
     chance_gaps : (n_layers + 1,) float64 array
         The distance that permuted labels reach (their 95 % quantile); 0 where there are too few prompts.
     borrowed : (n_layers + 1,) bool array
         Where the gap is no larger than under permuted labels; such a direction is that of the next state
         whose gap is larger, and its gap is measured along the borrowed direction.
     method : str
+
+    Raises
+    ------
+    InputError
+        If the shapes do not agree, or a vector is not finite or not of length 1.
 
     Examples
     --------
@@ -50,10 +60,59 @@ class Directions:
     borrowed: np.ndarray
     method: str
 
+    def __post_init__(self) -> None:
+        n_states, _ = array("directions", self.vectors, ("n_layers + 1", "hidden_size")).shape
+        norms = self.vectors.detach().to(torch.float64).norm(dim=-1)
+        for state in ((norms - 1).abs() > UNIT_TOLERANCE).nonzero().flatten().tolist():
+            raise InputError(
+                f"directions[{state}] has length {norms[state]:.6g}; gains are per unit push, so directions have "
+                "length 1. Divide each by its norm (none may be zero)."
+            )
+        array("chance_gaps", self.chance_gaps, (n_states,))
+        for name, kinds in (("gaps", "f"), ("borrowed", "b")):
+            values = instance(name, getattr(self, name), np.ndarray, "an array, one entry a state")
+            if values.shape != (n_states,) or values.dtype.kind not in kinds:
+                raise InputError(f"{name} has shape {values.shape}, type {values.dtype}; there are {n_states} states.")
+
+    def on(self, model: LanguageModel) -> torch.Tensor:
+        """Vectors in the model's type and on its device; InputError if their shape does not fit it."""
+        expected = (model.n_layers + 1, model.hidden_size)
+        if tuple(self.vectors.shape) != expected:
+            raise InputError(
+                f"directions have shape {tuple(self.vectors.shape)}; {model.name} needs (n_layers + 1, hidden_size), "
+                f"which is {expected}."
+            )
+        return self.vectors.to(model.device, model.dtype)
+
+
+DirectionsLike = Directions | torch.Tensor | np.ndarray
+
+
+def as_directions(directions: DirectionsLike) -> Directions:
+    """Directions as they are; vectors ``(n_layers + 1, hidden_size)`` as directions whose gaps are not known.
+
+    Examples
+    --------
+    >>> from llvlit.method.concepts import as_directions
+    >>> as_directions(np.eye(3)).method
+    'given'
+    """
+    if isinstance(directions, Directions):
+        return directions
+    vectors = array("directions", directions, ("n_layers + 1", "hidden_size"))
+    nothing = np.zeros(len(vectors))
+    return Directions(torch.from_numpy(vectors), nothing + np.nan, nothing, nothing.astype(bool), "given")
+
+
+def borrowing(states: Iterable[int], *, start: str = "; ") -> str:
+    """What a printed result adds where it used borrowed directions: which states had none of their own."""
+    numbers = ", ".join(map(str, states))
+    return f"{start}borrowed directions: {numbers}" if numbers else ""
+
 
 def concept_directions(
     model: LanguageModel,
-    prompts: Prompts,
+    prompts: Prompts | TokenizedPrompts,
     *,
     method: str = "mean_difference",
     max_tokens: int = MAX_TOKENS,
@@ -78,7 +137,8 @@ def concept_directions(
     InputError
         If a class is missing or the method unknown.
     ConceptNotVisibleError
-        If no state separates the classes better than permuted labels do.
+        If no state separates the classes better than permuted labels do, or the last one, whose direction is the
+        readout, does not: a readout is never borrowed.
 
     Examples
     --------
@@ -86,58 +146,46 @@ def concept_directions(
     >>> tuple(directions.vectors.shape)
     (13, 64)
     """
-    if method not in METHODS:
-        raise InputError(unknown_name("method", method, METHODS))
-    labels = np.asarray(prompts.labels)
-    for label in (0, 1):
-        if not (labels == label).any():
-            raise InputError(
-                f"prompts hold no prompt of class {label} ({len(labels)} of class {1 - label}); "
-                "a direction needs both classes."
-            )
+    choice("method", method, METHODS)
+    labelled = prompts.prompts if isinstance(prompts, TokenizedPrompts) else prompts
+    _check_classes(labelled)
     states = last_token_states(model, prompts, max_tokens=max_tokens, final_norm=final_norm)
-    return directions_of_states(states, labels, method=method, seed=seed)
-
-
-def mean_difference(states: torch.Tensor, labels: np.ndarray, *, seed: int = 0) -> Directions:
-    """Mean-difference directions; see :func:`directions_of_states`."""
-    return directions_of_states(states, labels, method="mean_difference", seed=seed)
+    return directions_of_states(states, labelled, method=method, seed=seed)
 
 
 def directions_of_states(
-    states: torch.Tensor, labels: np.ndarray, *, method: str = "mean_difference", seed: int = 0
+    states: torch.Tensor, prompts: Prompts, *, method: str = "mean_difference", seed: int = 0
 ) -> Directions:
-    """Directions from states ``(n_prompts, n_states, hidden_size)`` and labels ``(n_prompts,)`` in {0, 1}.
+    """Directions from states ``(n_prompts, n_states, hidden_size)`` of labelled prompts.
 
     Whether a state shows the concept is asked of the class means, whatever the method: its gap must beat 95 % of
-    those under permuted labels, and the largest gap of all states 95 % of the largest under permuted labels.
+    those under permuted labels, and the largest gap of all states 95 % of the largest under permuted labels.  Labels
+    are permuted as the prompts were drawn: within twins, else among all prompts.
 
     Raises
     ------
-    InputError
-        If the method is unknown.
-    ConceptNotVisibleError
-        If no state separates the classes better than permuted labels do.
+    InputError, ConceptNotVisibleError
+        See :func:`llvlit.concept_directions`.
 
     Examples
     --------
     >>> from llvlit.method.concepts import directions_of_states
     >>> states = torch.tensor([[[0.0, 0.0]], [[0.0, 2.0]]])  # two prompts, one state each
-    >>> found = directions_of_states(states, np.array([0, 1]))
+    >>> found = directions_of_states(states, llvlit.Prompts(["a waste", "a joy"], [0, 1]))
     >>> found.vectors.tolist(), found.gaps.tolist()
     ([[0.0, 1.0]], [2.0])
     """
-    if method not in METHODS:
-        raise InputError(unknown_name("method", method, METHODS))
+    choice("method", method, METHODS)
+    _check_classes(prompts)
+    labels = np.array(prompts.labels)
+    array("states", states, (len(labels), "n_states", "hidden_size"))
     states = states.detach().to("cpu", torch.float64)
-    contrast = _contrasts(labels[None, :])
-    differences = torch.einsum("cn,nsh->sh", contrast, states)
+    differences = torch.einsum("cn,nsh->sh", _contrasts(labels[None, :]), states)
     gaps = differences.norm(dim=-1)
     chance = torch.zeros_like(gaps)
     norms = gaps.new_zeros(len(gaps), 0)
     if min((labels == 0).sum(), (labels == 1).sum()) >= FEWEST_TO_PERMUTE:
-        generator = np.random.default_rng(seed)
-        permuted = _contrasts(np.stack([generator.permutation(labels) for _ in range(N_PERMUTATIONS)]))
+        permuted = _contrasts(_permuted_labels(labels, prompts.pairs, checked_seed("seed", seed)))
         norms = torch.stack([(permuted @ states[:, index]).norm(dim=-1) for index in range(states.shape[1])])
         chance = norms.quantile(CHANCE_QUANTILE, dim=1)
     floor = 1e-6 * states.norm(dim=-1).mean(dim=0)
@@ -147,16 +195,49 @@ def directions_of_states(
             "No state separates the classes better than permuted labels do: the concept is not visible in the "
             "last token. Use more prompts, another task, or a suffix that asks for the concept."
         )
+    if borrowed[-1]:
+        raise ConceptNotVisibleError(
+            f"The last state, which is read out, separates the classes no better than permuted labels do (gap "
+            f"{gaps[-1]:.3g}, by chance {chance[-1]:.3g}), so there is no readout v_L. Use more than {len(labels)} "
+            "prompts, a suffix that asks for the concept, or another output."
+        )
     vectors = differences / gaps.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-1)
     sound = np.flatnonzero(~borrowed)
     if method != "mean_difference":
         for index in sound:
             vectors[index] = _fitted(states[:, index].numpy(), labels, differences[index].numpy(), method)
     for index in np.flatnonzero(borrowed):
-        later = sound[sound > index]
-        vectors[index] = vectors[later[0] if len(later) else sound[-1]]
+        vectors[index] = vectors[sound[sound > index][0]]
     along = torch.einsum("sh,sh->s", differences, vectors)
     return Directions(vectors, along.numpy(), chance.numpy(), borrowed, method)
+
+
+def _check_classes(prompts: Prompts) -> None:
+    labels = instance("prompts", prompts, Prompts, "labelled prompts").labels
+    for label in (0, 1):
+        if label not in labels:
+            raise InputError(
+                f"prompts hold no prompt of class {label} ({len(labels)} of class {1 - label}); "
+                "a direction needs both classes."
+            )
+
+
+def _permuted_labels(labels: np.ndarray, pairs: tuple[int, ...], seed: int) -> np.ndarray:
+    """Labels ``(200, n_prompts)`` as they could have come: twins swap theirs, the other prompts any of theirs.
+
+    Twins differ in the concept alone, so labels that cross pairs would count what differs between pairs as chance.
+    """
+    _, unit = np.unique(pairs, return_inverse=True)
+    n_positive = np.bincount(unit, labels)
+    has_both = (n_positive > 0) & (n_positive < np.bincount(unit))
+    strata = np.where(has_both[unit], unit, -1)
+    ordered = np.argsort(strata, kind="stable")
+    generator = np.random.default_rng(seed)
+    permuted = np.empty((N_PERMUTATIONS, len(labels)), dtype=labels.dtype)
+    for row in permuted:
+        shuffled = generator.permutation(len(labels))
+        row[ordered] = labels[shuffled[np.argsort(strata[shuffled], kind="stable")]]
+    return permuted
 
 
 def _any_visible(gaps: torch.Tensor, permuted: torch.Tensor, chance: torch.Tensor) -> bool:
@@ -197,28 +278,6 @@ def _contrasts(labels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(ones / ones.sum(-1, keepdims=True) - (1 - ones) / (1 - ones).sum(-1, keepdims=True))
 
 
-def direction_vectors(directions: Directions | torch.Tensor | np.ndarray, model: LanguageModel) -> torch.Tensor:
-    """Vectors ``(n_layers + 1, hidden_size)`` in the model's type and on its device.
-
-    Raises
-    ------
-    InputError
-        If the shape does not fit the model, or a vector is zero or not finite.
-    """
-    vectors = directions.vectors if isinstance(directions, Directions) else torch.as_tensor(directions)
-    expected = (model.n_layers + 1, model.hidden_size)
-    if tuple(vectors.shape) != expected:
-        raise InputError(
-            f"directions have shape {tuple(vectors.shape)}; {model.name} needs (n_layers + 1, hidden_size), "
-            f"which is {expected}."
-        )
-    norms = vectors.to(torch.float64).norm(dim=-1)
-    bad = (~torch.isfinite(norms) | (norms == 0)).nonzero().flatten().tolist()
-    if bad:
-        raise InputError(f"directions[{bad[0]}] is zero or not finite; a push along it would mean nothing.")
-    return vectors.to(model.device, model.dtype)
-
-
 def random_directions(n_states: int, hidden_size: int, *, seed: int = 0) -> torch.Tensor:
     """The null: unit directions ``(n_states, hidden_size)`` drawn uniformly from the sphere, float64.
 
@@ -229,15 +288,14 @@ def random_directions(n_states: int, hidden_size: int, *, seed: int = 0) -> torc
     >>> tuple(null.shape), torch.allclose(null.norm(dim=1), torch.ones(13).double())
     ((13, 64), True)
     """
-    generator = torch.Generator().manual_seed(seed)
+    n_states, hidden_size = integer("n_states", n_states, at_least=1), integer("hidden_size", hidden_size, at_least=1)
+    generator = torch.Generator().manual_seed(checked_seed("seed", seed))
     vectors = torch.randn(n_states, hidden_size, generator=generator, dtype=torch.float64)
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
 def separation(states: torch.Tensor, labels: np.ndarray, vectors: torch.Tensor) -> np.ndarray:
     """Area under the ROC curve of each state's projection on its direction, ``(n_states,)``; 0.5 is chance.
-
-    Computed from ranks (Mann and Whitney), ties counted half.
 
     Examples
     --------
@@ -246,10 +304,7 @@ def separation(states: torch.Tensor, labels: np.ndarray, vectors: torch.Tensor) 
     >>> separation(states, np.array([0, 0, 1, 1]), torch.tensor([[1.0, 0.0]])).tolist()
     [1.0]
     """
-    labels = np.asarray(labels)
+    _, *shape = array("states", states, ("n_prompts", "n_states", "hidden_size")).shape
+    array("vectors", vectors, tuple(shape))
     scores = torch.einsum("nsh,sh->ns", states.to("cpu", torch.float64), vectors.to("cpu", torch.float64)).numpy()
-    n_positive, n_negative = int((labels == 1).sum()), int((labels == 0).sum())
-    if not n_positive or not n_negative:
-        raise InputError("labels hold one class only; a ROC curve needs both.")
-    rank_sums = rankdata(scores, axis=0)[labels == 1].sum(axis=0)
-    return (rank_sums - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+    return auc(scores, labels)

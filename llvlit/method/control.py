@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from llvlit.checks import array, number
+from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError, NumericalError
-from llvlit.method.gains import Gains
+from llvlit.method.gains import Gains, profile
 
 
 def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndarray | None = None) -> np.ndarray:
@@ -27,21 +29,24 @@ def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndar
     InputError
         If the target, the gains or the weights are not finite, or a weight is not positive.
     NumericalError
-        If all gains are zero: no input moves the output.
+        If all gains are zero, so that no input moves the output; or the inputs are beyond the largest number.
 
     Examples
     --------
     >>> llvlit.minimum_energy(np.array([3.0, 4.0, 0.0]), 5.0)
     array([0.6, 0.8, 0. ])
     """
-    h = _profile(gains)
-    if not np.isfinite(target):
-        raise InputError(f"target={target} must be finite.")
+    h, target = profile("gains", gains), number("target", target)
     inverse = 1 / _weights(weights, len(h))
-    denominator = float(h @ (inverse * h))
-    if denominator == 0:
+    size = np.abs(h).max()
+    if size == 0:
         raise NumericalError("All gains are zero: no input moves the output, and no target but 0 can be reached.")
-    return target * inverse * h / denominator
+    h = h / size  # so that no square of them is beyond the range of numbers
+    with np.errstate(over="ignore", invalid="ignore"):
+        inputs = np.asarray(target / size * inverse * h / (h @ (inverse * h)))
+    if not np.isfinite(inputs).all():
+        raise NumericalError(f"target={target:g} needs inputs beyond the largest number; gains reach {size:g}.")
+    return inputs
 
 
 def relative_weights(states: torch.Tensor) -> np.ndarray:
@@ -57,9 +62,10 @@ def relative_weights(states: torch.Tensor) -> np.ndarray:
     >>> relative_weights(torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))  # one prompt, one layer
     array([0.04])
     """
+    array("states", states, ("n_prompts", "n_layers + 1", "hidden_size"))
     squares = states[:, :-1].to("cpu", torch.float64).pow(2).sum(-1).mean(0)
-    if not (squares > 0).all() or not torch.isfinite(squares).all():
-        raise InputError("states must be finite, and none of them zero at every prompt.")
+    if not (squares > 0).all():
+        raise InputError("states are zero at every prompt before some layer; a push has no size relative to them.")
     return (1 / squares).numpy()
 
 
@@ -72,7 +78,7 @@ def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
     >>> energy(np.array([3.0, 4.0]))
     25.0
     """
-    inputs = np.asarray(inputs, dtype=np.float64)
+    inputs = array("inputs", inputs, ("n_layers",))
     return float(inputs @ (_weights(weights, len(inputs)) * inputs))
 
 
@@ -88,9 +94,9 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     >>> shapes["optimal"], shapes["last layer"]
     (array([0.6, 0.8, 0. ]), array([0., 0., 1.]))
     """
-    h = _profile(gains)
+    h = profile("gains", gains)
     n_layers = len(h)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(checked_seed("seed", seed))
     single = np.eye(n_layers)
     shapes = {
         "optimal": minimum_energy(h, 1.0, weights=weights),
@@ -103,17 +109,5 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     return {name: shape / np.sqrt(energy(shape, weights=weights)) for name, shape in shapes.items()}
 
 
-def _profile(gains: Gains | np.ndarray) -> np.ndarray:
-    h = gains.mean if isinstance(gains, Gains) else np.asarray(gains, dtype=np.float64)
-    if h.ndim != 1 or not len(h) or not np.isfinite(h).all():
-        raise InputError(f"gains have shape {h.shape}; expected (n_layers,), all finite.")
-    return h
-
-
 def _weights(weights: np.ndarray | None, n_layers: int) -> np.ndarray:
-    if weights is None:
-        return np.ones(n_layers)
-    weights = np.asarray(weights, dtype=np.float64)
-    if weights.shape != (n_layers,) or not np.isfinite(weights).all() or not (weights > 0).all():
-        raise InputError(f"weights have shape {weights.shape}; expected ({n_layers},), all positive and finite.")
-    return weights
+    return np.ones(n_layers) if weights is None else array("weights", weights, (n_layers,), positive=True)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
 
-from llvlit.engine.depth import MAX_TOKENS, propagate_beside, sweep
+from llvlit.checks import array, choice, instance, integer, number
+from llvlit.checks import path as checked_path
+from llvlit.checks import seed as checked_seed
+from llvlit.engine.depth import propagate_beside, sweep
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import tokenize
-from llvlit.errors import InputError
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.errors import FileError, InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
-from llvlit.method.concepts import Directions, direction_vectors
-from llvlit.method.intervals import bootstrap_means, compare
-from llvlit.method.origin import origin
+from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowing
+from llvlit.method.intervals import interval, resampled_means
 from llvlit.prompts import Prompts
+from llvlit.provenance import environment
 
 PROMPTS_PER_ADJOINT = 32
 
@@ -35,18 +39,52 @@ class Gains:
         ``measured`` or ``adjoint``.
     amplitude : float
         a, in the residual stream's units; 0 for adjoint gains (the limit of small amplitudes).
+    pairs : tuple of int, length n_prompts
+        The independent unit of each prompt, which intervals resample; by default every prompt its own.
+    borrowed : tuple of int
+        Layers whose push went along a borrowed direction: the sign of such a gain means nothing.
+    metadata : dict
+        Model and prompts, by name, fingerprint and number.
+
+    Raises
+    ------
+    InputError
+        If a gain is not finite, or the parts do not fit each other.
 
     Examples
     --------
     >>> gains = llvlit.adjoint_gains(model, splits.evaluation, directions)
     >>> gains.mean.shape, gains.interval().shape
     ((12,), (2, 12))
+    >>> print(gains)
+    adjoint gains of 12 layers, 8 prompts; borrowed directions: 0, 1, 2
     """
 
     per_prompt: np.ndarray
     kind: str
     amplitude: float
+    pairs: tuple[int, ...] = ()
+    borrowed: tuple[int, ...] = ()
     metadata: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        per_prompt = array("per_prompt", self.per_prompt, ("n_prompts", "n_layers"))
+        n_prompts, n_layers = per_prompt.shape
+        pairs = tuple(integer("pairs", pair) for pair in self.pairs or range(n_prompts))
+        if len(pairs) != n_prompts:
+            raise InputError(f"pairs has {len(pairs)} entries; there are {n_prompts} prompts.")
+        borrowed = tuple(integer("borrowed", layer, at_least=0, at_most=n_layers - 1) for layer in self.borrowed)
+        object.__setattr__(self, "per_prompt", per_prompt)
+        object.__setattr__(self, "kind", choice("kind", self.kind, ("measured", "adjoint")))
+        object.__setattr__(self, "amplitude", number("amplitude", self.amplitude, at_least=0))
+        object.__setattr__(self, "pairs", pairs)
+        object.__setattr__(self, "borrowed", borrowed)
+        instance("metadata", self.metadata, dict, "a dict")
+
+    def __str__(self) -> str:
+        n_prompts, n_layers = self.per_prompt.shape
+        pushed = f", pushes of {self.amplitude:g}" if self.amplitude else ""
+        return f"{self.kind} gains of {n_layers} layers, {n_prompts} prompts{pushed}{borrowing(self.borrowed)}"
 
     @property
     def mean(self) -> np.ndarray:
@@ -54,39 +92,83 @@ class Gains:
         return self.per_prompt.mean(axis=0)
 
     def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
-        """Bootstrap interval of the mean over prompts: lower and upper bound, ``(2, n_layers)``."""
-        means = bootstrap_means(self.per_prompt, seed=seed)
-        return np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        """Bootstrap interval of the mean over independent units: lower and upper bound, ``(2, n_layers)``."""
+        level = number("level", level, above=0, at_most=1)
+        return interval(resampled_means(self.per_prompt, self.pairs, seed=checked_seed("seed", seed)), level=level)
 
     def select(self, layers: slice) -> Gains:
-        """The same gains at some layers only, such as ``slice(1, None)`` for all but layer 0."""
-        return Gains(self.per_prompt[:, layers], self.kind, self.amplitude, self.metadata)
+        """The same gains at some layers only, such as ``slice(1, None)`` for all but layer 0, counted anew from 0."""
+        kept = np.arange(self.per_prompt.shape[1])[instance("layers", layers, slice, "a slice")].tolist()
+        borrowed = tuple(kept.index(layer) for layer in self.borrowed if layer in kept)
+        return replace(self, per_prompt=self.per_prompt[:, layers], borrowed=borrowed)
 
     def head(self, n_prompts: int) -> Gains:
         """The same gains of the first prompts only."""
-        return Gains(self.per_prompt[:n_prompts], self.kind, self.amplitude, self.metadata)
+        n_prompts = integer("n_prompts", n_prompts, at_least=1, at_most=len(self.pairs))
+        return replace(self, per_prompt=self.per_prompt[:n_prompts], pairs=self.pairs[:n_prompts])
 
     def save(self, path: str | Path) -> None:
-        """Write the gains as safetensors, whole or not at all; FileError if they cannot be written."""
-        header = {"gains": self.kind, "amplitude": self.amplitude, "metadata": self.metadata}
-        save_tensors(path, {"per_prompt": self.per_prompt}, {"kind": "gains", **header})
+        """Write the gains as safetensors, and what they were computed with; FileError if they cannot be written."""
+        parts = {"gains": self.kind, "amplitude": self.amplitude, "pairs": self.pairs, "borrowed": self.borrowed}
+        header = {"kind": "gains", **parts, "metadata": {**environment(), **self.metadata}}
+        save_tensors(checked_path("path", path), {"per_prompt": self.per_prompt}, header)
 
     @classmethod
     def load(cls, path: str | Path) -> Gains:
-        """Read what :meth:`save` wrote; FileError if it is cut short, of another kind or version."""
-        tensors, header = load_tensors(path, kind="gains")
-        return cls(tensors["per_prompt"].numpy(), header["gains"], header["amplitude"], header["metadata"])
+        """Read what :meth:`save` wrote; FileError if it is cut short, changed, of another kind or version."""
+        tensors, header = load_tensors(checked_path("path", path), kind="gains")
+        names = ("gains", "amplitude", "pairs", "borrowed", "metadata")
+        with own_content(path):
+            return cls(tensors["per_prompt"].numpy(), *(header[name] for name in names))
+
+
+def profile(argument: str, gains: Gains | np.ndarray) -> np.ndarray:
+    """Gain profile ``(n_layers,)`` of gains, or as it was given."""
+    return gains.mean if isinstance(gains, Gains) else array(argument, gains, ("n_layers",))
+
+
+@contextmanager
+def own_content(path: str | Path) -> Iterator[None]:
+    """Inside, what a file of ours holds becomes a result; where it does not fit, the file is to blame."""
+    try:
+        yield
+    except (InputError, KeyError, TypeError) as error:
+        raise FileError(f"{path} does not hold a whole result ({error}). Compute it again.") from error
+
+
+@overload
+def measured_gains(
+    model: LanguageModel,
+    prompts: Prompts | TokenizedPrompts,
+    directions: DirectionsLike,
+    *,
+    amplitude: float = ...,
+    max_tokens: int = ...,
+    final_norm: bool = ...,
+) -> Gains: ...
+
+
+@overload
+def measured_gains(
+    model: LanguageModel,
+    prompts: Prompts | TokenizedPrompts,
+    directions: Sequence[DirectionsLike],
+    *,
+    amplitude: float | Sequence[float] = ...,
+    max_tokens: int = ...,
+    final_norm: bool = ...,
+) -> list[Gains]: ...
 
 
 def measured_gains(
     model: LanguageModel,
-    prompts: Prompts,
-    directions: Directions | torch.Tensor | np.ndarray,
+    prompts: Prompts | TokenizedPrompts,
+    directions: DirectionsLike | Sequence[DirectionsLike],
     *,
-    amplitude: float = 0.1,
+    amplitude: float | Sequence[float] = 0.1,
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
-) -> Gains:
+) -> Gains | list[Gains]:
     """Gains of the full model: central differences of the output over an input before one layer at a time.
 
     Every prompt's 2 L pushed states travel through depth behind its tokens, joining at the layer where they
@@ -94,83 +176,146 @@ def measured_gains(
 
     Parameters
     ----------
+    directions
+        One set, or a list of several, which are measured in one pass of the prompts.
     amplitude
-        a > 0, the length of the push in the residual stream's units.
+        a > 0, the length of the push in the residual stream's units; with several sets also a list, one for each.
+
+    Returns
+    -------
+    Gains, or where a list was given a list of them
 
     Raises
     ------
     InputError
-        If the amplitude is not positive and finite, or the directions do not fit.
+        If the directions do not fit, or an amplitude is not positive and finite, or so small that the difference
+        drowns in the rounding of the states.
 
     Examples
     --------
     >>> measured = llvlit.measured_gains(model, splits.evaluation, directions)
     >>> measured.per_prompt.shape
     (8, 12)
-    """
-    push = (direction_vectors(directions, model), amplitude)
-    return measured_gains_of(model, prompts, [push], max_tokens=max_tokens, final_norm=final_norm)[0]
-
-
-def measured_gains_of(
-    model: LanguageModel,
-    prompts: Prompts,
-    pushes: Sequence[tuple[Directions | torch.Tensor | np.ndarray, float]],
-    *,
-    max_tokens: int = MAX_TOKENS,
-    final_norm: bool = False,
-) -> list[Gains]:
-    """Measured gains of several kinds of push, each directions and an amplitude, from one pass of the prompts.
-
-    Raises
-    ------
-    InputError
-        If there is no push, an amplitude is not positive and finite, or directions do not fit.
-
-    Examples
-    --------
-    >>> from llvlit.method.gains import measured_gains_of
-    >>> pushes = [(directions, 0.1), (directions, 10.0)]
-    >>> small, large = measured_gains_of(model, splits.evaluation, pushes)
+    >>> small, large = llvlit.measured_gains(model, splits.evaluation, [directions] * 2, amplitude=[0.1, 10.0])
     >>> small.amplitude, large.amplitude
     (0.1, 10.0)
     """
-    if not pushes:
-        raise InputError("pushes is empty; pass at least one pair of directions and amplitude.")
-    kinds = []
-    for directions, amplitude in pushes:
-        if not (np.isfinite(amplitude) and amplitude > 0):
-            raise InputError(f"amplitude={amplitude} must be positive and finite; the paper uses 0.1.")
-        kinds.append((direction_vectors(directions, model), float(amplitude)))
-    tokenized = tokenize(model, prompts, max_tokens=max_tokens)
+    several = _several(directions)
+    amplitudes = amplitude if isinstance(amplitude, Sequence | np.ndarray) else [amplitude] * len(several)
+    steps = [number("amplitude", step, above=0) for step in amplitudes]
+    if len(steps) != len(several):
+        raise InputError(f"{len(several)} sets of directions came with {len(steps)} amplitudes; pass one each.")
+    vectors = torch.stack([one.on(model) for one in several])  # (n_sets, n_layers + 1, hidden_size)
+    tokens = tokens_of(model, prompts, max_tokens)
+    sizes = vectors.new_zeros(model.n_layers)
 
     def push(layer: int, states: torch.Tensor) -> torch.Tensor:
-        steps = [amplitude * vectors[layer] for vectors, amplitude in kinds]
-        return torch.stack([states + sign * step for step in steps for sign in (1, -1)], dim=1)
+        sizes[layer] += states.norm(dim=-1).sum() / len(tokens)
+        pushes = [step * along[layer] for step, along in zip(steps, vectors, strict=True)]
+        return torch.stack([states + sign * one for one in pushes for sign in (1, -1)], dim=1)
 
-    pushed = propagate_beside(model, tokenized, push, final_norm=final_norm, description="measured gains")
-    finals = pushed.to(torch.float64).view(len(prompts), model.n_layers, len(kinds), 2, -1)
-    metadata = origin(model, tokenized)
-    found = []
-    for number, (vectors, amplitude) in enumerate(kinds):
-        readouts = finals[:, :, number] @ vectors[-1].to(torch.float64)
-        gains = (readouts[..., 0] - readouts[..., 1]) / (2 * amplitude)
-        found.append(Gains(gains.cpu().numpy(), "measured", amplitude, metadata))
-    return found
+    pushed = propagate_beside(model, tokens, push, final_norm=final_norm, description="measured gains")
+    check_resolution("amplitude", min(steps), sizes.max().item(), model.dtype)
+    finals = pushed.to(torch.float64).view(len(tokens), model.n_layers, len(steps), 2, -1)
+    results = []
+    for place, (one, step) in enumerate(zip(several, steps, strict=True)):
+        readouts = finals[:, :, place] @ vectors[place, -1].to(torch.float64)
+        per_prompt = ((readouts[..., 0] - readouts[..., 1]) / (2 * step)).cpu().numpy()
+        results.append(make_gains(model, tokens, per_prompt, "measured", step, one))
+    return results if isinstance(directions, list | tuple) else results[0]
+
+
+def _several(directions: Any) -> list[Directions]:
+    """Sets of directions, each in the one form."""
+    several = [as_directions(one) for one in (directions if isinstance(directions, list | tuple) else [directions])]
+    if not several:
+        raise InputError("directions is empty; pass at least one set.")
+    return several
+
+
+def check_resolution(argument: str, value: float, size: float, dtype: torch.dtype) -> None:
+    """Refuse a step, target or tolerance that drowns in the rounding of numbers of this size.
+
+    Rounding moves the output by some 0.2 epsilon of the state's norm: a gain of one is then off by a few percent.
+    """
+    smallest = 4 * torch.finfo(dtype).eps * size
+    if abs(value) < smallest:
+        raise InputError(
+            f"{argument}={value:g} drowns in rounding: in {str(dtype).removeprefix('torch.')}, with numbers of size "
+            f"{size:.3g}, the smallest usable is {float(f'{smallest * 1.05:.1e}'):g}. Take a larger one, or float64."
+        )
+
+
+def make_gains(
+    model: LanguageModel,
+    tokens: TokenizedPrompts,
+    per_prompt: np.ndarray,
+    kind: str,
+    amplitude: float,
+    directions: Directions,
+) -> Gains:
+    """Gains with the facts that they carry: units, borrowed directions, origin."""
+    if not np.isfinite(per_prompt).all():
+        raise NumericalError(f"The {kind} gains of {model.name} are not finite. Check the model's weights.")
+    borrowed = tuple(np.flatnonzero(directions.borrowed[:-1]).tolist())
+    return Gains(per_prompt, kind, amplitude, tokens.prompts.pairs, borrowed, origin(model, tokens))
+
+
+def origin(model: LanguageModel, tokens: TokenizedPrompts) -> dict[str, Any]:
+    """What numbers are about: the model and the prompts."""
+    return {
+        "model": model.name,
+        "model_fingerprint": model.fingerprint,
+        "prompts_fingerprint": tokens.prompts.fingerprint,
+        "n_prompts": len(tokens),
+        "n_cut": tokens.n_cut,
+        "device": str(model.device),
+    }
+
+
+@overload
+def adjoint_gains(
+    model: LanguageModel,
+    prompts: Prompts | TokenizedPrompts,
+    directions: DirectionsLike,
+    *,
+    max_tokens: int = ...,
+    final_norm: bool = ...,
+) -> Gains: ...
+
+
+@overload
+def adjoint_gains(
+    model: LanguageModel,
+    prompts: Prompts | TokenizedPrompts,
+    directions: Sequence[DirectionsLike],
+    *,
+    max_tokens: int = ...,
+    final_norm: bool = ...,
+) -> list[Gains]: ...
 
 
 def adjoint_gains(
     model: LanguageModel,
-    prompts: Prompts,
-    directions: Directions | torch.Tensor | np.ndarray,
+    prompts: Prompts | TokenizedPrompts,
+    directions: DirectionsLike | Sequence[DirectionsLike],
     *,
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
-) -> Gains:
+) -> Gains | list[Gains]:
     """First-order gains of the full model, all layers from one backward pass.
 
     The adjoint ``w_L = c``, ``w_l = A_l^T w_{l+1}`` gives ``g_l = w_l^T v_l``: the full-order linear
     reference that every surrogate is judged against.
+
+    Parameters
+    ----------
+    directions
+        One set, or a list of several, whose outputs share the backward pass.
+
+    Returns
+    -------
+    Gains, or where a list was given a list of them
 
     Raises
     ------
@@ -184,113 +329,17 @@ def adjoint_gains(
     >>> bool(np.allclose(linear.mean, measured.mean, rtol=0.05))
     True
     """
-    return adjoint_gains_of(model, prompts, [directions], max_tokens=max_tokens, final_norm=final_norm)[0]
-
-
-def adjoint_gains_of(
-    model: LanguageModel,
-    prompts: Prompts,
-    several: Sequence[Directions | torch.Tensor | np.ndarray],
-    *,
-    max_tokens: int = MAX_TOKENS,
-    final_norm: bool = False,
-) -> list[Gains]:
-    """Adjoint gains along several kinds of directions, their outputs side by side in one backward pass.
-
-    Raises
-    ------
-    InputError
-        If there are no directions, or they do not fit.
-    """
-    if not several:
-        raise InputError("several is empty; pass at least one kind of directions.")
-    vectors = torch.stack([direction_vectors(directions, model) for directions in several], dim=1)
-    tokenized = tokenize(model, prompts, max_tokens=max_tokens)
-    gains = np.empty((len(several), len(prompts), model.n_layers))
-    for members in np.array_split(np.arange(len(prompts)), -(-len(prompts) // PROMPTS_PER_ADJOINT)):
-        part = tokenized.select(members)
+    several = _several(directions)
+    vectors = torch.stack([one.on(model) for one in several], dim=1)  # (n_layers + 1, n_sets, hidden_size)
+    tokens = tokens_of(model, prompts, max_tokens)
+    gains = np.empty((len(several), len(tokens), model.n_layers))
+    for members in np.array_split(np.arange(len(tokens)), -(-len(tokens) // PROMPTS_PER_ADJOINT)):
+        part = tokens.select(members)
         layers = tuple(sweep(model, part, max_tokens=max_tokens, final_norm=final_norm, description="adjoint gains"))
         adjoints = vectors[-1].expand(len(members), -1, -1)
         for layer in reversed(layers):
             adjoints = layer.vjp(adjoints)
             products = torch.einsum("nkh,kh->kn", adjoints.to(torch.float64), vectors[layer.index].to(torch.float64))
             gains[:, members, layer.index] = products.cpu().numpy()
-    metadata = origin(model, tokenized)
-    return [Gains(one, "adjoint", 0.0, metadata) for one in gains]
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How well a predicted profile fits a measured one.
-
-    Attributes
-    ----------
-    spearman, pearson : float
-        Rank and linear correlation over layers; NaN if a profile is constant.
-    relative_error : float
-        ``|h - g| / |g|``: unlike the correlations, it sees a wrong scale.
-    intervals : dict
-        95 % bootstrap interval over prompts of each of the three, if single prompts' gains were given.
-
-    Examples
-    --------
-    >>> found = llvlit.agreement(np.array([1.0, 2.0, 4.0]), np.array([2.0, 4.0, 8.0]))
-    >>> print(found)
-    spearman 1, pearson 1, relative error 0.5
-    """
-
-    spearman: float
-    pearson: float
-    relative_error: float
-    intervals: dict[str, tuple[float, float]]
-
-    def __str__(self) -> str:
-        """The three numbers with their intervals, to three digits."""
-        parts = []
-        for name, value in self.row().items():
-            bounds = "[{:.3g}, {:.3g}]".format(*self.intervals[name]) if name in self.intervals else ""
-            parts.append(f"{name.replace('_', ' ')} {value:.3g} {bounds}".rstrip())
-        return ", ".join(parts)
-
-    def row(self) -> dict[str, float]:
-        """The three numbers."""
-        return {key: value for key, value in asdict(self).items() if key != "intervals"}
-
-
-def agreement(predicted: Gains | np.ndarray, measured: Gains | np.ndarray, *, seed: int = 0) -> Agreement:
-    """Agreement of two gain profiles over layers.
-
-    Parameters
-    ----------
-    predicted, measured : Gains or (n_layers,) array
-        Gains with single prompts give intervals (those of ``measured`` are resampled).
-
-    Raises
-    ------
-    InputError
-        If the profiles differ in length, have fewer than three layers, or are not finite.
-
-    Examples
-    --------
-    >>> surrogate = llvlit.identify(model, splits.operating, directions, order=16)
-    >>> measured = llvlit.measured_gains(model, splits.evaluation, directions)
-    >>> llvlit.agreement(surrogate.gains(), measured).spearman > 0.5
-    True
-    """
-    h = predicted.mean if isinstance(predicted, Gains) else np.asarray(predicted, dtype=np.float64)
-    g = measured.mean if isinstance(measured, Gains) else np.asarray(measured, dtype=np.float64)
-    if h.shape != g.shape or h.ndim != 1 or len(h) < 3:
-        raise InputError(f"predicted {h.shape} and measured {g.shape} must be profiles of one length, at least 3.")
-    if not (np.isfinite(h).all() and np.isfinite(g).all()):
-        raise InputError("predicted or measured gains are not finite.")
-    intervals = {}
-    if isinstance(measured, Gains) and len(measured.per_prompt) > 1:
-        means = bootstrap_means(measured.per_prompt, seed=seed)
-        draws = np.stack(compare(np.broadcast_to(h, means.shape), means), axis=-1)
-        bounds = np.quantile(draws, [0.025, 0.975], axis=0)
-        intervals = {
-            name: (float(bounds[0, column]), float(bounds[1, column]))
-            for column, name in enumerate(("spearman", "pearson", "relative_error"))
-        }
-    spearman, pearson, error = (float(value[0]) for value in compare(h[None], g[None]))
-    return Agreement(spearman, pearson, error, intervals)
+    results = [make_gains(model, tokens, each, "adjoint", 0.0, one) for each, one in zip(gains, several, strict=True)]
+    return results if isinstance(directions, list | tuple) else results[0]

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from llvlit.engine.depth import MAX_TOKENS, sweep
+from llvlit.checks import array, choice, integer
+from llvlit.checks import seed as checked_seed
+from llvlit.engine.depth import sweep
 from llvlit.engine.layer import DenseLayer, LinearizedLayer
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import tokenize
-from llvlit.errors import InputError, NumericalError, unknown_name
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.errors import InputError, NumericalError
 from llvlit.method.bases import BASES, krylov_basis, principal_basis, random_basis, reachability_basis
-from llvlit.method.concepts import Directions, direction_vectors
-from llvlit.method.gains import Gains
-from llvlit.method.origin import origin
+from llvlit.method.concepts import DirectionsLike, as_directions
+from llvlit.method.gains import Gains, make_gains, origin
 from llvlit.method.surrogate import LLV
 from llvlit.prompts import Prompts
 
@@ -28,15 +29,21 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 """Deflation tolerance: well above the rounding of products in the model's type."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What one surrogate of many shall be: see the arguments of :func:`identify`."""
 
-    directions: Directions | torch.Tensor | np.ndarray
+    directions: DirectionsLike
     basis: str = "krylov"
     order: int = 32
     output: torch.Tensor | np.ndarray | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        choice("basis", self.basis, BASES)
+        object.__setattr__(self, "directions", as_directions(self.directions))
+        object.__setattr__(self, "order", integer("order", self.order, at_least=1))
+        object.__setattr__(self, "seed", checked_seed("seed", self.seed))
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ class Identification:
 
 def identify(
     model: LanguageModel,
-    prompts: Prompts,
-    directions: Directions | torch.Tensor | np.ndarray,
+    prompts: Prompts | TokenizedPrompts,
+    directions: DirectionsLike,
     *,
     order: int = 32,
     basis: str = "krylov",
@@ -109,15 +116,15 @@ def identify(
     (12, 16, 16)
     """
     plan = Plan(directions, basis, order, output, seed)
-    found = identify_all(
+    identification = identify_all(
         model, prompts, {"": plan}, jacobian=jacobian, max_tokens=max_tokens, final_norm=final_norm, linear=False
     )
-    return found.surrogates[""]
+    return identification.surrogates[""]
 
 
 def identify_all(
     model: LanguageModel,
-    prompts: Prompts,
+    prompts: Prompts | TokenizedPrompts,
     plans: Mapping[Any, Plan],
     *,
     jacobian: str = "jvp",
@@ -142,64 +149,58 @@ def identify_all(
     Where the plans ask for more products than the hidden size, every layer's Jacobians are formed once and
     serve all of them (n_prompts H^2 numbers, one layer at a time); else the products go through the layer.
     """
-    _check(model, plans, jacobian)
-    tokenized = tokenize(model, prompts, max_tokens=max_tokens)
-    metadata = origin(model, tokenized)
-    reductions = {name: _Reduction(plan, model, len(prompts)) for name, plan in plans.items()}
-    readouts = {name: (id(plan.directions), id(plan.output)) for name, plan in plans.items() if linear}
-    chains = {readouts[name]: _Chain(one.vectors, one.readout) for name, one in reductions.items() if linear}
+    if not plans:
+        raise InputError("plans is empty; plan at least one surrogate.")
+    choice("jacobian", jacobian, JACOBIANS)
+    reductions = {name: _Reduction(plan, model) for name, plan in plans.items()}
+    tokens = tokens_of(model, prompts, max_tokens)
+    chains: dict[Any, _Chain] = {}
+    for name, reduction in reductions.items() if linear else ():
+        shared = (chain for chain in chains.values() if chain.is_that_of(reduction))
+        chains[name] = next(shared, None) or _Chain(reduction.vectors, reduction.readout)
+    distinct = list(dict.fromkeys(chains.values()))
     largest = max(plan.order for plan in plans.values())
-    products = sum(plan.order for plan in plans.values()) + len(chains) * model.n_layers // 2
+    products = sum(plan.order for plan in plans.values()) + len(distinct) * model.n_layers // 2
     states = []
-    layers = sweep(model, tokenized, max_tokens=max_tokens, final_norm=final_norm, description="identify")
-    for index, frozen in enumerate(layers):
+    for frozen in sweep(model, tokens, max_tokens=max_tokens, final_norm=final_norm, description="identify"):
         forms = products > model.hidden_size
         layer: Linearization = frozen.dense(method=jacobian) if forms else frozen.linearize(largest)
         states.append(frozen.states)
         for reduction in reductions.values():
-            reduction.take(index, layer, jacobian)
-        for one in chains.values():
-            one.take(index, layer, jacobian)
+            reduction.take(frozen.index, layer, jacobian)
+        for chain in distinct:
+            chain.take(frozen.index, layer, jacobian)
     states.append(frozen.next_states)
-    settings = {"jacobian": jacobian, "final_norm": final_norm}
+    metadata = {**origin(model, tokens), "jacobian": jacobian, "final_norm": final_norm}
     return Identification(
-        {name: reduction.finish(metadata | settings) for name, reduction in reductions.items()},
-        {name: chains[key].finish(metadata) for name, key in readouts.items()},
+        {name: reduction.finish(metadata) for name, reduction in reductions.items()},
+        {
+            name: make_gains(model, tokens, chain.gains(), "adjoint", 0.0, reductions[name].directions)
+            for name, chain in chains.items()
+        },
         torch.stack(states, dim=1),
     )
-
-
-def _check(model: LanguageModel, plans: Mapping[Any, Plan], jacobian: str) -> None:
-    if not plans:
-        raise InputError("plans is empty; plan at least one surrogate.")
-    if jacobian not in JACOBIANS:
-        raise InputError(unknown_name("jacobian", jacobian, JACOBIANS))
-    for plan in plans.values():
-        if not 1 <= plan.order <= model.hidden_size:
-            raise InputError(
-                f"order={plan.order} is not between 1 and the hidden size of {model.name}, {model.hidden_size}."
-            )
-        if plan.basis not in BASES:
-            raise InputError(unknown_name("basis", plan.basis, BASES))
 
 
 class _Reduction:
     """A surrogate in the making: bases and operators so far, and what became of the last basis."""
 
-    def __init__(self, plan: Plan, model: LanguageModel, n_prompts: int) -> None:
+    def __init__(self, plan: Plan, model: LanguageModel) -> None:
         self.plan, self.name = plan, model.name
-        self.vectors = direction_vectors(plan.directions, model)
-        self.readout = self.vectors[-1] if plan.output is None else torch.as_tensor(plan.output)
-        shape = tuple(self.readout.shape)
-        if shape != (model.hidden_size,) or not torch.isfinite(self.readout).all() or not self.readout.any():
-            raise InputError(f"output has shape {shape}; expected ({model.hidden_size},), finite, not zero.")
+        self.directions = as_directions(plan.directions)
+        self.vectors = self.directions.on(model)
+        integer("order", plan.order, at_most=model.hidden_size)
+        self.readout = self.vectors[-1]
+        if plan.output is not None:
+            self.readout = torch.from_numpy(array("output", plan.output, (model.hidden_size,)))
+            if not self.readout.any():
+                raise InputError("output is zero; nothing would be read out.")
         self.tolerance = TOLERANCE[model.dtype]
         self.generator = torch.Generator().manual_seed(plan.seed)
         self.bases: list[torch.Tensor] = []
         self.orders: list[int] = []
         self.operators: list[torch.Tensor] = []
-        size = (model.n_layers, n_prompts, plan.order, plan.order)
-        self.transposed = torch.empty(size, dtype=torch.float32, device="cpu")  # every prompt's operators
+        self.transposed = torch.empty(0)  # every prompt's operators
         self.images: torch.Tensor | None = None
         self.mean_images = self.vectors.new_empty(model.hidden_size, 0)
         self.last_states: torch.Tensor | None = None
@@ -240,6 +241,10 @@ class _Reduction:
         self.bases.append(basis)
         self.orders.append(rank)
         if self.images is not None:
+            if not self.operators:
+                n_prompts, order, _ = self.images.shape
+                size = (len(self.vectors) - 1, n_prompts, order, order)
+                self.transposed = torch.empty(size, dtype=torch.float32, device="cpu")
             self.transposed[len(self.operators)] = self.images @ basis.to(self.images)
             self.operators.append(basis.T @ self.mean_images)
 
@@ -259,6 +264,7 @@ class _Reduction:
             orders=np.array(self.orders),
             per_prompt=self.transposed.permute(1, 0, 3, 2).numpy(),
             metadata={"basis": self.plan.basis, "order": self.plan.order, "seed": self.plan.seed, **metadata},
+            borrowed=tuple(np.flatnonzero(self.directions.borrowed).tolist()),
         )
 
 
@@ -269,17 +275,21 @@ class _Chain:
         self.vectors, self.readout = vectors, readout
         self.reached: torch.Tensor | None = None
 
+    def is_that_of(self, reduction: _Reduction) -> bool:
+        """Whether a surrogate has these directions and this readout."""
+        return torch.equal(self.vectors, reduction.vectors) and torch.equal(self.readout, reduction.readout)
+
     def take(self, index: int, layer: Linearization, jacobian: str) -> None:
         """One layer further: the input before it joins those that came earlier."""
         new = self.vectors[index].expand(len(layer.states), 1, -1)
         together = new if self.reached is None else torch.cat([self.reached, new], dim=1)
         self.reached = layer.jvp(together, method=jacobian)
 
-    def finish(self, metadata: dict[str, Any]) -> Gains:
+    def gains(self) -> np.ndarray:
         """Readout of what arrived: the linear gains, ``(n_prompts, n_layers)``."""
         assert self.reached is not None
         gains = self.reached.to(torch.float64) @ self.readout.to(self.reached.device, torch.float64)
-        return Gains(gains.cpu().numpy(), "adjoint", 0.0, metadata)
+        return np.asarray(gains.cpu().numpy())
 
 
 def _mean(images: torch.Tensor) -> torch.Tensor:

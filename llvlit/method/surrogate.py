@@ -8,8 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from llvlit.checks import array, instance, integer
+from llvlit.checks import path as checked_path
 from llvlit.errors import InputError
 from llvlit.files import load_tensors, save_tensors
+from llvlit.method.concepts import borrowing
+from llvlit.method.gains import own_content
+from llvlit.provenance import environment
+
+ARRAYS = ("A", "C", "bases", "orders", "per_prompt")
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,14 @@ class LLV:
     per_prompt : (n_prompts, n_layers, order, order) float32 array
         The same operators, one surrogate per prompt, in the shared bases.
     metadata : dict
-        Model, prompts, settings, versions.
+        Model, prompts, settings.
+    borrowed : tuple of int
+        States whose direction, the first column of their basis, is that of a later state.
+
+    Raises
+    ------
+    InputError
+        If a number is not finite, or the shapes do not fit each other.
 
     Examples
     --------
@@ -69,6 +83,25 @@ class LLV:
     orders: np.ndarray
     per_prompt: np.ndarray = field(repr=False)
     metadata: dict[str, Any] = field(repr=False)
+    borrowed: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        n_layers, order, _ = array("A", self.A, ("n_layers", "order", "order")).shape
+        array("A", self.A, (n_layers, order, order))
+        array("C", self.C, (order,))
+        hidden_size = array("bases", self.bases, (n_layers + 1, "hidden_size", order)).shape[1]
+        for rank in array("orders", self.orders, (n_layers + 1,)):
+            integer("orders", rank.item() if rank % 1 else int(rank), at_least=0, at_most=min(order, hidden_size))
+        if np.shape(self.per_prompt)[1:] != self.A.shape or not np.isfinite(self.per_prompt).all():
+            raise InputError(
+                f"per_prompt has shape {np.shape(self.per_prompt)}; expected finite numbers, one A a prompt."
+            )
+        instance("metadata", self.metadata, dict, "a dict")
+        borrowed = tuple(integer("borrowed", state, at_least=0, at_most=n_layers) for state in self.borrowed)
+        object.__setattr__(self, "borrowed", borrowed)
+
+    def __str__(self) -> str:
+        return f"surrogate of order {self.order}, {self.n_layers} layers{borrowing(self.borrowed)}"
 
     @property
     def B(self) -> np.ndarray:
@@ -104,8 +137,7 @@ class LLV:
         InputError
             If the order is not between 1 and the present one.
         """
-        if not 1 <= order <= self.order:
-            raise InputError(f"order={order} is not between 1 and {self.order}, the order of this surrogate.")
+        order = integer("order", order, at_least=1, at_most=self.order)
         return replace(
             self,
             A=self.A[:, :order, :order],
@@ -124,9 +156,9 @@ class LLV:
         InputError
             If the last axis is not ``n_layers``, or an input is not finite.
         """
-        inputs = np.asarray(inputs, dtype=np.float64)
-        if inputs.shape[-1:] != (self.n_layers,) or not np.isfinite(inputs).all():
-            raise InputError(f"inputs have shape {inputs.shape}; expected (..., {self.n_layers}), all finite.")
+        inputs = array("inputs", inputs)
+        if inputs.shape[-1:] != (self.n_layers,):
+            raise InputError(f"inputs has shape {inputs.shape}; expected (..., {self.n_layers}).")
         states = [np.zeros((*inputs.shape[:-1], self.order))]
         for layer in range(self.n_layers):
             pushed = states[-1].copy()
@@ -135,16 +167,18 @@ class LLV:
         return Trajectory(np.stack(states, axis=-2), states[-1] @ self.C)
 
     def save(self, path: str | Path) -> None:
-        """Write the surrogate as safetensors, whole or not at all; FileError if it cannot be written."""
-        arrays = {name: getattr(self, name) for name in ("A", "C", "bases", "orders", "per_prompt")}
-        save_tensors(path, arrays, {"kind": "llv", **self.metadata})
+        """Write the surrogate as safetensors, and what computed it; FileError if it cannot be written."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        header = {"kind": "llv", "borrowed": self.borrowed, "metadata": {**environment(), **self.metadata}}
+        save_tensors(checked_path("path", path), arrays, header)
 
     @classmethod
     def load(cls, path: str | Path) -> LLV:
-        """Read what :meth:`save` wrote; FileError if it is cut short, of another kind or version."""
-        tensors, metadata = load_tensors(path, kind="llv")
-        arrays = {name: value.numpy() for name, value in tensors.items()}
-        return cls(**arrays, metadata={k: v for k, v in metadata.items() if k not in ("kind", "format")})
+        """Read what :meth:`save` wrote; FileError if it is cut short, changed, of another kind or version."""
+        tensors, header = load_tensors(checked_path("path", path), kind="llv")
+        with own_content(path):
+            arrays = {name: tensors[name].numpy() for name in ARRAYS}
+            return cls(**arrays, metadata=header["metadata"], borrowed=header["borrowed"])
 
 
 def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:

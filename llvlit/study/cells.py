@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 from llvlit.errors import CellError, ConceptNotVisibleError, FileError, InputError
 from llvlit.study.estimate import count_operations, model_shape
 from llvlit.study.experiment import RESULT_VERSION, Experiment, describe, run_experiment, run_metadata
-from llvlit.files import write_json
+from llvlit.files import locked, write_json
 from llvlit.study.grid import Cell, Grid
 from llvlit.engine.models import LanguageModel, load_model, local_folder, torch_device, wrap_model
-from llvlit.study.runner import Job, Outcome, claimed, read_result, result_path, run_jobs
+from llvlit.study.runner import Job, Outcome, read_result, result_path, run_jobs
 from llvlit.tasks.task import Splits, load_task, task_kind
 
 FEWEST_LAYERS = 4
@@ -196,7 +196,7 @@ def run_study(
     claim_folder(grid, Path(folder))
     if scheduler is None:
         torch_device(device)
-    with claimed(Path(folder)):
+    with locked(Path(folder)):
         costs = check_cells(cells, folder, device=device if here else "cpu")
         claim_folder(grid, Path(folder), write=True)
         if not here:

@@ -12,9 +12,9 @@ from llvlit.method.control import energy, minimum_energy
 from llvlit.engine.depth import MAX_TOKENS
 from llvlit.engine.models import LanguageModel
 from llvlit.tasks.task import Prompts
-from llvlit.method.verification import required_energies
+from llvlit.method.intervals import interval, resampled_medians
+from llvlit.method.verification import required_energy
 
-N_BOOTSTRAP = 1000
 METRICS = ("absolute", "relative")
 FIRST_LAYERS = {"all": 0, "not 0": 1}
 
@@ -67,18 +67,18 @@ def schedule_energies(
                 shape = np.where(inside, minimum_energy(profile, 1.0, weights=weight), 0)
                 shapes[f"optimal, {name}", metric, layers] = shape
             shapes["uniform", metric, layers] = inside / np.sqrt(weight)
-    found = required_energies(
+    costs_of = required_energy(
         model,
         prompts,
         directions,
-        {repr(key): shape for key, shape in shapes.items()},
+        shapes,
         target * float(directions.gaps[-1]),
         max_tokens=max_tokens,
         final_norm=final_norm,
     )
     costs = {  # energies of single prompts, infinite where out of reach
         (key, metric): np.where(
-            np.isnan(found[repr(key)].scale), np.inf, found[repr(key)].scale ** 2 * energy(shape, weights=weight)
+            np.isnan(costs_of[key].scale), np.inf, costs_of[key].scale ** 2 * energy(shape, weights=weight)
         )
         for key, shape in shapes.items()
         for metric, weight in scales.items()
@@ -93,20 +93,19 @@ def schedule_energies(
             schedules |= {"last layer": single[-1], "best layer": single[best], "random layer": single}
             reference = schedules[f"optimal, {next(iter(gains))}"]
             for name, values in schedules.items():
-                row = {"schedule": name, "metric": metric, "layers": layers, **_summary(values, reference, seed)}
+                row = {"schedule": name, "metric": metric, "layers": layers, **_summary(values, reference, prompts.pairs, seed)}
                 row["layer"] = {"best layer": first + best, "last layer": len(weights) - 1}.get(name)
                 rows.append(row)
     return rows
 
 
-def _summary(values: np.ndarray, reference: np.ndarray, seed: int) -> dict[str, Any]:
-    """Median energy and median ratio over prompts, the last axis, with bootstrap intervals over prompts.
+def _summary(values: np.ndarray, reference: np.ndarray, pairs: tuple[int, ...], seed: int) -> dict[str, Any]:
+    """Median energy and median ratio over prompts, the last axis, with bootstrap intervals over independent units.
 
     A ratio is censored above (infinity) where the values are out of reach, below (minus infinity) where the reference
     is, and unknown where both are; a median that is no number is None, and so are its bounds.
     """
     n_prompts = len(reference)
-    draws = np.random.default_rng(seed).integers(n_prompts, size=(N_BOOTSTRAP, n_prompts))
     with np.errstate(invalid="ignore"):
         ratios = np.where(np.isinf(reference), np.where(np.isinf(values), np.nan, -np.inf), values / reference)
     summary: dict[str, Any] = {"n_prompts": n_prompts, "n_out_of_reach": int(np.isinf(values).sum())}
@@ -116,9 +115,7 @@ def _summary(values: np.ndarray, reference: np.ndarray, seed: int) -> dict[str, 
             middle = np.median(known) if known.size else np.nan
             bounds = [np.nan, np.nan]
             if known.shape[-1] == n_prompts and (name == "energy" or np.isfinite(middle)):
-                samples = known[..., draws]
-                medians = np.median(np.moveaxis(samples, -2, 0).reshape(N_BOOTSTRAP, -1), axis=1)
-                bounds = [float(np.sort(medians)[round(q * (N_BOOTSTRAP - 1))]) for q in (0.025, 0.975)]
+                bounds = interval(resampled_medians(known, pairs, seed=seed)).tolist()
         summary |= {name: _number(middle), f"{name}_low": _number(bounds[0]), f"{name}_high": _number(bounds[1])}
     return summary
 

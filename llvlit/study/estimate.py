@@ -9,7 +9,7 @@ import torch
 
 from llvlit.engine.layer import rows_per_call
 from llvlit.study.grid import Cell
-from llvlit.tasks.hub import HUB_TASKS
+from llvlit.tasks.sources import HUB_TASKS
 from llvlit.engine.models import LanguageModel
 from llvlit.tasks.task import load_task
 

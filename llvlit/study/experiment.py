@@ -19,7 +19,7 @@ from llvlit.engine.depth import last_token_states
 from llvlit.study.energies import schedule_energies
 from llvlit.errors import FileError
 from llvlit.files import write_json
-from llvlit.method.gains import Gains, adjoint_gains_of, measured_gains_of
+from llvlit.method.gains import Gains, adjoint_gains, measured_gains
 from llvlit.study.grid import Settings
 from llvlit.method.identification import Plan, identify_all
 from llvlit.engine.models import LanguageModel
@@ -115,9 +115,8 @@ def run_experiment(
     seed += int(splits.evaluation.fingerprint[:8], 16)
     options: dict[str, Any] = {"max_tokens": settings.max_tokens, "final_norm": final_norm}
     states = last_token_states(model, splits.concept, **options)
-    labels = np.array(splits.concept.labels)
     directions = {
-        method: directions_of_states(states, labels, method=method, seed=seed) for method in settings.directions
+        method: directions_of_states(states, splits.concept, method=method, seed=seed) for method in settings.directions
     }
     order = min(settings.orders[-1], model.hidden_size)
     plans = {
@@ -136,7 +135,7 @@ def run_experiment(
     rows: list[dict[str, Any]] = []
     profiles = {}
     n_same = min(SAME_PROMPTS, len(splits.evaluation))
-    own = adjoint_gains_of(model, splits.evaluation.select(range(n_same)), list(directions.values()), **options)
+    own = adjoint_gains(model, splits.evaluation.select(range(n_same)), list(directions.values()), **options)
     same = {method: one.mean for method, one in zip(directions, own, strict=True)}
     for method in settings.directions:
         gains = {kind: one for (name, kind), one in measured.items() if name == method}
@@ -229,12 +228,13 @@ def _measure(
 
     Methods other than the first are measured at the reference amplitude alone.
     """
-    pushes: dict[tuple[str, Any], tuple[torch.Tensor, float]] = {}
+    pushes: dict[tuple[str, Any], tuple[Directions | torch.Tensor, float]] = {}
     for method, one in directions.items():
         amplitudes = settings.amplitudes if method == settings.directions[0] else settings.amplitudes[:1]
-        pushes |= {(method, amplitude): (one.vectors, amplitude) for amplitude in amplitudes}
+        pushes |= {(method, amplitude): (one, amplitude) for amplitude in amplitudes}
         null = random_directions(*one.vectors.shape, seed=seed)
         null[-1] = one.vectors[-1]
         pushes[method, "null"] = (null, settings.amplitudes[0])
-    found = measured_gains_of(model, prompts, list(pushes.values()), **options)
+    sets, amplitudes = zip(*pushes.values(), strict=True)
+    found = measured_gains(model, prompts, sets, amplitude=amplitudes, **options)
     return dict(zip(pushes, found, strict=True))

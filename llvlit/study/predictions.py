@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from llvlit.method.gains import Gains, agreement
+from llvlit.method.agreement import agreement
+from llvlit.method.gains import Gains
 from llvlit.study.grid import Settings
 from llvlit.method.identification import Identification
 

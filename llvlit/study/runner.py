@@ -1,30 +1,53 @@
-"""The cells of a study: each computed once, here, by worker processes, or on a Dask cluster; one file per cell."""
+"""The cells of a study: each computed once, here or by Dask's workers, and written to one file."""
 
 from __future__ import annotations
 
+import faulthandler
+import hashlib
 import json
+import logging
 import math
 import os
 import pickle
 import re
-import socket
+import shutil
+import signal
+import sys
+import threading
 import time
+import traceback
+import uuid
+import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from llvlit.errors import FileError, InputError
-from llvlit.files import write_atomically, write_json
-from llvlit.study.workers import Answer, run_here, run_in_processes, run_on_dask
+from llvlit.errors import InputError, LlvlitError
+from llvlit.files import locked, read_bytes, write_json, write_text
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
 
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=@-]{0,199}")
 DELAY = 2.0
 """Seconds without a bar."""
+
+CONNECT_SECONDS = 10.0
+"""For a Dask scheduler to answer, and for a worker to hand over a result that it has."""
+
+START_SECONDS = 120.0
+"""For one of our own workers to start."""
+
+SCRATCH = ".scratch"
+SILENT = "It left no traceback, as a process that is killed (was memory short?) or ends itself."
+
+Answer = tuple[str | None, str]
+"""What comes of a cell: ``(None, result as JSON)``, or ``(reason, whole traceback)`` of a failure."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +95,7 @@ def failure_path(folder: str | Path, key: str) -> Path:
 
 
 def read_result(folder: str | Path, key: str) -> dict[str, Any] | None:
-    """Result of a finished cell; None where there is none, or where its file is damaged (it is computed again).
+    """Result of a finished cell; None where there is none, or where its file is not as it was written.
 
     Raises
     ------
@@ -80,13 +103,23 @@ def read_result(folder: str | Path, key: str) -> dict[str, Any] | None:
         If the file is there, but cannot be read.
     """
     path = result_path(folder, key)
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    if not path.exists():
         return None
-    except OSError as error:
-        raise FileError(f"Could not read {path}: {error}. Make it readable, or choose another folder.") from error
-    return content if isinstance(content, dict) else None
+    text = read_bytes(path, "the result of a cell")
+    with suppress(ValueError, RecursionError, AttributeError):
+        content = json.loads(text)
+        if content.pop("checksum", None) == _checksum(content):
+            return content
+    return None
+
+
+def write_result(folder: str | Path, key: str, content: dict[str, Any]) -> None:
+    """Write the result of a cell with its checksum, whole or not at all."""
+    write_json(result_path(folder, key), {**content, "checksum": _checksum(content)})
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(eq=False)
@@ -122,10 +155,10 @@ class Run:
         """Write the result of a job, or why there is none."""
         reason, text = answer
         if reason is None:
-            write_json(result_path(self.folder, job.key), json.loads(text))
+            write_result(self.folder, job.key, json.loads(text))
             self.done.add(job.key)
         else:
-            write_atomically(failure_path(self.folder, job.key), lambda temporary: _write_text(temporary, text))
+            write_text(failure_path(self.folder, job.key), text)
             self.failed[job.key] = reason
         self.bar.update(job.cost)
 
@@ -136,10 +169,6 @@ class Run:
         self.bar.set_postfix_str(", ".join(parts + [job.key for job in running]), refresh=False)
         if self.bar.format_dict["elapsed"] > DELAY:
             self.bar.refresh()
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def run_jobs(
@@ -169,16 +198,17 @@ def run_jobs(
     Parameters
     ----------
     workers
-        1: in this process. More: that many processes. A script that asks for processes must guard its own
-        statements with ``if __name__ == "__main__":``.
+        1: in this process. More: a Dask cluster of that many processes, on this machine and for this run alone. A
+        script that asks for processes must guard its own statements with ``if __name__ == "__main__":``.
     scheduler
-        Address of a running Dask scheduler, such as ``"tcp://host:8786"``; its workers compute then.
+        Address of a running Dask scheduler, such as ``"tcp://host:8786"``; its workers compute then. A cluster is as
+        trusted as its network: whoever reaches the scheduler can run code on the workers and in this process.
     own_process
         Give also a single worker a process of its own: a cell that ends its process then fails alone.
     threads
-        Of each worker; by default the processors over ``workers``. With one worker and on Dask: left as they are.
+        Of each worker; by default the processors over ``workers``. With one worker and on a cluster: left as they are.
     attempts
-        Deaths of workers on one cell after which it fails. Dask has its own: ``allowed-failures`` of its scheduler.
+        Deaths of workers on one cell after which it fails.
     progress
         Show the cells and the time left, which follows the costs, in a terminal.
 
@@ -194,22 +224,26 @@ def run_jobs(
     """
     jobs, folder = tuple(jobs), Path(folder)
     _check(jobs, workers=workers, scheduler=scheduler, threads=threads, attempts=attempts)
-    with claimed(folder):
+    with locked(folder):
         kept = [job.key for job in jobs if read_result(folder, job.key) is not None]
         for job in jobs:
             failure_path(folder, job.key).unlink(missing_ok=True)
         for remnant in (*(folder / "cells").glob(".*.json.*"), *(folder / "failed").glob(".*.txt.*")):
             remnant.unlink(missing_ok=True)  # of a killed run
+        scratch = folder / SCRATCH
+        shutil.rmtree(scratch, ignore_errors=True)
         finished = set(kept)
         run = Run(folder, {job.key: job for job in jobs if job.key not in finished}, show_bar=progress)
         packed = {key: _pack(job) for key, job in run.pending.items()}
         with run.bar:
             if packed and scheduler is not None:
-                run_on_dask(run, packed, scheduler, threads)
+                with _running_cluster(scheduler) as client:
+                    _run_on_workers(run, packed, client, threads, attempts)
             elif packed and (workers > 1 or own_process):
-                run_in_processes(run, packed, workers, threads, attempts)
+                with _own_cluster(workers, threads, scratch) as client:
+                    _run_on_workers(run, packed, client, threads, attempts, scratch)
             else:
-                run_here(run, packed, threads)
+                _run_here(run, packed, threads)
     keys = [job.key for job in jobs]
     return Outcome(
         done=tuple(key for key in keys if key in run.done),
@@ -245,43 +279,228 @@ def _check(jobs: Sequence[Job], *, workers: int, scheduler: str | None, threads:
         seen.add(job.key.casefold())
 
 
-@contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """The folder as this process's own; the system gives it back also where the process is killed.
+def _run_here(run: Run, packed: dict[str, bytes], threads: int | None) -> None:
+    """One cell after another in this process."""
+    group = None
+    while (job := run.take(group, ())) is not None:
+        group = job.group
+        run.show([job])
+        run.record(job, attempt_cell(packed[job.key], threads))
 
-    Claims may be nested. A folder that was not there before and has nothing in it after is removed.
+
+def attempt_cell(packed: bytes, threads: int | None, trace: Path | None = None) -> Answer:
+    """Answer of one cell; only what is no ordinary exception (a crash, an interrupt) passes through.
+
+    A crash leaves the traceback in the file ``trace``.
+    """
+    try:
+        if trace is not None:
+            faulthandler.enable(trace.open("w", encoding="utf-8"))
+        function, arguments = pickle.loads(packed)
+        with nullcontext() if threads is None else _torch_threads(threads):
+            result = function(*arguments)
+        if not isinstance(result, dict):
+            raise TypeError(f"{function.__qualname__} returned {type(result).__name__}; a cell's result is a dict.")
+        return None, json.dumps(result, sort_keys=True)
+    except Exception as error:
+        return _reason(error), traceback.format_exc()
+
+
+@contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def dask_setup(worker: Any) -> None:
+    """Make a process of our own a quiet worker: Dask calls this by its name, before the first cell."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt ends
+    sys.stderr.isatty = lambda: False  # type: ignore[method-assign]  # a cell's own bars would cover the parent's
+    tqdm.set_lock(threading.RLock())  # a lock of the system would outlive a killed worker
+
+
+@contextmanager
+def _own_cluster(workers: int, threads: int | None, scratch: Path) -> Iterator[Client]:
+    """A cluster of processes on this machine, which end with this process, however it ends.
+
+    It listens on the loopback alone; whatever it writes lies in ``scratch``.
+    """
+    import dask
+    import distributed
+
+    before = dict(os.environ)
+    if threads is not None or workers > 1:
+        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        each = str(threads or max(1, processors // workers))
+        variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        os.environ.update(dict.fromkeys(variables, each))  # inherited, for they count only before torch is imported
+    settings = {
+        "distributed.nanny.pre-spawn-environ": {},
+        "temporary-directory": str(scratch),
+        "distributed.worker.profile.enabled": False,
+        "distributed.scheduler.worker-ttl": None,  # a cell may keep its worker busy for hours
+        "distributed.deploy.lost-worker-timeout": f"{START_SECONDS:.0f}s",
+    }
+    scratch.mkdir(parents=True)
+    cluster = None
+    try:
+        with dask.config.set(settings):
+            cluster = distributed.LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                dashboard_address=None,
+                memory_limit=0,
+                silence_logs=logging.CRITICAL + 1,
+                scheduler_kwargs={"allowed_failures": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                preload=[__name__],
+            )
+            with distributed.Client(cluster, set_as_default=False) as client, client.as_current():
+                yield client
+    except (RuntimeError, OSError, TimeoutError) as error:
+        if cluster is not None:
+            raise
+        raise LlvlitError(
+            f"Worker processes die while they start ({_reason(error)}). A script must guard its statements with "
+            'if __name__ == "__main__": before it asks for workers; else try fewer of them.'
+        ) from error
+    finally:
+        for nanny in cluster.workers.values() if cluster else ():
+            nanny.close_gracefully()  # no worker comes after this one
+            with suppress(OSError, TypeError):
+                os.kill(nanny.pid, signal.SIGKILL)  # only this process writes results: a busy worker need not end
+        if cluster:
+            cluster.close()
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _running_cluster(scheduler: str) -> Iterator[Client]:
+    """A cluster that somebody else has started.
 
     Raises
     ------
-    FileError
-        If another process has it, or it cannot be written.
+    InputError
+        If the scheduler cannot be reached.
     """
-    holder = folder / ".lock.json"
-    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
-    if lock.is_locked:
-        yield
-        return
-    is_new = not folder.exists()
+    import distributed
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        try:
-            content = json.loads(holder.read_bytes())
-            who = f"process {content['pid']} on {content['host']}, since {content['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            who = "another process"
-        raise FileError(f"{folder} is in use by {who}. Wait until that run ends, or choose another folder.") from None
-    except OSError as error:
-        raise FileError(f"Could not lock {folder}: {error}. Choose a folder that can be written.") from error
+        client = distributed.Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"No Dask scheduler answers at scheduler={scheduler!r} ({error}). Is it running, and is its port open?"
+        ) from error
+    with client, client.as_current():
+        yield client
+
+
+def _run_on_workers(
+    run: Run,
+    packed: dict[str, bytes],
+    client: Client,
+    threads: int | None,
+    attempts: int,
+    scratch: Path | None = None,
+) -> None:
+    """Cells on the workers of a cluster, one at a time on each; workers may come and go on the way.
+
+    A worker's threads would share one model in memory, whose layers a recording takes over while it runs. A cell
+    whose worker died is tried again, on whichever worker is free, until ``attempts`` have died on it: they had no
+    other cell, so no other cell is blamed. ``scratch`` is a folder that this process shares with all workers.
+
+    Raises
+    ------
+    LlvlitError
+        If the scheduler is lost, or none of our own workers starts again.
+    """
+    import distributed
+
+    flight: dict[Future, tuple[Job, str, Path | None]] = {}  # with the address of the worker, and its last words
+    latest: dict[str, str] = {}  # address of a worker: group of its latest job
+    deaths: dict[str, list[str]] = defaultdict(list)
+    busy_at, warned = time.monotonic(), False
     try:
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_json(holder, {"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-        yield
+        while run.pending or flight:
+            addresses = set(client.nthreads())
+            for future, (job, address, trace) in list(flight.items()):
+                if future.done() or address not in addresses:
+                    del flight[future]
+                    answer = _answer(future)
+                    if answer is None:
+                        deaths[job.key].append(_last_words(trace))
+                        if len(deaths[job.key]) < attempts:
+                            run.pending[job.key] = job
+                            continue
+                        answer = _killed(deaths[job.key])
+                    run.record(job, answer)
+            for address in addresses - {busy for _, busy, _ in flight.values()}:
+                if taken := run.take(latest.get(address), [job.group for job, _, _ in flight.values()]):
+                    name = f"{taken.key}-{uuid.uuid4().hex}"
+                    trace = scratch and scratch / name
+                    arguments = (packed[taken.key], threads, trace)
+                    future = client.submit(attempt_cell, *arguments, key=name, pure=False, workers=[address])
+                    flight[future], latest[address] = (taken, address, trace), taken.group
+            run.show([job for job, _, _ in flight.values()])
+            if flight:
+                busy_at = time.monotonic()
+                with suppress(TimeoutError):
+                    distributed.wait(list(flight), timeout=0.5, return_when="FIRST_COMPLETED")
+            elif run.pending:
+                if scratch is not None and time.monotonic() > busy_at + START_SECONDS:
+                    raise LlvlitError("Worker processes do not start again. Finished cells stay; try fewer workers.")
+                if scratch is None and not warned:
+                    warnings.warn("The Dask scheduler has no workers; waiting for some.", stacklevel=3)
+                    warned = True
+                time.sleep(0.1)
+    except (OSError, distributed.CancelledError) as error:
+        raise LlvlitError(
+            f"The Dask scheduler was lost ({_reason(error)}). Finished cells stay; run again for the rest."
+        ) from error
     finally:
-        holder.unlink(missing_ok=True)
-        lock.release()
-        if is_new and {path.name for path in folder.iterdir()} <= {".lock"}:
-            with suppress(OSError):
-                (folder / ".lock").unlink(missing_ok=True)
-                folder.rmdir()
+        with suppress(Exception):
+            client.cancel(list(flight))
+
+
+def _answer(future: Future) -> Answer | None:
+    """Answer of a cell, or None if its worker died."""
+    import distributed
+
+    try:
+        if future.done():
+            return future.result(timeout=CONNECT_SECONDS)
+    except (distributed.KilledWorker, TimeoutError):
+        pass
+    except (OSError, distributed.CancelledError):
+        raise  # the scheduler is lost
+    except Exception as error:
+        return _reason(error), traceback.format_exc()
+    future.cancel()
+    return None
+
+
+def _last_words(trace: Path | None) -> str:
+    """Traceback that a fatal signal left; a kill leaves none."""
+    with suppress(OSError):
+        return (trace.read_text(encoding="utf-8", errors="replace") if trace else "") or SILENT
+    return SILENT
+
+
+def _killed(deaths: list[str]) -> Answer:
+    """Why a cell failed whose workers died."""
+    last = deaths[-1].strip().partition("\n")[0]
+    text = "".join(f"Attempt {number}: the worker died. {words}\n" for number, words in enumerate(deaths, start=1))
+    return f"KilledWorker: the worker died in each of {len(deaths)} attempts. {last}", text

@@ -12,6 +12,7 @@ import pandas as pd
 
 from llvlit.errors import FileError
 from llvlit.files import write_atomically, write_json
+from llvlit.method.intervals import mean_over_tasks
 from llvlit.study.grid import Grid
 from llvlit.study.cells import Results
 
@@ -22,7 +23,6 @@ FIRST_COLUMNS = (
     *("direction", "predictor", "order", "n_operating", "amplitude"),
     *("schedule", "metric", "layers", "layer"),
 )
-N_BOOTSTRAP = 2000
 DIGITS = 5
 
 
@@ -137,41 +137,10 @@ def summarize(
             complete &= known
             with np.errstate(divide="ignore"):  # of a bound that is zero
                 x = np.log(array[:, known]) if log else array[:, known]
-            found = _mean_and_interval(tasks[known], cells[known], x, generator)
+            found = mean_over_tasks(x, tasks[known], cells[known], generator=generator)
             row |= dict(zip((value, f"{value}_low", f"{value}_high"), np.exp(found) if log else found, strict=True))
         rows.append({**row, "n_tasks": len(np.unique(tasks[complete]))})
     return pd.DataFrame(rows)
-
-
-def _mean_and_interval(
-    tasks: np.ndarray, cells: np.ndarray, rows: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
-    """Mean of rows and the bounds of its 95 % interval; NaN where there is none.
-
-    ``rows`` (3, n_rows) are the values and their own bounds over prompts (NaN: unknown), ``tasks`` and ``cells`` the
-    numbers of their task and of their pair of task and seed.
-    """
-    x, low, high = rows
-    if not len(x):
-        return np.full(3, np.nan)
-    _, first, cell = np.unique(cells, return_index=True, return_inverse=True)
-    n_rows = np.bincount(cell)
-    means = np.bincount(cell, x) / n_rows
-    widths = np.where(np.isfinite(high - low), high - low, 0)
-    deviations = np.bincount(cell, widths / (2 * 1.96)) / n_rows
-    _, starts, n_seeds = np.unique(tasks[first], return_index=True, return_counts=True)
-    middle = (np.add.reduceat(means, starts) / n_seeds).mean()
-    if len(means) == 1:
-        return np.array([middle, np.nan, np.nan])
-    chosen = generator.integers(len(starts), size=(N_BOOTSTRAP, len(starts), 1))  # tasks
-    shape = (N_BOOTSTRAP, len(starts), n_seeds.max())
-    drawn = starts[chosen] + (generator.random(shape) * n_seeds[chosen]).astype(int)  # more seeds than some tasks have
-    draws = means[drawn]
-    if deviations.any():
-        draws += deviations[drawn] * generator.standard_normal(shape)
-    draws[np.arange(shape[-1]) >= n_seeds[chosen]] = 0.0
-    bounds = np.quantile((draws.sum(axis=2) / n_seeds[chosen[..., 0]]).mean(axis=1), [0.025, 0.975])
-    return np.array([middle, *np.clip(bounds, np.nanmin([x, low]), np.nanmax([x, high]))])
 
 
 def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""Contrastive prompt grammars, and what counts as the same text.
+"""Contrastive prompt grammars.
 
 Every prompt has a twin that differs in its class-bearing phrases alone.  A grammar is a JSON file of rules.
 ``{rule}`` is replaced by one option of that rule; ``[a|b]`` reads ``a`` in the prompt of class 0 and ``b`` in
@@ -11,15 +11,13 @@ from __future__ import annotations
 import json
 import random
 import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from html import unescape
 from importlib.resources import files
-from string import punctuation
 
-from llvlit.errors import InputError, unknown_name
+from llvlit.checks import choice
+from llvlit.tasks.splits import normalized
 
 EMBEDDED_TASKS = ("film-sentiment", "food-sentiment", "hostility", "tense")
 N_PAIRS = 1200
@@ -27,79 +25,6 @@ N_PAIRS = 1200
 _SLOT = re.compile(r"\{(\w+)\}")
 _CONTRAST = re.compile(r"\[([^|\]]*)\|([^|\]]*)\]")
 _LONG_WORD = re.compile(r"[a-z]{5,}")
-
-
-class _Letters(dict[int, int | None]):
-    """Translation table that deletes punctuation, separators, and control and format characters."""
-
-    def __missing__(self, code: int) -> int | None:
-        letter = chr(code)
-        category = unicodedata.category(letter)
-        dropped = category[0] in "PZ" or category in ("Cc", "Cf") or letter in punctuation
-        self[code] = None if dropped else code
-        return self[code]
-
-
-_LETTERS = _Letters()
-
-
-def normalized(text: str) -> str:
-    """Identity of a text for duplicates: letter case, punctuation and whitespace are ignored.
-
-    A text of punctuation alone keeps it, so that ``"!"`` and ``"?"`` stay different.
-
-    >>> from llvlit.tasks.grammars import normalized
-    >>> normalized("A joy,  from start to finish!") == normalized("a joy from start to finish")
-    True
-    """
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return folded.translate(_LETTERS) or "".join(folded.split())
-
-
-def clean_text(text: str) -> str:
-    """Text on one line: HTML entities are read, ``<br />`` and runs of whitespace become one space."""
-    text = re.sub(r"&#?\w+;", lambda entity: unescape(entity[0]), text)
-    return re.sub(r"\s+", " ", re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE)).strip()
-
-
-Group = tuple[list[int], list[int]]  # rows of label 0, rows of label 1
-
-
-def distinct_groups(texts: Sequence[str], labels: Sequence[int], groups: Sequence[int]) -> list[Group]:
-    """Rows that stay, by group and label; groups that share a text count as one."""
-    first: dict[str, int] = {}
-    conflicting: set[int] = set()
-    merged = {group: group for group in groups}
-
-    def root(group: int) -> int:
-        while merged[group] != group:
-            group = merged[group]
-        return group
-
-    for row, text in enumerate(texts):
-        kept = first.setdefault(normalized(text), row)
-        merged[root(groups[row])] = root(groups[kept])
-        if labels[row] != labels[kept]:
-            conflicting.add(kept)
-    found: dict[int, Group] = {}
-    for row in first.values():
-        if row not in conflicting:
-            found.setdefault(root(groups[row]), ([], []))[labels[row]].append(row)
-    return list(found.values())
-
-
-def draw(groups: Sequence[Group], count: int) -> tuple[Group, list[Group]]:
-    """Up to ``count`` rows of each label, and the groups left untouched."""
-    chosen: Group = ([], [])
-    untouched = []
-    for group in groups:
-        wanted = [group[label][: count - len(chosen[label])] for label in (0, 1)]
-        if any(wanted):
-            chosen[0].extend(wanted[0])
-            chosen[1].extend(wanted[1])
-        else:
-            untouched.append(group)
-    return chosen, untouched
 
 
 @dataclass(frozen=True)
@@ -133,8 +58,7 @@ def load_grammar(name: str) -> Grammar:
     InputError
         If there is none.
     """
-    if name not in EMBEDDED_TASKS:
-        raise InputError(unknown_name("name", name, EMBEDDED_TASKS))
+    choice("name", name, EMBEDDED_TASKS)
     source = files("llvlit") / "data" / "grammars" / f"{name}.json"
     content = json.loads(source.read_text(encoding="utf-8"))
     label_0, label_1 = content["class_names"]

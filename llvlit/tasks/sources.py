@@ -1,13 +1,141 @@
-"""Tasks in files: parquet with the columns ``text`` and ``label``, alone or in a folder."""
+"""Where texts come from: our grammars, data sets of the hub, and parquet files, all behind one kind of source."""
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from html import unescape
+from importlib.resources import files
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from llvlit.errors import InputError
+from llvlit import checks
+from llvlit.errors import FileError, InputError, unknown_name
+from llvlit.files import foreign
+from llvlit.hub import failure, hub_reachable
 from llvlit.prompts import is_label
-from llvlit.tasks.grammars import clean_text
-from llvlit.tasks.hub import OFFLINE_CHOICES
+from llvlit.tasks.grammars import EMBEDDED_TASKS, generate, load_grammar
+from llvlit.tasks.splits import normalized
+
+OFFLINE_CHOICES = (
+    f"Without a network: {', '.join(EMBEDDED_TASKS)}, a folder of task files (data_dir), "
+    "or a .parquet file with columns text and label."
+)
+MOST_ROWS, MOST_LETTERS = 1_000_000, 256 * 2**20
+"""Of a parquet file; more takes minutes to read and is no set of prompts."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Labelled texts as a source gives them; ``origin`` says from where, such as the commit."""
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+    origin: str
+    groups: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A place that a task's texts come from; everything but the texts is known before they are read.
+
+    Attributes
+    ----------
+    kind : str
+        ``embedded``, ``hub`` or ``file``.
+    read : function
+        Gives the texts, or raises InputError or FileError.
+    place : str
+        Added to the description in lists of tasks.
+    more : mapping
+        What else is known, as JSON can hold it.
+    """
+
+    kind: str
+    name: str
+    description: str
+    class_names: tuple[str, str]
+    read: Callable[[], Texts]
+    more: Mapping[str, Any]
+    suffix: str = ""
+    place: str = ""
+
+    def facts(self) -> dict[str, Any]:
+        """What is known before a text is read: ``kind``, ``description``, ``class_names``, and more by kind."""
+        description = f"{self.description} ({self.place})" if self.place else self.description
+        return {**self.more, "kind": self.kind, "description": description, "class_names": self.class_names}
+
+
+def all_sources(data_dir: str | Path | None = None) -> dict[str, Source]:
+    """Embedded tasks, tasks of the hub, and the files in ``data_dir``, by name; a file goes before a name of ours."""
+    sources = {name: embedded_source(name) for name in EMBEDDED_TASKS}
+    sources |= {name: hub_source(name) for name in HUB_TASKS}
+    return sources | {name: file_source(path) for name, path in task_files(data_dir).items()}
+
+
+def find_source(name: str | Path, *, data_dir: str | Path | None = None, revision: str | None = None) -> Source:
+    """Source of a task by its name, or by the path of a ``.parquet`` file; no text is read yet.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, ``data_dir`` lacks it, there is no such file, or ``revision`` is given for a task
+        that is not read from the hub.
+    """
+    name = checks.text("name", name) if isinstance(name, str) else checks.path("name", name)
+    filed = task_files(data_dir)
+    is_hub = name in HUB_TASKS and data_dir is None
+    if revision is not None and not is_hub:
+        raise InputError(
+            f"revision={revision!r} is of use on the hub alone; name={str(name)!r} is not read from there."
+        )
+    if isinstance(name, str):
+        if (known := _as_name(name)) in filed:
+            return file_source(filed[known])
+        if name in EMBEDDED_TASKS:
+            return embedded_source(name)
+        if is_hub:
+            return hub_source(name, revision)
+    if isinstance(name, Path) or name.endswith(".parquet"):
+        return file_source(checks.path("name", name))
+    if data_dir is not None:
+        found = ", ".join(path.name for path in filed.values()) or "no .parquet file"
+        raise InputError(f"data_dir={str(data_dir)!r} has no {name}.parquet; it has {found}. Embedded tasks work too.")
+    hint = "Or name a .parquet file with columns text and label."
+    raise InputError(unknown_name("name", name, all_sources(), hint=hint))
+
+
+def clean_text(text: str) -> str:
+    """Text on one line: HTML entities are read, ``<br />`` and runs of whitespace become one space."""
+    text = re.sub(r"&#?\w+;", lambda entity: unescape(entity[0]), text)
+    return re.sub(r"\s+", " ", re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE)).strip()
+
+
+# Embedded
+
+
+def embedded_source(name: str) -> Source:
+    """Source of the twins that an embedded grammar writes."""
+    grammar = load_grammar(name)
+
+    def read() -> Texts:
+        twins = generate(name)
+        groups = tuple(pair for pair in range(len(twins)) for _ in (0, 1))
+        return Texts(tuple(chain.from_iterable(twins)), (0, 1) * len(twins), "embedded grammar", groups)
+
+    more = {"suffix": grammar.suffix}
+    return Source("embedded", name, grammar.description, grammar.class_names, read, more, grammar.suffix)
+
+
+# Files
 
 
 def task_files(data_dir: str | Path | None) -> dict[str, Path]:
@@ -20,53 +148,271 @@ def task_files(data_dir: str | Path | None) -> dict[str, Path]:
     """
     if data_dir is None:
         return {}
-    folder = Path(data_dir).expanduser()
-    if not folder.is_dir():
+    folder = checks.path("data_dir", data_dir)
+    if not os.path.isdir(folder):
         raise InputError(f"data_dir={str(data_dir)!r} is no folder. Pass a folder of files NAME.parquet.")
-    return {path.stem: path for path in sorted(folder.glob("*.parquet")) if path.is_file()}
+    return {_as_name(path.stem): path for path in sorted(folder.glob("*.parquet")) if path.is_file()}
 
 
-def check_file(path: Path) -> None:
-    """InputError if there is no such file."""
-    if not path.is_file():
-        raise InputError(f"name={str(path)!r}: there is no such file. {OFFLINE_CHOICES}")
+def _as_name(stem: str) -> str:
+    """Name of a task from its file's: letters composed, whatever the file system keeps; bytes of none escaped."""
+    return unicodedata.normalize("NFC", stem).encode("utf-8", "backslashreplace").decode()
 
 
-def read_parquet_examples(path: Path) -> tuple[list[str], list[int]]:
-    """Texts, each on one line, and labels of a parquet file.
+def file_source(path: Path) -> Source:
+    """Source of a parquet file with the columns ``text`` and ``label``.
+
+    A file named like a hub task is taken to have its classes; how its texts were prepared, nobody knows.
 
     Raises
     ------
     InputError
-        If the file is missing, not parquet, cut short or empty, lacks a column, or has a text without content
-        or a label other than 0 and 1; the sentence names the row.
+        If there is no such file.
     """
-    from pyarrow import ArrowException, parquet  # here, since it is slow to import
+    if not os.path.isfile(path):
+        fault = "this is a folder or a device, no file" if os.path.exists(path) else "there is no such file"
+        raise InputError(f"name={str(path)!r}: {fault}. {OFFLINE_CHOICES}")
+    name = _as_name(path.stem)
+    description, class_names = "local file", ("label 0", "label 1")
+    if record := HUB_TASKS.get(name):
+        class_names = record.class_names
+        description = f"local file, named like the hub task {name}; label 1 = {class_names[1]}"
+    read, more = partial(read_parquet, path), {"path": str(path)}
+    return Source("file", name, description, class_names, read, more, place=f"file: {path}")
 
-    check_file(path)
-    try:
-        columns = parquet.read_schema(path).names
-        if missing := sorted({"text", "label"} - set(columns)):
-            raise InputError(
-                f"{path} lacks {' and '.join(missing)}; its columns: {', '.join(columns)}. "
-                "Name the columns text and label."
-            )
-        table = parquet.read_table(path, columns=["text", "label"])
-        texts, labels = table["text"].to_pylist(), table["label"].to_pylist()
-    except (ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as a parquet file ({error}). Write or copy it again.") from error
-    if not texts:
-        raise InputError(f"{path} has no rows. Write at least one text of each label.")
-    cleaned = []
-    for row, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        if not isinstance(text, str) or not clean_text(text):
-            raise InputError(
-                f"{path}, row {row} (from 0): text={text!r} is not a string with content. Fix or drop the row."
-            )
+
+def read_parquet(path: Path) -> Texts:
+    """Texts, each on one line, and labels of a parquet file.
+
+    Raises
+    ------
+    FileError
+        If the file is not parquet, cut short or empty, too large, lacks a column or has one of another type, or has
+        a text without content or a label other than 0 and 1; the sentence names the row.
+    """
+    from pyarrow import parquet  # here, since it is slow to import
+
+    rows: list[tuple[str | None, Any]] = []
+    n_letters = 0
+    with foreign(path, "a parquet file", remedy="Write or copy it again."), parquet.ParquetFile(path) as file:
+        _check_columns(file.schema_arrow, path)
+        if file.metadata.num_rows > MOST_ROWS:
+            raise FileError(f"{path} has {file.metadata.num_rows} rows. Keep {MOST_ROWS} at most.")
+        for batch in file.iter_batches(1024, columns=["text", "label"]):
+            rows += zip(batch["text"].to_pylist(), batch["label"].to_pylist(), strict=True)
+            n_letters += sum(len(text or "") for text, _ in rows[-len(batch) :])
+            if n_letters > MOST_LETTERS:
+                raise FileError(f"{path}: its first {len(rows)} texts have over {MOST_LETTERS} letters. Keep fewer.")
+    if not rows:
+        raise FileError(f"{path} has no rows. Write at least one text of each label.")
+    texts = [clean_text(text or "") for text, _ in rows]
+    for row, (text, label) in enumerate(rows):
+        where = f"{path}, row {row} (from 0)"
+        if not texts[row]:
+            raise FileError(f"{where}: text={text!r} has no content. Fix or drop the row.")
         if not is_label(label):
-            raise InputError(
-                f"{path}, row {row} (from 0): label={label!r} is neither 0 nor 1 (1: concept present). "
-                "Fix or drop the row."
-            )
-        cleaned.append(clean_text(text))
-    return cleaned, [int(label) for label in labels]
+            raise FileError(f"{where}: label={label!r} is neither 0 nor 1 (1: concept present). Fix or drop the row.")
+    return Texts(tuple(texts), tuple(int(label) for _, label in rows), f"file: {path.name}")
+
+
+def _check_columns(schema: Any, path: Path) -> None:
+    from pyarrow import types
+
+    if missing := sorted({"text", "label"} - set(schema.names)):
+        raise FileError(
+            f"{path} lacks {' and '.join(missing)}; its columns: {', '.join(schema.names)}. "
+            "Name the columns text and label."
+        )
+    strings = (types.is_string, types.is_large_string, types.is_string_view)
+    numbers = (types.is_integer, types.is_boolean, types.is_floating)
+    for column, fitting, expected in (("text", strings, "strings"), ("label", numbers, "numbers, 0 or 1")):
+        kind = schema.field(column).type
+        held = kind.value_type if types.is_dictionary(kind) else kind
+        if not any(fits(held) for fits in fitting):
+            raise FileError(f"{path}: column {column} is of type {kind}; expected {expected}. Write it so.")
+
+
+# Hub
+
+
+@dataclass(frozen=True)
+class HubTask:
+    """Where a task of the hub lies and how its rows are read.
+
+    Attributes
+    ----------
+    hub_id, config, split : str
+        Arguments of ``datasets.load_dataset``.
+    columns : tuple of str
+        Text columns, joined by ``": "``.
+    revision : str
+        Commit or branch of the data set.
+    label : str
+        Column of the label; with a ``threshold``, a score that makes label 1 from there on.
+    escaped : bool
+        Whether the texts still carry the escapes of a CSV file: backslash-n, and quotes doubled or after a backslash.
+    per_class : int
+        Distinct texts of each class that are read at most.
+    """
+
+    hub_id: str
+    config: str | None
+    split: str
+    columns: tuple[str, ...]
+    class_names: tuple[str, str]
+    description: str
+    revision: str = "main"
+    label: str = "label"
+    threshold: float | None = None
+    escaped: bool = False
+    per_class: int = 1200
+
+    @property
+    def reading(self) -> str:
+        """How rows become texts and labels, in words."""
+        text = " and ".join(self.columns) + (" joined by a colon" if len(self.columns) > 1 else "")
+        text += ", escapes of a CSV file undone" if self.escaped else ""
+        rule = f"{self.label} at least {self.threshold}" if self.threshold is not None else f"{self.label} 1"
+        zero, one = self.class_names
+        return f"texts: {text}, HTML entities read, on one line; {rule}: {one}, else {zero}"
+
+    @property
+    def place(self) -> str:
+        """Data set, configuration, split and commit, in words."""
+        config = f" ({self.config})" if self.config else ""
+        return f"{self.hub_id}{config}, split {self.split}, commit {self.revision[:12]}"
+
+
+def _read_table() -> dict[str, HubTask]:
+    table = json.loads((files("llvlit") / "data" / "hub_tasks.json").read_text(encoding="utf-8"))
+    return {
+        name: HubTask(**record | {key: tuple(record[key]) for key in ("columns", "class_names")})
+        for name, record in table.items()
+    }
+
+
+HUB_TASKS: Mapping[str, HubTask] = _read_table()
+
+HUB_READING = (
+    "Of each task the first rows of the stream are read, shuffled with a fixed seed, until each class has "
+    f"{HubTask.per_class} distinct texts; rows without a text or a label are passed over."
+)
+
+
+def hub_table() -> str:
+    """Markdown of the hub tasks: where each lies, and how its rows are read."""
+    lines = ["| Task | Data set | Rows |", "|---|---|---|"]
+    lines += [f"| `{name}` | {task.place} | {task.reading} |" for name, task in HUB_TASKS.items()]
+    return "\n".join([*lines, "", HUB_READING])
+
+
+def hub_source(name: str, revision: str | None = None) -> Source:
+    """Source of a data set on the hub; ``revision`` replaces the table's."""
+    record = HUB_TASKS[name]
+    if revision is not None:
+        record = replace(record, revision=checks.text("revision", revision, may_be_empty=False))
+    read, more = partial(read_hub, name, record), {**asdict(record), "reading": record.reading}
+    return Source("hub", name, record.description, record.class_names, read, more, place=f"hub: {record.hub_id}")
+
+
+def read_hub(name: str, record: HubTask) -> Texts:
+    """Texts and labels of a hub task: the first rows of the data set's stream, shuffled with a fixed seed.
+
+    Raises
+    ------
+    InputError
+        If the hub is out of reach or fails, or the rows are not what the record says.
+    """
+    if not hub_reachable():
+        raise InputError(f"name={name!r} lies on the hub, which cannot be reached. {OFFLINE_CHOICES}")
+    from datasets import load_dataset  # here, since they are slow to import
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().dataset_info(record.hub_id, revision=record.revision, timeout=30).sha or record.revision
+        with _one_reading():
+            rows = load_dataset(record.hub_id, record.config, split=record.split, revision=commit, streaming=True)
+            texts, labels = examples_from_rows(shuffled(rows), record)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"name={name!r}: {record.hub_id}, revision {record.revision}, could not be read ({failure(error)}). "
+            f"{OFFLINE_CHOICES}"
+        ) from error
+    origin = f"hub: {record.hub_id}, {record.config or 'default'}, {record.split}, commit {commit}"
+    return Texts(tuple(texts), tuple(labels), origin)
+
+
+@contextmanager
+def _one_reading() -> Iterator[None]:
+    """No repetition of ``datasets`` on top of the hub client's own: twenty of them take ten minutes."""
+    from datasets import config
+
+    once = dict.fromkeys(("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES"), 1)
+    at_once = dict.fromkeys(("STREAMING_READ_RETRY_INTERVAL", "STREAMING_OPEN_RETRY_INTERVAL"), 0)
+    before = {name: getattr(config, name) for name in once | at_once}
+    vars(config).update(once | at_once)
+    try:
+        yield
+    finally:
+        vars(config).update(before)
+
+
+def shuffled(rows: Iterable[Any], *, buffer_size: int = 10_000, seed: int = 0) -> Iterator[Any]:
+    """Rows in an order drawn from ``seed``, each at most ``buffer_size`` places ahead of its own.
+
+    Unlike that of ``datasets``, the order stays the same from version to version.
+    """
+    generator = random.Random(f"rows/{seed}")
+    buffer: list[Any] = []
+    for row in rows:
+        if len(buffer) < buffer_size:
+            buffer.append(row)
+            continue
+        chosen = generator.randrange(buffer_size)
+        buffer[chosen], row = row, buffer[chosen]
+        yield row
+    generator.shuffle(buffer)
+    yield from buffer
+
+
+def examples_from_rows(rows: Iterable[Mapping[str, Any]], record: HubTask) -> tuple[list[str], list[int]]:
+    """Texts and labels of a hub task's rows, until each class has ``record.per_class`` distinct texts.
+
+    Rows without a text or a label (-1 on the hub) are passed over, and so are repetitions within a class.
+    """
+    texts: list[str] = []
+    labels: list[int] = []
+    seen: tuple[set[str], set[str]] = (set(), set())
+    for row in rows:
+        if missing := {*record.columns, record.label} - set(row):
+            raise InputError(f"{record.hub_id} lacks {', '.join(sorted(missing))}; it has {', '.join(row)}.")
+        text, label = _text(row, record), row[record.label]
+        if not text or label in (None, -1) or label != label:  # NaN
+            continue
+        if record.threshold is not None:
+            label = int(label >= record.threshold)
+        if label not in (0, 1):
+            raise InputError(f"{record.hub_id} has {record.label}={label!r}; 0 or 1 was expected.")
+        known, identity = seen[int(label)], normalized(text)
+        if len(known) < record.per_class and identity not in known:
+            known.add(identity)
+            texts.append(text)
+            labels.append(int(label))
+        if min(map(len, seen)) >= record.per_class:
+            break
+    return texts, labels
+
+
+def _text(row: Mapping[str, Any], record: HubTask) -> str:
+    """Text of a row: its text columns without escapes, on one line."""
+    parts = []
+    for column in record.columns:
+        part = row[column] or ""
+        if not isinstance(part, str):
+            raise InputError(f"{record.hub_id} has {column}={part!r}; a string was expected.")
+        if record.escaped:
+            part = part.replace("\\n", " ").replace('\\"', '"').replace('""', '"')
+        parts.append(clean_text(part))
+    return ": ".join(filter(None, parts))
