@@ -436,7 +436,7 @@ def publications(draw: st.DrawFn) -> Case:
         )
     if kind == 2:
         change = f"as_json({draw(document_changes('NOTEBOOK', documents.NOTEBOOK))})"
-        return Case(f"published({{'_build/book/book/sums.ipynb': {change}}})", "publish notebook")
+        return Case(f"published({{'_build/html/_sources/book/sums.ipynb': {change}}})", "publish notebook")
     change = draw(st.one_of(st.sampled_from(ODD_FILES), byte_changes(f"BUILT[{name!r}]", len(documents.BUILT[name]))))
     return Case(f"published({{{name!r}: {change}}})", f"publish {name}")
 
