@@ -22,7 +22,7 @@ from llvlit.method.gains import measured_gains
 from llvlit.method.identification import Plan, identify_all
 from llvlit.method.surrogate import LLV
 from llvlit.plots.figures import short_name
-from llvlit.tasks.task import Splits
+from llvlit.tasks.splits import Splits
 
 FORMAT_VERSION = 1
 PAGE = """\

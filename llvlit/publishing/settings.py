@@ -10,7 +10,8 @@ from llvlit.engine.models import embedded_names
 from llvlit.errors import InputError, unknown_name
 from llvlit.study.grid import load_grid
 from llvlit.tasks.grammars import EMBEDDED_TASKS
-from llvlit.tasks.task import Splits, Task, load_task
+from llvlit.tasks.splits import Splits
+from llvlit.tasks.task import Task, load_task
 
 RUNNING = (0, 1)
 """Positions in the evaluation split of the prompt that all chapters follow, and of its twin of the other class."""
