@@ -87,8 +87,10 @@ def test_the_call_with_right_values_works(callee):
 def own_kinds(argument: surface.Argument) -> tuple[str, ...]:
     """Kinds that strategies are drawn from: of arrays and tensors the one that the right value is."""
     kinds = set(argument.kinds)
+    right = eval(argument.right or "None", NAMES)
+    kinds -= {"mapping"} if not hasattr(right, "items") else set()
+    kinds -= {"sequence"} if not hasattr(right, "__len__") else set()
     if kinds & {"array", "tensor"}:
-        right = eval(argument.right or "None", NAMES)
         kinds -= {"array", "tensor"}
         kinds |= {"tensor"} if isinstance(right, things.torch.Tensor) else set()
         kinds |= {"array"} if isinstance(right, things.np.ndarray) else set()

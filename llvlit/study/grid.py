@@ -14,10 +14,10 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from llvlit.method.bases import BASES
-from llvlit.method.concepts import METHODS
 from llvlit.engine.depth import MAX_TOKENS
 from llvlit.errors import InputError, unknown_name
+from llvlit.method.bases import BASES
+from llvlit.method.concepts import METHODS
 from llvlit.method.identification import JACOBIANS
 
 GRIDS = ("embedded", "real", "paper")
