@@ -85,13 +85,12 @@ def test_the_call_with_right_values_works(callee):
 
 @cache
 def own_kinds(argument: surface.Argument) -> tuple[str, ...]:
-    """Kinds that strategies are drawn from: of arrays and tensors the one that the right value is."""
+    """Kinds that strategies are drawn from: of the containers the one that the right value is."""
+    containers = {"array": things.np.ndarray, "tensor": things.torch.Tensor, "mapping": dict, "sequence": (list, tuple)}
     kinds = set(argument.kinds)
-    if kinds & {"array", "tensor"}:
+    if kinds & set(containers):
         right = eval(argument.right or "None", NAMES)
-        kinds -= {"array", "tensor"}
-        kinds |= {"tensor"} if isinstance(right, things.torch.Tensor) else set()
-        kinds |= {"array"} if isinstance(right, things.np.ndarray) else set()
+        kinds -= {kind for kind, own in containers.items() if not isinstance(right, own)}
     return tuple(sorted(kinds))
 
 
