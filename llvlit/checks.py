@@ -15,7 +15,7 @@ from numbers import Real
 from pathlib import Path
 from reprlib import Repr
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
@@ -328,6 +328,8 @@ def _admitted(argument: str, value: Any, kind: Any) -> Any:
         return seed(argument, value) if argument == "seed" else _DOORS[kind](argument, value)
     if getattr(kind, "__module__", "") == "torch" and getattr(kind, "__name__", "") == "Tensor":
         return tensor(argument, value)
+    if origin is Literal:
+        return choice(argument, value, inner)
     if origin in (tuple, list, Sequence, Iterable, Collection):
         entries = _entries(argument, value)
         if origin is tuple and inner and inner[-1] is not ...:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from llvlit.checks import checked
 from llvlit.engine.exclusive import exclusive
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import ContextCache, LayerCall, Recording, run_candidates
@@ -76,6 +77,7 @@ class FrozenLayer:
         """The model's layer."""
         return self.model.layers[self.index]
 
+    @checked
     def step(self, candidates: torch.Tensor) -> torch.Tensor:
         """Next states ``(n_prompts, k, hidden_size)`` of k candidate states of each prompt, same shape.
 
@@ -91,6 +93,7 @@ class FrozenLayer:
                 out[batch.members, rows] = self._replay(batch, candidates[batch.members, rows])
         return out
 
+    @checked
     def jvp(self, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
         """Jacobian-vector products A_l t ``(n_prompts, k, hidden_size)`` at the operating point.
 
@@ -129,10 +132,12 @@ class FrozenLayer:
         plus, minus = self._replay(batch, both).chunk(2, dim=1)
         return (plus - minus) / (2 * scale)
 
+    @checked
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Vector-Jacobian products A_l^T w ``(n_prompts, k, hidden_size)``; ``cotangents`` has the same shape."""
         return LinearizedLayer(self, cotangents.shape[1], keeps_graphs=False).vjp(cotangents)
 
+    @checked
     def linearize(self, n_products: int) -> LinearizedLayer:
         """The derivative at every prompt, for many products that come at several times.
 
@@ -154,6 +159,7 @@ class FrozenLayer:
             for start in range(0, n_candidates, n_rows):
                 yield batch, slice(start, min(n_candidates, start + n_rows))
 
+    @checked
     def dense(self, *, method: str = "jvp") -> DenseLayer:
         """The same linearization with every prompt's Jacobian formed: worth it for more than H products.
 

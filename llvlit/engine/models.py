@@ -26,6 +26,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import cached_file
 
+from llvlit.checks import checked
 from llvlit.errors import InputError, ModelError, unknown_name
 from llvlit.hub import failure, hub_reachable, quiet_transformers
 
@@ -121,6 +122,7 @@ def embedded_names() -> tuple[str, ...]:
     return tuple(f"embedded/{folder.name}" for folder in folders)
 
 
+@checked
 def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "unnamed") -> LanguageModel:
     """Language model around a module that is already loaded.
 
@@ -194,6 +196,7 @@ def _tokenizer_parts(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     ]
 
 
+@checked
 def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dtype | None = None) -> LanguageModel:
     """Causal decoder by name.
 

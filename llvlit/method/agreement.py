@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
+from llvlit.checks import checked
 from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError
 from llvlit.method.concepts import borrowing
@@ -57,6 +58,7 @@ class Agreement:
         return {name: getattr(self, name) for name in MEASURES}
 
 
+@checked
 def agreement(predicted: Gains | np.ndarray, measured: Gains | np.ndarray, *, seed: int = 0) -> Agreement:
     """Agreement of two gain profiles over layers.
 

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from llvlit.checks import checked
+
 DEFLATION_TOLERANCE = 1e-8
 """Relative size under which the part of a vector outside the basis counts as rounding."""
 
 BASES = ("krylov", "reachability", "random", "pca")
 
 
+@checked
 def orthonormal_basis(
     vectors: Iterable[torch.Tensor], *, order: int, tolerance: float = DEFLATION_TOLERANCE
 ) -> tuple[torch.Tensor, int]:
@@ -77,6 +80,7 @@ def _padded(columns: list[torch.Tensor], hidden_size: int, order: int) -> torch.
     return basis
 
 
+@checked
 def krylov_basis(
     apply: Callable[[torch.Tensor], torch.Tensor],
     direction: torch.Tensor,
@@ -120,6 +124,7 @@ def krylov_basis(
     return _padded(columns, hidden_size, order), len(columns), _padded(images, hidden_size, order)
 
 
+@checked
 def reachability_basis(
     previous_images: torch.Tensor,
     direction: torch.Tensor,
@@ -148,6 +153,7 @@ def reachability_basis(
     return orthonormal_basis([direction, *previous_images.T], order=order, tolerance=tolerance)
 
 
+@checked
 def principal_basis(
     states: torch.Tensor, direction: torch.Tensor, *, order: int, tolerance: float = DEFLATION_TOLERANCE
 ) -> tuple[torch.Tensor, int]:
@@ -176,6 +182,7 @@ def principal_basis(
     )
 
 
+@checked
 def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
     """The null: v_l and random directions orthogonal to it.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llvlit.checks import array, choice, instance, integer
+from llvlit.checks import array, checked, choice, instance, integer
 from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import last_token_states
 from llvlit.engine.models import LanguageModel
@@ -74,6 +74,7 @@ class Directions:
             if values.shape != (n_states,) or values.dtype.kind not in kinds:
                 raise InputError(f"{name} has shape {values.shape}, type {values.dtype}; there are {n_states} states.")
 
+    @checked
     def on(self, model: LanguageModel) -> torch.Tensor:
         """Vectors in the model's type and on its device; InputError if their shape does not fit it."""
         expected = (model.n_layers + 1, model.hidden_size)
@@ -110,6 +111,7 @@ def borrowing(states: Iterable[int], *, start: str = "; ") -> str:
     return f"{start}borrowed directions: {numbers}" if numbers else ""
 
 
+@checked
 def concept_directions(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,
@@ -153,6 +155,7 @@ def concept_directions(
     return directions_of_states(states, labelled, method=method, seed=seed)
 
 
+@checked
 def directions_of_states(
     states: torch.Tensor, prompts: Prompts, *, method: str = "mean_difference", seed: int = 0
 ) -> Directions:
@@ -278,6 +281,7 @@ def _contrasts(labels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(ones / ones.sum(-1, keepdims=True) - (1 - ones) / (1 - ones).sum(-1, keepdims=True))
 
 
+@checked
 def random_directions(n_states: int, hidden_size: int, *, seed: int = 0) -> torch.Tensor:
     """The null: unit directions ``(n_states, hidden_size)`` drawn uniformly from the sphere, float64.
 
@@ -294,6 +298,7 @@ def random_directions(n_states: int, hidden_size: int, *, seed: int = 0) -> torc
     return vectors / vectors.norm(dim=-1, keepdim=True)
 
 
+@checked
 def separation(states: torch.Tensor, labels: np.ndarray, vectors: torch.Tensor) -> np.ndarray:
     """Area under the ROC curve of each state's projection on its direction, ``(n_states,)``; 0.5 is chance.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from llvlit.checks import array, number
+from llvlit.checks import array, checked, number
 from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.gains import Gains, profile
 
 
+@checked
 def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndarray | None = None) -> np.ndarray:
     """Inputs u* ``(n_layers,)`` of least energy ``u^T W u`` among all with ``h^T u = target``.
 
@@ -49,6 +50,7 @@ def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndar
     return inputs
 
 
+@checked
 def relative_weights(states: torch.Tensor) -> np.ndarray:
     """Weights of the relative energy, ``1 / mean |x_l|^2``, ``(n_layers,)``: a push in units of the state it joins.
 
@@ -69,6 +71,7 @@ def relative_weights(states: torch.Tensor) -> np.ndarray:
     return (1 / squares).numpy()
 
 
+@checked
 def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
     """Energy ``u^T W u`` of inputs ``(n_layers,)``.
 
@@ -82,6 +85,7 @@ def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
     return float(inputs @ (_weights(weights, len(inputs)) * inputs))
 
 
+@checked
 def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, seed: int = 0) -> dict[str, np.ndarray]:
     """Named input shapes ``(n_layers,)``, each of energy ``u^T W u = 1``.
 

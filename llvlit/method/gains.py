@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from llvlit.checks import array, choice, instance, integer, number
+from llvlit.checks import array, checked, choice, instance, integer, number
 from llvlit.checks import path as checked_path
 from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import propagate_beside, sweep
@@ -91,22 +91,26 @@ class Gains:
         """Gain profile, the mean over prompts ``(n_layers,)``."""
         return self.per_prompt.mean(axis=0)
 
+    @checked
     def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
         """Bootstrap interval of the mean over independent units: lower and upper bound, ``(2, n_layers)``."""
         level = number("level", level, above=0, at_most=1)
         return interval(resampled_means(self.per_prompt, self.pairs, seed=checked_seed("seed", seed)), level=level)
 
+    @checked
     def select(self, layers: slice) -> Gains:
         """The same gains at some layers only, such as ``slice(1, None)`` for all but layer 0, counted anew from 0."""
         kept = np.arange(self.per_prompt.shape[1])[instance("layers", layers, slice, "a slice")].tolist()
         borrowed = tuple(kept.index(layer) for layer in self.borrowed if layer in kept)
         return replace(self, per_prompt=self.per_prompt[:, layers], borrowed=borrowed)
 
+    @checked
     def head(self, n_prompts: int) -> Gains:
         """The same gains of the first prompts only."""
         n_prompts = integer("n_prompts", n_prompts, at_least=1, at_most=len(self.pairs))
         return replace(self, per_prompt=self.per_prompt[:n_prompts], pairs=self.pairs[:n_prompts])
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the gains as safetensors, and what they were computed with; FileError if they cannot be written."""
         parts = {"gains": self.kind, "amplitude": self.amplitude, "pairs": self.pairs, "borrowed": self.borrowed}
@@ -114,6 +118,7 @@ class Gains:
         save_tensors(checked_path("path", path), {"per_prompt": self.per_prompt}, header)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> Gains:
         """Read what :meth:`save` wrote; FileError if it is cut short, changed, of another kind or version."""
         tensors, header = load_tensors(checked_path("path", path), kind="gains")
@@ -160,6 +165,7 @@ def measured_gains(
 ) -> list[Gains]: ...
 
 
+@checked
 def measured_gains(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,
@@ -296,6 +302,7 @@ def adjoint_gains(
 ) -> list[Gains]: ...
 
 
+@checked
 def adjoint_gains(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llvlit.checks import array, choice, integer
+from llvlit.checks import array, checked, choice, integer
 from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import sweep
 from llvlit.engine.layer import DenseLayer, LinearizedLayer
@@ -66,6 +66,7 @@ class Identification:
     states: torch.Tensor = field(repr=False)
 
 
+@checked
 def identify(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llvlit.checks import array, instance, integer
+from llvlit.checks import array, checked, instance, integer
 from llvlit.checks import path as checked_path
 from llvlit.errors import InputError
 from llvlit.files import load_tensors, save_tensors
@@ -126,6 +126,7 @@ class LLV:
         """Gains of each prompt's own surrogate, ``(n_prompts, n_layers)`` float64."""
         return markov_parameters(self.per_prompt.astype(np.float64), self.C)
 
+    @checked
     def truncate(self, order: int) -> LLV:
         """The surrogate of a smaller order, for nothing.
 
@@ -148,6 +149,7 @@ class LLV:
             metadata={**self.metadata, "order": order},
         )
 
+    @checked
     def simulate(self, inputs: np.ndarray) -> Trajectory:
         """Response to inputs u ``(..., n_layers)``, from the operating point.
 
@@ -166,6 +168,7 @@ class LLV:
             states.append(pushed @ self.A[layer].T)
         return Trajectory(np.stack(states, axis=-2), states[-1] @ self.C)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the surrogate as safetensors, and what computed it; FileError if it cannot be written."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
@@ -173,6 +176,7 @@ class LLV:
         save_tensors(checked_path("path", path), arrays, header)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> LLV:
         """Read what :meth:`save` wrote; FileError if it is cut short, changed, of another kind or version."""
         tensors, header = load_tensors(checked_path("path", path), kind="llv")
@@ -181,6 +185,7 @@ class LLV:
             return cls(**arrays, metadata=header["metadata"], borrowed=header["borrowed"])
 
 
+@checked
 def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
     """Gains ``(..., n_layers)`` of operators ``(..., n_layers, order, order)`` and output vector ``(order,)``.
 

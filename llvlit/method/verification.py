@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from llvlit.checks import array, number
+from llvlit.checks import array, checked, number
 from llvlit.engine.depth import DepthSystem, depth_system
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
@@ -121,6 +121,7 @@ def required_energy(
 ) -> dict[Any, RequiredEnergy]: ...
 
 
+@checked
 def required_energy(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,
@@ -211,6 +212,7 @@ def _unit(name: Hashable, shape: np.ndarray, n_layers: int) -> np.ndarray:
     return shape / size
 
 
+@checked
 def output_shifts(system: DepthSystem, directions: DirectionsLike, inputs: np.ndarray) -> np.ndarray:
     """Shift of y = v_L^T x_L on the full model, ``(n_prompts, k)``, under inputs ``(n_prompts, k, n_layers)``.
 

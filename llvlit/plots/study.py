@@ -11,10 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llvlit import checks
+from llvlit.checks import checked
 from llvlit.errors import InputError
 from llvlit.plots import figures
 
 
+@checked
 def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = None) -> Figure:
     """Agreement of every predictor by model, one panel a number; bars are the intervals in the summary.
 
@@ -55,6 +57,7 @@ def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = 
     return figure
 
 
+@checked
 def interval_line(
     where: Sequence[float] | np.ndarray,
     rows: pd.DataFrame,
@@ -99,6 +102,7 @@ def interval_line(
     axes.errorbar(where, middle, yerr=spread, capsize=2, elinewidth=0.9, **style)
 
 
+@checked
 def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
     """Energy of every schedule over that of the first optimum, one panel a metric, one marker a model, log axis.
 

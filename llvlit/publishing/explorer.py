@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from llvlit.checks import checked
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError
 from llvlit.method.agreement import agreement
@@ -120,6 +121,7 @@ def explorer_case(
     }
 
 
+@checked
 def export_explorer(
     models: Iterable[LanguageModel],
     tasks: Mapping[str, Splits],
@@ -168,6 +170,7 @@ def export_explorer(
     return {"format": FORMAT_VERSION, "llvlit": version("llvlit"), "cases": cases}
 
 
+@checked
 def explorer_html(document: Mapping[str, Any]) -> str:
     """The element that ``explorer.js`` turns into the explorer, with the document inside and words for no JavaScript.
 

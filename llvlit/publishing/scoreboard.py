@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from llvlit.checks import checked
 from llvlit.plots.figures import short_name
 from llvlit.study.comparison import (
     AGREEMENT,
@@ -30,6 +31,7 @@ STABLE = 0.05
 """Change of Spearman's correlation below which an amplitude counts as making no difference."""
 
 
+@checked
 def paper_command(model: str | None = None, task: str | None = None) -> str:
     """Command that computes the paper's grid, or one model or one cell of it, into ``results/paper``.
 
@@ -64,6 +66,7 @@ def _both(row: pd.Series) -> str:
     return " / ".join(interval(row, key) for key in ("spearman", "pearson"))
 
 
+@checked
 def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
     """By rank in size: the paper's model, its numbers, the same model run here, our model, its numbers, their extent.
 
@@ -98,6 +101,7 @@ def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     return table
 
 
+@checked
 def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
     """By task: name, length alone, the paper's numbers, ours, seeds that show it, the paper's model run here.
 
@@ -156,6 +160,7 @@ def _by_task(paper: Paper, study: StudyTables | None, model: str) -> dict[str, t
     }
 
 
+@checked
 def energy_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
     """By schedule (absolute energy, all layers): the paper's range, its model run here, ours, in the range or not.
 
@@ -249,6 +254,7 @@ def _stable(row: pd.Series) -> str:
     return "stable" if row["value_high"] < STABLE else "on average" if row["value"] < STABLE else "not stable"
 
 
+@checked
 def ablation_rows(paper: Paper, ours: Sequence[StudyTables], theirs: StudyTables | None) -> list[list[str]]:
     """By comparison: setting, what is compared, its change on the paper's models run here, on ours, verdict, extent.
 

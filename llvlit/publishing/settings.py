@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llvlit import checks
+from llvlit.checks import checked
 from llvlit.engine.models import embedded_names
 from llvlit.errors import InputError, unknown_name
 from llvlit.study.grid import load_grid
@@ -48,11 +49,13 @@ class Settings:
     order: int = 32
     amplitude: float = 0.1
 
+    @checked
     def split(self, task: str | Task, *, seed: int = 0) -> Splits:
         """The splits of a task in these sizes."""
         loaded = load_task(task) if isinstance(task, str) else task
         return loaded.split(concept=self.concept, operating=self.operating, evaluation=self.evaluation, seed=seed)
 
+    @checked
     def choose(self, *, model: str | None = None, task: str | None = None, order: int | None = None) -> Settings:
         """The settings with another model, task or order where a chapter takes its own; None changes nothing.
 
@@ -82,6 +85,7 @@ class Settings:
 SETTINGS = ("embedded", "paper")
 
 
+@checked
 def load_settings(name: str) -> Settings:
     """Settings of a profile by its name, or of a local folder of models in the hub's format.
 

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from llvlit.checks import checked
+from llvlit.engine.models import LanguageModel, load_model, local_folder, torch_device, wrap_model
 from llvlit.errors import CellError, ConceptNotVisibleError, FileError, InputError
+from llvlit.files import locked, write_json
 from llvlit.study.estimate import count_operations, model_shape
 from llvlit.study.experiment import RESULT_VERSION, Experiment, describe, run_experiment, run_metadata
-from llvlit.files import locked, write_json
 from llvlit.study.grid import Cell, Grid
-from llvlit.engine.models import LanguageModel, load_model, local_folder, torch_device, wrap_model
 from llvlit.study.runner import Job, Outcome, read_result, result_path, run_jobs
 from llvlit.tasks.task import Splits, load_task, task_kind
 
@@ -33,6 +34,7 @@ TYPICAL_TOKENS = 64
 UNTRAINED = re.compile(r"untrained(?:-(\d+))?:(.+)")
 
 
+@checked
 def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
     """Model of a study: as :func:`llvlit.load_model` knows it, or ``untrained:NAME``, or ``untrained-SEED:NAME``.
 

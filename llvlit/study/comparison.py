@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llvlit.checks import checked
 from llvlit.errors import FileError
 from llvlit.study.tables import committed, read_table, summarize
 
@@ -53,11 +54,13 @@ class StudyTables:
         seen = self.cells[self.cells["visible"].astype(bool)]
         return list(seen.groupby("model")["parameters"].first().sort_values(kind="stable").index)
 
+    @checked
     def parameters(self, model: str) -> int:
         """Number of parameters of a model."""
         return int(self.cells.loc[self.cells["model"] == model, "parameters"].dropna().iloc[0])
 
 
+@checked
 def read_study(name: str, *, start: str | Path = ".") -> StudyTables | None:
     """Tables of ``results/NAME`` in the checkout around ``start``; None where that study is not there.
 
@@ -83,6 +86,7 @@ def read_study(name: str, *, start: str | Path = ".") -> StudyTables | None:
     return StudyTables(cells, rows[fits], energy, provenance)
 
 
+@checked
 def joined(first: StudyTables, second: StudyTables | None) -> StudyTables:
     """Two studies of the same models as one, with the first one's provenance.
 
@@ -102,6 +106,7 @@ def joined(first: StudyTables, second: StudyTables | None) -> StudyTables:
     return StudyTables(both("cells"), both("agreement"), both("energy"), first.provenance)
 
 
+@checked
 def at_setting(study: StudyTables, paper: Paper) -> pd.DataFrame:
     """Agreements at the paper's amplitude, at each model's largest order that is no larger than the paper's.
 
@@ -117,6 +122,7 @@ def at_setting(study: StudyTables, paper: Paper) -> pd.DataFrame:
     return rows[rows["order"].isna() | (rows["order"] == rows.groupby("model")["order"].transform("max"))]
 
 
+@checked
 def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> str:
     """A mean with its interval in brackets, or alone where there is none.
 
@@ -137,6 +143,7 @@ def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> 
     return told(middle) if np.isnan(low) else f"{told(middle)} [{told(low)}, {told(high)}]"
 
 
+@checked
 def means(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
     """As :func:`llvlit.study.tables.summarize`, but with ``n_pairs`` (of task and seed) and no interval below two tasks.
 
@@ -157,6 +164,7 @@ def means(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.D
     return found
 
 
+@checked
 def paired(
     frame: pd.DataFrame,
     column: str,
@@ -186,6 +194,7 @@ def paired(
     return mean_of(both)
 
 
+@checked
 def mean_of(frame: pd.DataFrame) -> pd.Series:
     """Mean of the column ``value`` of such a frame, as :func:`llvlit.study.comparison.paired` gives it.
 
@@ -201,6 +210,7 @@ def mean_of(frame: pd.DataFrame) -> pd.Series:
     return means(frame.assign(kind=0), ["kind"], ["value"]).iloc[0]
 
 
+@checked
 def verdict(row: pd.Series, more: str = "better", less: str = "worse", same: str = "no sure difference") -> str:
     """What the interval of a difference says; nothing where there is none.
 
@@ -216,6 +226,7 @@ def verdict(row: pd.Series, more: str = "better", less: str = "worse", same: str
     return more if row["value_low"] > 0 else less if row["value_high"] < 0 else same
 
 
+@checked
 def extent(n_tasks: float, n_pairs: float) -> str:
     """How much stands behind a mean.
 

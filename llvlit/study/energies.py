@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from llvlit.method.concepts import Directions
-from llvlit.method.control import energy, minimum_energy
 from llvlit.engine.depth import MAX_TOKENS
 from llvlit.engine.models import LanguageModel
-from llvlit.tasks.task import Prompts
+from llvlit.method.concepts import Directions
+from llvlit.method.control import energy, minimum_energy
 from llvlit.method.intervals import interval, resampled_medians
 from llvlit.method.verification import required_energy
+from llvlit.tasks.task import Prompts
 
 METRICS = ("absolute", "relative")
 FIRST_LAYERS = {"all": 0, "not 0": 1}
@@ -93,7 +93,12 @@ def schedule_energies(
             schedules |= {"last layer": single[-1], "best layer": single[best], "random layer": single}
             reference = schedules[f"optimal, {next(iter(gains))}"]
             for name, values in schedules.items():
-                row = {"schedule": name, "metric": metric, "layers": layers, **_summary(values, reference, prompts.pairs, seed)}
+                row = {
+                    "schedule": name,
+                    "metric": metric,
+                    "layers": layers,
+                    **_summary(values, reference, prompts.pairs, seed),
+                }
                 row["layer"] = {"best layer": first + best, "last layer": len(weights) - 1}.get(name)
                 rows.append(row)
     return rows

@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from llvlit.method.concepts import Directions, directions_of_states, random_directions, separation
-from llvlit.method.control import relative_weights
 from llvlit.engine.depth import last_token_states
-from llvlit.study.energies import schedule_energies
+from llvlit.engine.models import LanguageModel
+from llvlit.engine.tokens import tokenize
 from llvlit.errors import FileError
 from llvlit.files import write_json
+from llvlit.method.concepts import Directions, directions_of_states, random_directions, separation
+from llvlit.method.control import relative_weights
 from llvlit.method.gains import Gains, adjoint_gains, measured_gains
-from llvlit.study.grid import Settings
 from llvlit.method.identification import Plan, identify_all
-from llvlit.engine.models import LanguageModel
-from llvlit.study.predictions import agreement_rows, compare_all, predictions, profiles_of
-from llvlit.engine.tokens import tokenize
 from llvlit.prompts import Prompts, length_auc
 from llvlit.provenance import environment
+from llvlit.study.energies import schedule_energies
+from llvlit.study.grid import Settings
+from llvlit.study.predictions import agreement_rows, compare_all, predictions, profiles_of
 from llvlit.tasks.task import Splits
 
 RESULT_VERSION = 2

@@ -14,10 +14,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from llvlit.method.bases import BASES
-from llvlit.method.concepts import METHODS
+from llvlit.checks import checked
 from llvlit.engine.depth import MAX_TOKENS
 from llvlit.errors import InputError, unknown_name
+from llvlit.method.bases import BASES
+from llvlit.method.concepts import METHODS
 from llvlit.method.identification import JACOBIANS
 
 GRIDS = ("embedded", "real", "paper")
@@ -128,6 +129,7 @@ class Grid:
     settings: Settings = Settings()
     per_task: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @checked
     def cells(self, *, data_dir: str | None = None) -> tuple[Cell, ...]:
         """All cells, those of one model side by side."""
         found = []
@@ -146,6 +148,7 @@ class Grid:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@checked
 def load_grid(name: str | Path) -> Grid:
     """Grid by the name of a shipped one, or from a ``.toml`` file.
 

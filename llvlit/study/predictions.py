@@ -9,8 +9,8 @@ import numpy as np
 
 from llvlit.method.agreement import agreement
 from llvlit.method.gains import Gains
-from llvlit.study.grid import Settings
 from llvlit.method.identification import Identification
+from llvlit.study.grid import Settings
 
 PARTS = {"all": slice(None), "not 0": slice(1, None)}
 """Layers that a number is about; layer 0, where the state is small, is often a case of its own."""

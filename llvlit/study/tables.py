@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llvlit.checks import checked
 from llvlit.errors import FileError
 from llvlit.files import write_atomically, write_json
 from llvlit.method.intervals import mean_over_tasks
-from llvlit.study.grid import Grid
 from llvlit.study.cells import Results
+from llvlit.study.grid import Grid
 
 TABLES = ("cells", "agreement", "energy")
 CELL = ("model", "task", "seed", "jacobian", "final_norm")
@@ -78,6 +79,7 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[first + (rest if "suffix" in rest else sorted(rest))]
 
 
+@checked
 def summarize(
     frame: pd.DataFrame, by: Sequence[str], values: Sequence[str], *, log: bool = False, seed: int = 0
 ) -> pd.DataFrame:
@@ -143,6 +145,7 @@ def summarize(
     return pd.DataFrame(rows)
 
 
+@checked
 def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Geometric means of energy ratios with 95 % intervals, and how many are censored.
 
@@ -186,6 +189,7 @@ def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:
     return [*paths, path]
 
 
+@checked
 def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     """A table of a study's report: ``cells``, ``agreement`` or ``energy``.
 
@@ -207,6 +211,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
         raise FileError(f"{path} cannot be read ({error}). Run `llvlit study --report` on that study.") from error
 
 
+@checked
 def committed(study: str, *, start: str | Path = ".") -> Path:
     """Folder ``results/STUDY`` of the checkout around ``start``, with tables that were computed once and committed.
 

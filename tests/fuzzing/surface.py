@@ -58,6 +58,7 @@ RIGHT = {
     "cell": "('model', 'task', 'seed')",
     "chance_gaps": "directions.chance_gaps",
     "class_names": "('bad', 'good')",
+    "color": "'C0'",
     "column": "'predictor'",
     "concept": "3",
     "cotangents": "system.states[:, :1]",
@@ -71,6 +72,7 @@ RIGHT = {
     "dtype": "None",
     "evaluation": "2",
     "figure": "axes().figure",
+    "fillstyle": "'full'",
     "final_norm": "False",
     "final_norms": "(False,)",
     "first": "llvlit.study.comparison.read_study('real', start=ROOT)",
@@ -96,7 +98,9 @@ RIGHT = {
     "less": "'worse'",
     "level": "0.9",
     "limits": "(0.0, 1.0)",
+    "linestyle": "'-'",
     "log": "False",
+    "marker": "'o'",
     "max_tokens": "64",
     "measured": "gains.mean",
     "metadata": "{}",
@@ -187,10 +191,9 @@ OWN = {
     "LLV.load.path": "LLV_FILE",
     "LLV.per_prompt": "surrogate.per_prompt",
     "LLV.truncate.order": "2",
-    "Profile.amplitude": "0.1",
-    "Profile.choose.model": "'m'",
-    "Profile.choose.task": "'t'",
-    "Profile.split.task": "task",
+    "Settings.choose.model": "'m'",
+    "Settings.choose.task": "'t'",
+    "Settings.split.task": "task",
     "Prompts.labels": "[1, 0]",
     "Settings.amplitudes": "(0.1,)",
     "Settings.bases": "('krylov', 'random')",
@@ -361,14 +364,20 @@ def kinds_of(annotation: Any) -> frozenset[str]:
     return frozenset(kinds | ({"array", "tensor"} if kinds & {"array", "tensor"} else set()))
 
 
+def _by_suffix(table: dict[str, str], name: str) -> str | None:
+    """Entry under the longest end of a dotted name; an argument's own name alone is none."""
+    parts = name.split(".")
+    ends = (".".join(parts[start:]) for start in range(len(parts)))
+    return next((table[end] for end in ends if end in table), None)
+
+
 def _arguments(name: str, value: Any, *, bound: bool) -> tuple[Argument, ...]:
     found = list(inspect.signature(value).parameters.values())[1 if bound else 0 :]
-    short = ".".join(name.split(".")[-2:]) if name.split(".")[-2][:1].isupper() else name.rpartition(".")[2]
     arguments, after_gap = [], False
     for one in found:
         if one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
             continue
-        right = OWN.get(f"{short}.{one.name}", RIGHT.get(one.name))
+        right = _by_suffix(OWN, f"{name}.{one.name}") or RIGHT.get(one.name)
         needed = one.default is one.empty
         after_gap |= not needed
         positional = one.kind is not one.KEYWORD_ONLY and needed and not after_gap
@@ -404,7 +413,7 @@ def callees() -> list[Callee]:
             if method.startswith("_") or not (inspect.isfunction(own) or isinstance(own, classmethod)):
                 continue
             is_method = inspect.isfunction(own)
-            source = f"{INSTANCES.get(short, '?')}.{method}" if is_method else f"{name}.{method}"
+            source = f"{_by_suffix(INSTANCES, name) or '?'}.{method}" if is_method else f"{name}.{method}"
             called = own if is_method else getattr(value, method)
             found.append(Callee(f"{name}.{method}", source, _arguments(f"{name}.{method}", called, bound=is_method)))
     return found
