@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from pyarrow import parquet
 from runner_jobs import failing_study_cell
 
 from conftest import byte_tokenizer, tiny_module
-from llvlit import LLV, load_model, load_task
+from llvlit import LLV, load_model, load_task, provenance
 from llvlit.cli.main import main, parser
 from llvlit.engine.models import embedded_names
 from llvlit.files import locked
@@ -29,6 +33,7 @@ from llvlit.tasks.grammars import EMBEDDED_TASKS
 from llvlit.tasks.sources import HUB_TASKS
 
 COMMANDS = ("book", "exercises", "publish", "gains", "steer", "study", "train", "models", "tasks")
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")
 
 
@@ -375,13 +380,73 @@ def test_a_report_is_written_though_nobody_reads_it(study: tuple[str, ...], tmp_
     assert {path.name for path in tmp_path.iterdir()} >= {"agreement.csv", "energy.csv", "agreement.png"}
 
 
-@pytest.mark.parametrize("arguments", [[], ["tasks"], ["tasks", "--json"]])
-def test_whoever_stops_reading_gets_no_traceback(arguments: list[str]) -> None:
+# Standard output
+
+
+def run_process(arguments: Sequence[str], **surroundings: Any) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, in surroundings that this one cannot give it."""
     command = [sys.executable, "-m", "llvlit", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 1
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    surroundings = {"stdout": subprocess.PIPE, "env": buffered, **surroundings}
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, **surroundings)
+
+
+@pytest.mark.parametrize("arguments", [[], ["tasks", "--json"], ["gains", "--help"]])
+def test_whoever_stops_reading_gets_no_traceback(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_process(arguments, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", [["tasks"], ["gains", "--help"]])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = run_process(arguments, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"llvlit {arguments[0]}: Standard output could not be written (No space left")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_files_are_whole_though_standard_output_is_closed(tmp_path: Path) -> None:
+    shell = f"exec {shlex.quote(sys.executable)} -m llvlit gains {shlex.join(SMALL)} --order 2 --save llv >&-"
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1) and "output is closed" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"llv", "gains-small-film-sentiment.png"}
+    assert LLV.load(tmp_path / "llv").order == 2
+
+
+def test_what_an_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for encoding in ("ascii", "cp1252"):
+        printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", printed)
+        assert main(["steer", "Un modèle 日本 of a film", *SMALL, "--tokens", "1"]) == 0
+        text = printed.buffer.getvalue().decode(encoding)
+        assert "of a film" in text and "?" in text and ("modèle" in text) == (encoding == "cp1252")
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert main(["gains", *SMALL, "--order", "2", "--no-plot"]) == 0
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert main(["exercises", "--root", str(ROOT), "--out", str(tmp_path / encoding)]) == 0
+        assert len(list((tmp_path / encoding / "student").iterdir())) > 5
+
+
+def test_errors_are_told_nowhere_where_there_is_nowhere(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert main(["tasks", "--data-dir", "absent"]) == 2
+    assert capsys.readouterr().out == ""  # not among the results
+
+
+def test_a_slow_git_ends_no_command(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    wait = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: wait(*words, **{**options, "timeout": 0.2}))
+    provenance.commit.cache_clear()
+    assert run("gains", *SMALL, "--order", 2, "--save", "llv", "--json")["metadata"]["commit"] == "unknown"
+    provenance.commit.cache_clear()
 
 
 def test_json_has_null_where_there_is_no_number(run, monkeypatch: pytest.MonkeyPatch) -> None:

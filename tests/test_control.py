@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from conftest import EXACT, PROMPTS, affine_model
+from conftest import EXACT, PROMPTS, affine_model, tiny_model
 from llvlit.engine.depth import depth_system
 from llvlit.errors import InputError, ModelError, NumericalError
-from llvlit.method.concepts import random_directions
+from llvlit.method.concepts import Directions, random_directions
 from llvlit.method.control import energy, minimum_energy, relative_weights, schedules
 from llvlit.method.gains import adjoint_gains, measured_gains
 from llvlit.method.steering import steer
@@ -228,3 +228,31 @@ def test_inputs_that_overflow_are_told(gpt2):
         minimum_energy(np.full(3, 1e-200), 1e200)
     assert np.allclose(minimum_energy(np.array([3e-200, 4e-200]), 5.0), [6e199, 8e199])  # their squares are zero
     assert np.allclose(minimum_energy(np.array([3e200, 4e200]), 5.0), [6e-201, 8e-201])  # their squares are infinite
+
+
+@pytest.mark.parametrize(("argument", "value"), [("target", 1e-8), ("relative_tolerance", 1e-9)])
+def test_targets_and_tolerances_below_rounding_are_refused(argument, value):
+    """In float32: such a target was "reached" at a large multiple of its energy."""
+    model = tiny_model("gpt2", dtype=torch.float32)
+    options = {"target": 0.5, "relative_tolerance": 1e-3, argument: value}
+    with pytest.raises(InputError, match=f"{argument}=.* drowns in rounding.*smallest usable"):
+        required_energy(model, PROMPTS, random_directions(5, 24), np.ones(4), **options)
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), 0.0, -1e-3, 1.0, "small"])
+def test_tolerances_that_end_no_bisection_are_refused(gpt2, tolerance):
+    with pytest.raises(InputError, match="relative_tolerance"):
+        required_energy(gpt2, PROMPTS, random_directions(5, 24), np.ones(4), 0.5, relative_tolerance=tolerance)
+
+
+def test_energies_of_several_shapes_are_those_of_each_and_name_what_was_borrowed(gpt2):
+    vectors = random_directions(5, 24, seed=5)
+    borrowed = np.array([True, True, False, False, False])
+    directions = Directions(vectors, np.ones(5), np.zeros(5), borrowed, "mean_difference")
+    shapes = {("all", 0): np.ones(4), ("late", 1): np.array([0, 1.0, 1, 1])}
+    together = required_energy(gpt2, PROMPTS, directions, shapes, 0.5)
+    for key, shape in shapes.items():
+        alone = required_energy(gpt2, PROMPTS, directions, shape, 0.5)
+        assert np.allclose(together[key].scale, alone.scale, rtol=2e-3)  # other brackets end the bisection
+    assert together["all", 0].borrowed == (0, 1) and str(together["all", 0]).endswith("borrowed directions: 0, 1")
+    assert together["late", 1].borrowed == (1,)

@@ -14,7 +14,6 @@ from typing import Any
 
 import nbformat
 import papermill
-import torch
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
@@ -22,7 +21,8 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from llvlit.errors import BuildError, InputError, LlvlitError
+from llvlit.engine.models import torch_device
+from llvlit.errors import BuildError, LlvlitError
 from llvlit.files import foreign, read_text, write_text
 from llvlit.provenance import device_name, environment
 from llvlit.publishing.pages import Page, cell_label, escaped
@@ -46,18 +46,9 @@ def run_facts(profile: str, device: str) -> dict[str, str]:
     InputError
         If this machine has no such device.
     """
-    name = device
-    if device == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        resolved = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device={device!r} is not known: {error}. Try 'auto', 'cpu' or 'cuda'.") from None
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device={device!r}: there is no CUDA device here. Use 'auto' or 'cpu'.")
-    model = device_name(resolved) if resolved.type == "cuda" else f"{platform.machine()} {resolved.type.upper()}"
-    asked = {"profile": profile, "device_asked": device, "device_kind": resolved.type, "device": model}
-    return {**environment(), **asked}
+    kind = torch_device(device).type
+    name = device_name(torch_device(device)) if kind == "cuda" else f"{platform.machine()} {kind.upper()}"
+    return {**environment(), "profile": profile, "device_asked": device, "device_kind": kind, "device": name}
 
 
 def executed_path(executed: Path, name: str) -> Path:

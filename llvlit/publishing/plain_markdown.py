@@ -73,7 +73,7 @@ def collect_references(root: Path, pages: Sequence[Page]) -> References:
         for names in (equations, figures):
             numbers |= {label: (page.name, number) for number, label in enumerate(names, start=1)}
     settings = root / "_config.yml"
-    config = read_yaml(settings, "the book's settings") if settings.is_file() else {}
+    config = read_yaml(settings, "the book's settings")
     with foreign(settings, "the book's settings"):
         tex = config.get("sphinx", {}).get("config", {}).get("mathjax3_config", {}).get("tex", {})
         macros = {name: value for name, value in tex.get("macros", {}).items() if isinstance(value, str)}
