@@ -15,7 +15,7 @@ from numbers import Real
 from pathlib import Path
 from reprlib import Repr
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
@@ -156,7 +156,10 @@ def path(argument: str, value: object) -> Path:
     """Path of a file or folder, ``~`` read as the home folder."""
     if not isinstance(value, str | os.PathLike):
         raise refuse(argument, value, "a path")
-    place = os.fspath(value)
+    try:
+        place = os.fspath(value)
+    except Exception:  # whatever a foreign object raises
+        raise refuse(argument, value, "a path") from None
     if not isinstance(place, str) or not place or "\0" in place:
         raise InputError(f"{argument}={shown(value)} is no path; pass the name of a file or folder.")
     try:
@@ -213,7 +216,9 @@ def array(
 
 def _scalar(value: Any) -> Any:
     """A number of numpy or torch as one of Python; anything else as it is."""
-    return value.item() if isinstance(getattr(value, "ndim", None), int) and value.ndim == 0 else value
+    if not isinstance(getattr(value, "ndim", None), int) or value.ndim or getattr(value, "is_meta", False):
+        return value
+    return value.item()
 
 
 def _plain(value: Any) -> Any:
@@ -242,6 +247,12 @@ def tensor(argument: str, value: object) -> torch.Tensor:
     if not torch.isfinite(value).all():
         raise InputError(f"{argument} holds a number that is not finite; pass finite numbers.")
     return value.detach() if value.is_floating_point() else value.to(torch.float64)
+
+
+def _array(argument: str, value: object) -> np.ndarray:
+    """The same, an array of real numbers as it is."""
+    found = array(argument, value)
+    return value if type(value) is np.ndarray and value.dtype.isnative else found
 
 
 def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -273,6 +284,25 @@ def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         return function(*given.args, **given.kwargs)
 
     return behind
+
+
+def checked_fields(kind: type[Kind]) -> type[Kind]:
+    """A public dataclass that is built through the door, like a :func:`checked` function.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> from llvlit.checks import checked_fields
+    >>> @checked_fields
+    ... @dataclass(frozen=True)
+    ... class Size:
+    ...     width: int
+    >>> Size(2.5)
+    Traceback (most recent call last):
+    llvlit.errors.InputError: width=2.5 is of type float; expected a whole number.
+    """
+    kind.__init__ = checked(kind.__init__)  # type: ignore[method-assign]  # a subclass would have fields of its own
+    return kind
 
 
 @cache
@@ -324,6 +354,8 @@ def _admitted(argument: str, value: Any, kind: Any) -> Any:
     origin, inner = get_origin(kind) or kind, get_args(kind)
     if kind is Any or kind is object:
         return value
+    if origin is Annotated:
+        return _bounded(argument, admitted(argument, value, inner[0]), inner[1:])
     if kind in _DOORS:
         return seed(argument, value) if argument == "seed" else _DOORS[kind](argument, value)
     if getattr(kind, "__module__", "") == "torch" and getattr(kind, "__name__", "") == "Tensor":
@@ -358,6 +390,17 @@ def _admitted(argument: str, value: Any, kind: Any) -> Any:
     return value
 
 
+def _bounded(argument: str, value: Any, bounds: Iterable[Any]) -> Any:
+    """A value within what an annotation adds to its kind, as msgspec has it: ``gt``, ``ge``, ``le``, ``min_length``."""
+    for bound in bounds:
+        above, least, most, shortest = (getattr(bound, name, None) for name in ("gt", "ge", "le", "min_length"))
+        if isinstance(value, Real):
+            _within(argument, value, float(value), above=above, at_least=least, at_most=most)
+        if shortest is not None and len(value) < shortest:
+            raise InputError(f"{argument}={shown(value)} is too short; pass at least {shortest}.")
+    return value
+
+
 def _entries(argument: str, value: Any) -> list[Any]:
     if isinstance(value, str | bytes | Mapping | Set):
         raise refuse(argument, value, "a sequence")
@@ -367,4 +410,4 @@ def _entries(argument: str, value: Any) -> list[Any]:
         raise refuse(argument, value, "a sequence") from None
 
 
-_DOORS: dict[Any, Callable[[str, Any], Any]] = {int: integer, float: number, bool: flag, str: text, np.ndarray: array}
+_DOORS: dict[Any, Callable[[str, Any], Any]] = {int: integer, float: number, bool: flag, str: text, np.ndarray: _array}

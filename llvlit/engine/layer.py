@@ -86,7 +86,7 @@ class FrozenLayer:
         InputError
             If the shape is not ``(n_prompts, k, hidden_size)``.
         """
-        self._check("candidates", candidates)
+        candidates = self.fitting("candidates", candidates)
         out = torch.empty_like(candidates)
         with torch.no_grad():
             for batch, rows in self._pieces(candidates.shape[1]):
@@ -109,7 +109,7 @@ class FrozenLayer:
         InputError
             If the shape or the method does not fit.
         """
-        self._check("tangents", tangents)
+        tangents = self.fitting("tangents", tangents)
         if method not in ("jvp", "central"):
             raise InputError(f"method={method!r} is not known. Valid: 'jvp', 'central'.")
         if method == "central":
@@ -135,6 +135,7 @@ class FrozenLayer:
     @checked
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Vector-Jacobian products A_l^T w ``(n_prompts, k, hidden_size)``; ``cotangents`` has the same shape."""
+        cotangents = self.fitting("cotangents", cotangents)
         return LinearizedLayer(self, cotangents.shape[1], keeps_graphs=False).vjp(cotangents)
 
     @checked
@@ -172,10 +173,12 @@ class FrozenLayer:
         jacobians = self.vjp(units) if method == "jvp" else self.jvp(units, method=method).transpose(1, 2)
         return DenseLayer(self.states, self.next_states, jacobians)
 
-    def _check(self, argument: str, value: torch.Tensor) -> None:
+    def fitting(self, argument: str, value: torch.Tensor) -> torch.Tensor:
+        """Vectors ``(n_prompts, k, hidden_size)`` in the type of the states, where they are; InputError for others."""
         expected = (len(self.states), "k", self.states.shape[1])
         if value.ndim != 3 or value.shape[0] != expected[0] or value.shape[2] != expected[2] or not value.shape[1]:
             raise InputError(f"{argument} has shape {tuple(value.shape)}; expected {expected}, k at least 1.")
+        return value.to(self.states)
 
 
 @dataclass(frozen=True)
@@ -209,12 +212,12 @@ class LinearizedLayer:
         """Products A_l t ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.jvp`."""
         if method != "jvp":
             return self.frozen.jvp(tangents, method=method)
-        self.frozen._check("tangents", tangents)
+        tangents = self.frozen.fitting("tangents", tangents)
         return self._in_pieces(tangents, lambda graph, part: graph.forward(part), jvp=True)
 
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Products A_l^T w ``(n_prompts, k, hidden_size)``."""
-        self.frozen._check("cotangents", cotangents)
+        cotangents = self.frozen.fitting("cotangents", cotangents)
         return self._in_pieces(cotangents, lambda graph, part: graph.backward(part), jvp=False)
 
     def _in_pieces(

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from llvlit.checks import checked
+from llvlit.checks import checked, integer, number
+from llvlit.errors import InputError
 
 DEFLATION_TOLERANCE = 1e-8
 """Relative size under which the part of a vector outside the basis counts as rounding."""
@@ -48,6 +49,8 @@ def orthonormal_basis(
     >>> basis[:, :2].T.tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
+    integer("order", order, at_least=1)
+    number("tolerance", tolerance, at_least=0)
     columns: list[torch.Tensor] = []
     hidden_size = 0
     for vector in vectors:
@@ -63,6 +66,9 @@ def orthonormal_basis(
 def add_vector(columns: list[torch.Tensor], vector: torch.Tensor, *, tolerance: float) -> torch.Tensor | None:
     """Unit vector that ``vector`` adds to the span of orthonormal ``columns``; None if it adds nothing."""
     rest = vector.to("cpu", torch.float64)
+    if rest.ndim != 1 or not len(rest) or (columns and len(rest) != len(columns[0])):
+        size = len(columns[0]) if columns else "hidden_size"
+        raise InputError(f"A vector (direction or image) has shape {tuple(rest.shape)}; expected ({size},).")
     size = rest.norm()
     if size == 0:
         return None
@@ -113,6 +119,8 @@ def krylov_basis(
     >>> basis.T.tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
+    integer("order", order, at_least=1)
+    number("tolerance", tolerance, at_least=0)
     columns: list[torch.Tensor] = []
     images: list[torch.Tensor] = []
     new = add_vector(columns, direction, tolerance=tolerance)

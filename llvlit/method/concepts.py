@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llvlit.checks import array, checked, choice, instance, integer
+from llvlit.checks import array, checked, choice, instance, integer, text
 from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import last_token_states
 from llvlit.engine.models import LanguageModel
@@ -69,6 +69,7 @@ class Directions:
                 "length 1. Divide each by its norm (none may be zero)."
             )
         array("chance_gaps", self.chance_gaps, (n_states,))
+        text("method", self.method)
         for name, kinds in (("gaps", "f"), ("borrowed", "b")):
             values = instance(name, getattr(self, name), np.ndarray, "an array, one entry a state")
             if values.shape != (n_states,) or values.dtype.kind not in kinds:

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from llvlit.checks import array, checked, choice, instance, integer, number
+from llvlit.checks import array, checked, checked_fields, choice, instance, integer, number
 from llvlit.checks import path as checked_path
 from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import propagate_beside, sweep
@@ -27,6 +27,7 @@ from llvlit.provenance import environment
 PROMPTS_PER_ADJOINT = 32
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Gains:
     """Gain profiles of single prompts.

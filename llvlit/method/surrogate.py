@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llvlit.checks import array, checked, instance, integer
+from llvlit.checks import array, checked, checked_fields, instance, integer
 from llvlit.checks import path as checked_path
 from llvlit.errors import InputError
 from llvlit.files import load_tensors, save_tensors
@@ -41,6 +41,7 @@ class Trajectory:
     output: np.ndarray
 
 
+@checked_fields
 @dataclass(frozen=True)
 class LLV:
     """Linear layer-variant surrogate ``r_{l+1} = A_l r_l + B_l u_l``, ``y = C^T r_L`` (arXiv 2603.12541).

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llvlit import checks
-from llvlit.checks import checked
+from llvlit.checks import checked, checked_fields
 from llvlit.engine.models import embedded_names
 from llvlit.errors import InputError, unknown_name
 from llvlit.study.grid import load_grid
@@ -17,6 +17,7 @@ RUNNING = (0, 1)
 """Positions in the evaluation split of the prompt that all chapters follow, and of its twin of the other class."""
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Settings:
     """What an execution of the book uses.

@@ -14,7 +14,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from llvlit.checks import checked
+from llvlit.checks import checked, checked_fields
 from llvlit.engine.depth import MAX_TOKENS
 from llvlit.errors import InputError, unknown_name
 from llvlit.method.bases import BASES
@@ -24,6 +24,7 @@ from llvlit.method.identification import JACOBIANS
 GRIDS = ("embedded", "real", "paper")
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Settings:
     """Everything that one cell evaluates at once, since its passes through the model serve all of it.
@@ -65,6 +66,7 @@ class Settings:
     target: float = 0.5
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Cell:
     """One model on one split of one task.
@@ -102,6 +104,7 @@ class Cell:
         return "--".join(parts)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Grid:
     """All cells of a study: every model with every task, seed, kind of Jacobian and kind of last step.

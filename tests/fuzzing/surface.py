@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import llvlit
 
@@ -185,6 +185,7 @@ OWN = {
     "DepthSystem.propagate.inputs": "torch.zeros(4, 8)",
     "FrozenLayer.dense.method": "'jvp'",
     "FrozenLayer.jvp.method": "'jvp'",
+    "Gains.pairs": "()",
     "Gains.load.path": "GAINS_FILE",
     "Gains.select.layers": "slice(1, None)",
     "Grid.tasks": "('a',)",
@@ -354,7 +355,9 @@ class Callee:
 
 def kinds_of(annotation: Any) -> frozenset[str]:
     """Kinds of value that an annotation allows; a name that is not known stays as it is."""
-    text = str(annotation) if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     while "[" in text:
         text, n = re.subn(r"\[[^\[\]]*\]", "", text)
         if not n:
@@ -371,6 +374,16 @@ def _by_suffix(table: dict[str, str], name: str) -> str | None:
     return next((table[end] for end in ends if end in table), None)
 
 
+def _evaluated(annotation: Any, function: Any) -> Any:
+    """What an annotation names, if that says more than the annotation."""
+    names = getattr(inspect.unwrap(function), "__globals__", None) or vars(import_module(function.__module__))
+    try:
+        named = eval(annotation, names) if isinstance(annotation, str) else annotation
+    except NameError:
+        return annotation
+    return named if get_origin(named) is Annotated else annotation
+
+
 def _arguments(name: str, value: Any, *, bound: bool) -> tuple[Argument, ...]:
     found = list(inspect.signature(value).parameters.values())[1 if bound else 0 :]
     arguments, after_gap = [], False
@@ -381,7 +394,7 @@ def _arguments(name: str, value: Any, *, bound: bool) -> tuple[Argument, ...]:
         needed = one.default is one.empty
         after_gap |= not needed
         positional = one.kind is not one.KEYWORD_ONLY and needed and not after_gap
-        arguments.append(Argument(one.name, kinds_of(one.annotation), right, positional, needed))
+        arguments.append(Argument(one.name, kinds_of(_evaluated(one.annotation, value)), right, positional, needed))
     return tuple(arguments)
 
 
