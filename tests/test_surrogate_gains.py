@@ -424,7 +424,7 @@ def test_results_that_are_not_whole_cannot_be_made(gpt2, directions):
 
 
 def test_directions_that_are_not_of_unit_length_would_scale_gains_and_are_refused(gpt2, directions):
-    with pytest.raises(InputError, match=r"directions\[0\] has length 2"):
+    with pytest.raises(InputError, match=r"vectors\[0\] of the directions has length 2"):
         identify(gpt2, PROMPTS, 2 * directions)
 
 

@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import torch
 
-from llvlit.checks import checked
 from llvlit.engine.check import agrees, check_replay, refusal
 from llvlit.engine.exclusive import exclusive
 from llvlit.engine.layer import FrozenBatch, FrozenLayer, apply_modules, rows_per_call
@@ -138,7 +137,6 @@ def propagate_beside(
     return out
 
 
-@checked
 def last_token_states(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,
@@ -193,14 +191,12 @@ class DepthSystem:
         """Number of layers L, the horizon."""
         return len(self.layers)
 
-    @checked
     def layer(self, index: int) -> FrozenLayer:
         """One layer's map; InputError if there is no such layer."""
         if not 0 <= index < self.n_layers:
             raise InputError(f"layer={index} does not exist; valid: 0 to {self.n_layers - 1}.")
         return self.layers[index]
 
-    @checked
     def step(self, layer: int, candidates: torch.Tensor) -> torch.Tensor:
         """Next states of candidates, ``(n_prompts, k, hidden_size)``.
 
@@ -208,7 +204,6 @@ class DepthSystem:
         """
         return self.layer(layer).step(candidates)
 
-    @checked
     def propagate(
         self,
         candidates: torch.Tensor,
@@ -234,23 +229,19 @@ class DepthSystem:
             candidates = self.layers[index].step(candidates)
         return candidates
 
-    @checked
     def jvp(self, layer: int, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
         """Jacobian-vector products; see :meth:`~llvlit.engine.layer.FrozenLayer.jvp`."""
         return self.layer(layer).jvp(tangents, method=method)
 
-    @checked
     def vjp(self, layer: int, cotangents: torch.Tensor) -> torch.Tensor:
         """Vector-Jacobian products; see :meth:`~llvlit.engine.layer.FrozenLayer.vjp`."""
         return self.layer(layer).vjp(cotangents)
 
-    @checked
     def jacobian(self, layer: int) -> torch.Tensor:
         """Jacobians A_l ``(n_prompts, hidden_size, hidden_size)``; costs H products and H^2 numbers a prompt."""
         return self.layer(layer).dense().jacobians
 
 
-@checked
 def depth_system(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,

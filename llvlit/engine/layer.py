@@ -9,7 +9,6 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from llvlit.checks import checked
 from llvlit.engine.exclusive import exclusive
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import ContextCache, LayerCall, Recording, run_candidates
@@ -77,7 +76,6 @@ class FrozenLayer:
         """The model's layer."""
         return self.model.layers[self.index]
 
-    @checked
     def step(self, candidates: torch.Tensor) -> torch.Tensor:
         """Next states ``(n_prompts, k, hidden_size)`` of k candidate states of each prompt, same shape.
 
@@ -86,14 +84,13 @@ class FrozenLayer:
         InputError
             If the shape is not ``(n_prompts, k, hidden_size)``.
         """
-        candidates = self.fitting("candidates", candidates)
+        self._check("candidates", candidates)
         out = torch.empty_like(candidates)
         with torch.no_grad():
             for batch, rows in self._pieces(candidates.shape[1]):
                 out[batch.members, rows] = self._replay(batch, candidates[batch.members, rows])
         return out
 
-    @checked
     def jvp(self, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
         """Jacobian-vector products A_l t ``(n_prompts, k, hidden_size)`` at the operating point.
 
@@ -109,7 +106,7 @@ class FrozenLayer:
         InputError
             If the shape or the method does not fit.
         """
-        tangents = self.fitting("tangents", tangents)
+        self._check("tangents", tangents)
         if method not in ("jvp", "central"):
             raise InputError(f"method={method!r} is not known. Valid: 'jvp', 'central'.")
         if method == "central":
@@ -132,13 +129,10 @@ class FrozenLayer:
         plus, minus = self._replay(batch, both).chunk(2, dim=1)
         return (plus - minus) / (2 * scale)
 
-    @checked
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Vector-Jacobian products A_l^T w ``(n_prompts, k, hidden_size)``; ``cotangents`` has the same shape."""
-        cotangents = self.fitting("cotangents", cotangents)
         return LinearizedLayer(self, cotangents.shape[1], keeps_graphs=False).vjp(cotangents)
 
-    @checked
     def linearize(self, n_products: int) -> LinearizedLayer:
         """The derivative at every prompt, for many products that come at several times.
 
@@ -160,7 +154,6 @@ class FrozenLayer:
             for start in range(0, n_candidates, n_rows):
                 yield batch, slice(start, min(n_candidates, start + n_rows))
 
-    @checked
     def dense(self, *, method: str = "jvp") -> DenseLayer:
         """The same linearization with every prompt's Jacobian formed: worth it for more than H products.
 
@@ -173,12 +166,10 @@ class FrozenLayer:
         jacobians = self.vjp(units) if method == "jvp" else self.jvp(units, method=method).transpose(1, 2)
         return DenseLayer(self.states, self.next_states, jacobians)
 
-    def fitting(self, argument: str, value: torch.Tensor) -> torch.Tensor:
-        """Vectors ``(n_prompts, k, hidden_size)`` in the type of the states, where they are; InputError for others."""
+    def _check(self, argument: str, value: torch.Tensor) -> None:
         expected = (len(self.states), "k", self.states.shape[1])
         if value.ndim != 3 or value.shape[0] != expected[0] or value.shape[2] != expected[2] or not value.shape[1]:
             raise InputError(f"{argument} has shape {tuple(value.shape)}; expected {expected}, k at least 1.")
-        return value.to(self.states)
 
 
 @dataclass(frozen=True)
@@ -212,12 +203,12 @@ class LinearizedLayer:
         """Products A_l t ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.jvp`."""
         if method != "jvp":
             return self.frozen.jvp(tangents, method=method)
-        tangents = self.frozen.fitting("tangents", tangents)
+        self.frozen._check("tangents", tangents)
         return self._in_pieces(tangents, lambda graph, part: graph.forward(part), jvp=True)
 
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Products A_l^T w ``(n_prompts, k, hidden_size)``."""
-        cotangents = self.frozen.fitting("cotangents", cotangents)
+        self.frozen._check("cotangents", cotangents)
         return self._in_pieces(cotangents, lambda graph, part: graph.backward(part), jvp=False)
 
     def _in_pieces(

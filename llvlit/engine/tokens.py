@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from llvlit.engine.models import LanguageModel
-from llvlit.errors import InputError
+from llvlit.errors import InputError, ModelError
 from llvlit.prompts import Prompts
 
 MAX_TOKENS = 128
@@ -174,6 +174,12 @@ def _encode(model: LanguageModel, prompts: Prompts, max_tokens: int) -> Tokenize
             f"max_tokens={max_tokens} is not between 2 and the context of {model.name}, {model.max_positions} tokens."
         )
     ids = [tuple(model.tokenizer(text, verbose=False)["input_ids"]) for text in prompts.texts]
+    unknown = max((max(tokens, default=0) for tokens in ids), default=0)
+    if unknown >= model.n_embedded:
+        raise ModelError(
+            f"The tokenizer of {model.name} gives token {unknown}, and its embedding has {model.n_embedded}. "
+            "Load the tokenizer that belongs to the model."
+        )
     is_cut = tuple(len(tokens) > max_tokens for tokens in ids)
     return TokenizedPrompts(prompts, tuple(tokens[-max_tokens:] for tokens in ids), is_cut, max_tokens, model.identity)
 

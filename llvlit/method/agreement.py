@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from llvlit.checks import checked
 from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError
 from llvlit.method.concepts import borrowing
@@ -58,7 +57,6 @@ class Agreement:
         return {name: getattr(self, name) for name in MEASURES}
 
 
-@checked
 def agreement(predicted: Gains | np.ndarray, measured: Gains | np.ndarray, *, seed: int = 0) -> Agreement:
     """Agreement of two gain profiles over layers.
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from llvlit.checks import array, checked, number
+from llvlit.checks import array, number
 from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.gains import Gains, profile
 
 
-@checked
 def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndarray | None = None) -> np.ndarray:
     """Inputs u* ``(n_layers,)`` of least energy ``u^T W u`` among all with ``h^T u = target``.
 
@@ -50,7 +49,6 @@ def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndar
     return inputs
 
 
-@checked
 def relative_weights(states: torch.Tensor) -> np.ndarray:
     """Weights of the relative energy, ``1 / mean |x_l|^2``, ``(n_layers,)``: a push in units of the state it joins.
 
@@ -64,14 +62,13 @@ def relative_weights(states: torch.Tensor) -> np.ndarray:
     >>> relative_weights(torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))  # one prompt, one layer
     array([0.04])
     """
-    array("states", states, ("n_prompts", "n_layers + 1", "hidden_size"))
-    squares = states[:, :-1].to("cpu", torch.float64).pow(2).sum(-1).mean(0)
-    if not (squares > 0).all():
+    values = array("states", states, ("n_prompts", "n_layers + 1", "hidden_size"))
+    squares = (values[:, :-1] ** 2).sum(axis=-1).mean(axis=0)
+    if not (squares > 0).all() or not len(squares):
         raise InputError("states are zero at every prompt before some layer; a push has no size relative to them.")
-    return (1 / squares).numpy()
+    return np.asarray(1 / squares)
 
 
-@checked
 def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
     """Energy ``u^T W u`` of inputs ``(n_layers,)``.
 
@@ -85,7 +82,6 @@ def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
     return float(inputs @ (_weights(weights, len(inputs)) * inputs))
 
 
-@checked
 def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, seed: int = 0) -> dict[str, np.ndarray]:
     """Named input shapes ``(n_layers,)``, each of energy ``u^T W u = 1``.
 
@@ -103,7 +99,7 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     generator = np.random.default_rng(checked_seed("seed", seed))
     single = np.eye(n_layers)
     shapes = {
-        "optimal": minimum_energy(h, 1.0, weights=weights),
+        "optimal": minimum_energy(h / (np.abs(h).max() or 1.0), 1.0, weights=weights),
         "uniform": 1 / np.sqrt(_weights(weights, n_layers)),
         "last layer": single[-1],
         "random layer": single[generator.integers(n_layers)],

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from llvlit.checks import array, checked
+from llvlit.checks import array
 from llvlit.engine.exclusive import lock_of
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import ModelError, NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions
 
 
-@checked
 @contextmanager
 def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) -> Iterator[LanguageModel]:
     """Context manager: inputs act on the last token of every forward pass inside, ``generate`` included.

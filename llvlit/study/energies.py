@@ -93,12 +93,8 @@ def schedule_energies(
             schedules |= {"last layer": single[-1], "best layer": single[best], "random layer": single}
             reference = schedules[f"optimal, {next(iter(gains))}"]
             for name, values in schedules.items():
-                row = {
-                    "schedule": name,
-                    "metric": metric,
-                    "layers": layers,
-                    **_summary(values, reference, prompts.pairs, seed),
-                }
+                row: dict[str, Any] = {"schedule": name, "metric": metric, "layers": layers}
+                row |= _summary(values, reference, prompts.pairs, seed)
                 row["layer"] = {"best layer": first + best, "last layer": len(weights) - 1}.get(name)
                 rows.append(row)
     return rows

@@ -14,7 +14,6 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from llvlit.checks import checked, checked_fields
 from llvlit.engine.depth import MAX_TOKENS
 from llvlit.errors import InputError, unknown_name
 from llvlit.method.bases import BASES
@@ -24,7 +23,6 @@ from llvlit.method.identification import JACOBIANS
 GRIDS = ("embedded", "real", "paper")
 
 
-@checked_fields
 @dataclass(frozen=True)
 class Settings:
     """Everything that one cell evaluates at once, since its passes through the model serve all of it.
@@ -66,7 +64,6 @@ class Settings:
     target: float = 0.5
 
 
-@checked_fields
 @dataclass(frozen=True)
 class Cell:
     """One model on one split of one task.
@@ -104,7 +101,6 @@ class Cell:
         return "--".join(parts)
 
 
-@checked_fields
 @dataclass(frozen=True)
 class Grid:
     """All cells of a study: every model with every task, seed, kind of Jacobian and kind of last step.
@@ -132,7 +128,6 @@ class Grid:
     settings: Settings = Settings()
     per_task: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    @checked
     def cells(self, *, data_dir: str | None = None) -> tuple[Cell, ...]:
         """All cells, those of one model side by side."""
         found = []
@@ -151,7 +146,6 @@ class Grid:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@checked
 def load_grid(name: str | Path) -> Grid:
     """Grid by the name of a shipped one, or from a ``.toml`` file.
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from llvlit import checks
-from llvlit.checks import checked
 from llvlit.errors import InputError
 from llvlit.prompts import Prompts
 from llvlit.tasks.sources import all_sources, find_source
@@ -65,12 +64,10 @@ class Task:
         """All texts, with the suffix."""
         return self._prompts(range(len(self.texts)), self.groups)
 
-    @checked
     def with_suffix(self, suffix: str) -> Task:
         """The same task with every prompt ending in ``suffix``."""
         return replace(self, suffix=checks.text("suffix", suffix))
 
-    @checked
     def split(self, concept: int = 400, operating: int = 200, evaluation: int = 200, seed: int = 0) -> Splits:
         """Disjoint balanced prompts; counts are *per class*.
 
@@ -114,7 +111,6 @@ class Task:
         return Prompts([self.texts[row] + self.suffix for row in rows], [self.labels[row] for row in rows], pairs)
 
 
-@checked
 def task_names(data_dir: str | Path | None = None) -> dict[str, str]:
     """Names of embedded tasks, of hub tasks and of the files in ``data_dir``, each with its description.
 
@@ -146,7 +142,6 @@ def task_kind(name: str | Path, data_dir: str | Path | None = None) -> str:
     return find_source(name, data_dir=data_dir).kind
 
 
-@checked
 def load_task(
     name: str | Path,
     *,
