@@ -12,8 +12,8 @@ import pandas as pd
 
 from llvlit.errors import FileError
 from llvlit.files import write_atomically, write_json
-from llvlit.study.grid import Grid
 from llvlit.study.cells import Results
+from llvlit.study.grid import Grid
 
 TABLES = ("cells", "agreement", "energy")
 CELL = ("model", "task", "seed", "jacobian", "final_norm")
