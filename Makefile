@@ -1,6 +1,5 @@
 # Needs Python 3.11 or newer and make. `make help` lists what there is.
-# PYTHON=... chooses the interpreter, BOOK="--profile paper --device cuda" the options of `llvlit book`;
-# TORCH=requirements/cpu.txt takes the CPU build of torch, a tenth of the size.
+# PYTHON=... chooses the interpreter, BOOK="--profile paper --device cuda" the options of `llvlit book`.
 
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 python; do \
 	if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; \
@@ -8,8 +7,9 @@ PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11 pyth
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 INSTALLED := .venv/installed
 UV ?= uv
-TORCH ?=
 LOCK ?=
+# Where to look for the small CPU build of torch (requirements/cpu.txt): on disk, or at an index of its own.
+CPU_TORCH ?= --no-index
 BOOK ?=
 PUBLISH ?=
 DATA ?=
@@ -47,8 +47,8 @@ format: $(INSTALLED) ## Put code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# A lock names every file that may be installed, by hash. Versions stay as they are, but for what LOCK says. NVIDIA's
-# libraries, which torch from PyPI needs on Linux, have a lock of their own; torch may also come as a CPU build.
+# A lock names every file that may be installed, by hash. Versions stay as they are, but for what LOCK says.
+# NVIDIA's libraries, which torch from PyPI needs on Linux, have a lock of their own, which a CPU build does without.
 COMPILE = $(UV) pip compile - --universal --python-version 3.11.5 --no-python-downloads --generate-hashes $(LOCK) \
 	--no-annotate --default-index https://pypi.org/simple --custom-compile-command 'make lock' --quiet
 
@@ -57,11 +57,9 @@ lock: ## Write constraints.txt and requirements/ again after a change to pyproje
 	echo setuptools | $(COMPILE) pyproject.toml --all-extras --constraint requirements/cuda.txt \
 		$$(sed -n -E 's/^((cuda|nvidia|triton)[^=]*)==.*/--no-emit-package \1/p' requirements/cuda.txt) \
 		--output-file requirements/locked.txt
-	for hash in $$(sed -n 's/.*--hash=//p' requirements/cpu.txt); do \
-		grep -q $$hash requirements/locked.txt || sed -i.old "/^torch==/a\\    --hash=$$hash \\\\" requirements/locked.txt; done
 	sed -n '/^#/p' constraints.txt > constraints.new
 	sed -n -E 's/^([a-z0-9-]+==[^ ;]+).*/\1/p' requirements/locked.txt >> constraints.new
-	mv constraints.new constraints.txt && rm -f requirements/locked.txt.old
+	mv constraints.new constraints.txt
 
 links: $(INSTALLED) ## Check the links of a built book to other sites (needs the network)
 	$(BIN)/jupyter-book build _build/book --path-output . --builder linkcheck
@@ -88,7 +86,7 @@ $(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
 	@rm -f $(INSTALLED)
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@echo "Installing llvlit and what it needs into .venv; the first time this takes some minutes ..."
-	$(if $(TORCH),$(PIP) --require-hashes --requirement $(TORCH))
+	@$(PIP) --require-hashes $(CPU_TORCH) --requirement requirements/cpu.txt 2>/dev/null || true
 	$(PIP) --require-hashes --requirement requirements/locked.txt
 	@$(BIN)/python -m pip check >/dev/null || { set -x; $(PIP) --require-hashes --requirement requirements/cuda.txt; }
 	$(PIP) --no-build-isolation --editable .

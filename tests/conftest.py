@@ -107,6 +107,10 @@ PROMPTS = Prompts(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--draws", type=int, help="draws of each kind of the fuzzer (default: a few hundred in all)")
+
+
 @pytest.fixture(scope="session")
 def gpt2() -> LanguageModel:
     return tiny_model("gpt2")

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
-from runner_jobs import aborting, failing_study_cell
+from runner_jobs import failing_study_cell
 
 from conftest import byte_tokenizer, tiny_module
 from llvlit import LLV, load_model, load_task
@@ -57,11 +56,25 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def fail(capsys: pytest.CaptureFixture[str]):
-    """The one line that a command says when it must fail."""
+def refuse(capsys: pytest.CaptureFixture[str]):
+    """What the parser says of an option's value that it must refuse."""
 
-    def fail(*arguments: object) -> str:
-        assert main([str(argument) for argument in arguments]) == 1
+    def refuse(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        out, error = capsys.readouterr()
+        assert (stopped.value.code, out) == (2, "") and "Traceback" not in error
+        return error.splitlines()[-1]
+
+    return refuse
+
+
+@pytest.fixture
+def fail(capsys: pytest.CaptureFixture[str]):
+    """The one line that a command says when it must fail: with status 2 if it asked for what cannot be, else 1."""
+
+    def fail(*arguments: object, status: int = 2) -> str:
+        assert main([str(argument) for argument in arguments]) == status
         out, error = capsys.readouterr()
         assert out == ""
         lines = error.splitlines()
@@ -163,7 +176,7 @@ def test_gains_are_those_of_the_library(run, tmp_path: Path) -> None:
 def test_gains_as_a_table(run) -> None:
     text = run("gains", *SMALL, "--basis", "random", "--order", 2)
     rows = [line.split() for line in text.splitlines() if re.match(r" +\d", line)]
-    assert [int(row[0]) for row in rows] == list(range(12))
+    assert [int(row[0].rstrip("*")) for row in rows] == list(range(12))
     assert "random" in text and re.search(r"Order 2: Spearman \S+, Pearson \S+, relative error \S+ \(24 held", text)
 
 
@@ -235,12 +248,12 @@ def test_steer_by_nothing_changes_nothing(run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["A dull film", "--tokens", "0"], "tokens=0 is not between 1 and"),
         (["A dull film", "--tokens", "500"], "tokens=500 is not between 1 and"),
         (["", "--tokens", "5"], "0 tokens"),
-        (["word " * 300], "must have 1 to"),
-        (["A dull film", "--target", "nan"], "target=nan"),
-        (["A dull film", "--target", "inf"], "target=inf"),
+        (["A", "--tokens", "5"], "1 token;"),
+        (["word " * 300], "must have 2 to"),
+        (["A dull film", "--target", "1e20"], "target=1e+20 is so large"),
+        (["A dull film", "--target", "1e300"], "target=1e+300"),
     ],
 )
 def test_steer_refuses(arguments: list[str], message: str, fail) -> None:
@@ -253,15 +266,19 @@ def test_steer_refuses(arguments: list[str], message: str, fail) -> None:
 @pytest.fixture(scope="module")
 def study(last_words: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """A study whose results are there already: its arguments, the last of them its folder."""
-    arguments = ("study", "--models", "embedded/small", "--tasks", "film-sentiment", "last-words")
-    arguments += ("--data-dir", str(last_words.parent), "--prompts", "12", "--device", "cpu")
+    grid = last_words.parent / "quick.toml"
+    grid.write_text(
+        'description = ""\nmodels = ["embedded/small"]\ntasks = ["film-sentiment", "last-words"]\n'
+        "[settings]\norders = [4]\nenergy_prompts = 1\n"
+    )
+    arguments = ("study", str(grid), "--data-dir", str(last_words.parent), "--prompts", "12", "--device", "cpu")
     arguments += ("--out", str(tmp_path_factory.mktemp("study")))
     assert main(arguments) == 0
     return arguments
 
 
 def test_study_writes_a_file_for_each_cell_and_reports_them(study: tuple[str, ...], run) -> None:
-    results = load_results(study[-1]).experiments
+    results = load_results(study[-1]).finished
     assert [(one.cell["model"], one.cell["task"]) for one in results] == [
         ("embedded/small", "film-sentiment"),
         ("embedded/small", "last-words"),
@@ -270,7 +287,10 @@ def test_study_writes_a_file_for_each_cell_and_reports_them(study: tuple[str, ..
     rows = run(*study, "--report", "--json")["agreement"]
     (row,) = [row for row in rows if row["predictor"] == "adjoint" and row["layers"] == "all"]
     both = [
-        r["spearman"] for one in results for r in one.agreements if r["predictor"] == "adjoint" and r["layers"] == "all"
+        r["spearman"]
+        for one in results
+        for r in one.experiment.agreements
+        if r["predictor"] == "adjoint" and r["layers"] == "all"
     ]
     assert row["spearman"] == pytest.approx(np.mean(both)) and row["n_tasks"] == 2
     text = run(*study, "--report")
@@ -288,11 +308,11 @@ def test_study_loads_what_it_has(study: tuple[str, ...], run, monkeypatch: pytes
 
 
 def test_study_of_another_grid_is_not_mixed_in(study: tuple[str, ...], fail) -> None:
-    assert "another grid" in fail(*study, "--seeds", "1")
+    assert "another grid" in fail(*study, "--seeds", "1", status=1)
 
 
 def test_only_the_grid_of_a_folder_is_reported_from_it(study: tuple[str, ...], fail) -> None:
-    assert "another grid" in fail(*(word if word != "12" else "11" for word in study), "--report")
+    assert "another grid" in fail(*(word if word != "12" else "11" for word in study), "--report", status=1)
 
 
 def test_a_report_compares_whatever_the_sizes_of_the_splits(study: tuple[str, ...], run, tmp_path: Path) -> None:
@@ -344,9 +364,9 @@ def test_whoever_stops_reading_gets_no_traceback(arguments: list[str]) -> None:
 
 
 def test_json_has_null_where_there_is_no_number(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    numbers = {"sst2": (1.0, float("nan"), [float("-inf"), None, True, "a"])}
-    monkeypatch.setattr("llvlit.cli.commands.tasks", lambda options: numbers)
-    assert run("tasks", "--json") == {"sst2": [1.0, None, [None, None, True, "a"]]}
+    numbers = {"kind": "file", "description": "", "sizes": (1.0, float("nan"), [float("-inf"), None, True, "a"])}
+    monkeypatch.setattr("llvlit.tasks.task.task_facts", lambda data_dir: {"mine": numbers})
+    assert run("tasks", "--json")["mine"]["sizes"] == [1.0, None, [None, None, True, "a"]]
 
 
 def test_a_failed_cell_is_named_and_the_exit_status_tells(
@@ -361,23 +381,6 @@ def test_a_failed_cell_is_named_and_the_exit_status_tells(
     assert len(list((tmp_path / "cells").iterdir())) == 1
 
 
-def test_a_cell_that_kills_its_process_fails_and_the_command_goes_on(
-    study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from llvlit.study import cells as module
-
-    def jobs_of(jobs, *arguments, **options):
-        return run_jobs(
-            [replace(jobs[0], function=aborting, arguments=(tmp_path, "k")), jobs[1]], *arguments, **options
-        )
-
-    run_jobs = module.run_jobs
-    monkeypatch.setattr(module, "run_jobs", jobs_of)
-    assert main([*study[:-1], str(tmp_path)]) == 1
-    assert "Aborted" in capsys.readouterr().err and len(list((tmp_path / "cells").iterdir())) == 1
-    assert module._load_subject.cache_info().currsize == 0  # only the worker holds a model
-
-
 def test_names_are_checked_before_anything_is_read(fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("read")
@@ -387,7 +390,9 @@ def test_names_are_checked_before_anything_is_read(fail, tmp_path: Path, monkeyp
     for more in ([], ["--dry-run"]):
         out = ["--out", tmp_path / "out", *more]
         assert "'jigsaw_toxicity' is not known" in fail("study", "real", *out)
-        assert "Did you mean 'embedded/small'" in fail("study", "--models", "gpt2", "untrained:embedded/smal", *out)
+        assert "Did you mean 'embedded/small'" in fail(
+            "study", "--models", "gpt2", "untrained:embedded/smal", *out, status=1
+        )
         assert "no such file" in fail("study", "--tasks", "tense", "absent.parquet", *out)
     assert list(tmp_path.iterdir()) == []
 
@@ -414,30 +419,20 @@ def test_dry_run_runs_nothing(study: tuple[str, ...], run, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
-        (["gains", "--model", "embedded/smal"], ["Did you mean 'embedded/small'"]),
-        (["gains", "--model", "no-such-hub-id"], ["hub cannot be reached", "embedded/small"]),
         (["gains", "--task", "tens"], ["Did you mean 'tense'", ".parquet"]),
         (["gains", *SMALL, "--basis", "krilov"], ["Did you mean 'krylov'"]),
-        (["gains", *SMALL, "--order", "0"], ["order=0", "64"]),
         (["gains", *SMALL, "--order", "65"], ["order=65", "64"]),
-        (["gains", *SMALL, "--order", "4", "--amplitude", "0"], ["amplitude=0"]),
-        (["gains", *SMALL, "--order", "4", "--amplitude", "-1"], ["amplitude=-1"]),
-        (["gains", *SMALL, "--order", "4", "--amplitude", "nan"], ["amplitude=nan"]),
-        (["gains", "--prompts", "0"], ["at least 1 prompt per class"]),
+        (["gains", *SMALL, "--save", "none/llv.safetensors"], ["--save none/llv.safetensors", "folder that exists"]),
         (["gains", "--prompts", "5000"], ["film-sentiment", "1200", "20000"]),
         (["gains", "--model", "embedded/small", "--device", "cpux"], ["device='cpux'"]),
         (["study", "embeded"], ["Did you mean 'embedded'", ".toml"]),
         (["study", "--data-dir", "absent"], ["absent' is no folder"]),
-        (["study", "--report", "--out", "absent"], ["holds no results"]),
-        (["study", "--models", "embedded/smal", "--tasks", "tense"], ["Did you mean 'embedded/small'"]),
         (["study", "--models", "embedded/small", "--tasks", "hostilty"], ["Did you mean 'hostility'"]),
-        (["study", "--models", "embedded/small", "--prompts", "0"], ["at least 1 prompt per class"]),
         (["train", "--corpus", "absent", "--out", "run", "--sizes", "smal"], ["Did you mean 'small'"]),
-        (["train", "--corpus", "absent", "--out", "run", "--steps", "0"], ["steps=0"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_line(
+def test_what_cannot_be_is_one_line(
     arguments: list[str], messages: list[str], fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -446,13 +441,66 @@ def test_bad_input_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_result_that_cannot_be_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").write_text("old")
-    path = tmp_path / "file" / "llv.safetensors"
-    assert main(["gains", *SMALL, "--order", "2", "--save", str(path)]) == 1
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (["gains", "--model", "embedded/smal"], ["Did you mean 'embedded/small'"]),
+        (["study", "--models", "embedded/smal", "--tasks", "tense"], ["Did you mean 'embedded/small'"]),
+        (["gains", "--model", "no-such-hub-id"], ["hub cannot be reached", "embedded/small"]),
+        (["study", "--report", "--out", "absent"], ["holds no results"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_failure_is_one_line(arguments: list[str], messages: list[str], fail) -> None:
+    line = fail(*arguments, status=1)
+    assert all(message in line for message in messages), line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gains", "--order", "0"], "--order: number=0 must be at least 1"),
+        (["gains", "--order", "2.5"], "--order: number='2.5' is of type str; expected a whole number"),
+        (["gains", "--prompts", "0"], "--prompts: number=0 must be at least 1"),
+        (["gains", "--amplitude", "0"], "--amplitude: number=0.0 must be above 0"),
+        (["gains", "--amplitude", "nan"], "--amplitude: number=nan must be finite"),
+        (["gains", "--seed", "-1"], "--seed: seed=-1 must be at least 0"),
+        (["gains", "--seed", str(2**64)], f"--seed: seed={2**64} must be at most"),
+        (["gains", "--model", ""], "--model: name='' is no path"),
+        (["gains", "--task", "a\0b"], "--task: name='a\\x00b' is no path"),
+        (["gains", "--device", "\udcff"], "--device: name='\\udcff' holds a lone surrogate"),
+        (["steer", "a\udcff"], "prompt: text='a\\udcff' holds a lone surrogate"),
+        (["steer", "--tokens", "0"], "--tokens: number=0 must be at least 1"),
+        (["steer", "--target", "inf"], "--target: number=inf must be finite"),
+        (["study", "--prompts", "0"], "--prompts: number=0 must be at least 1"),
+        (["study", "--seeds", "0", "-1"], "--seeds: seed=-1 must be at least 0"),
+        (["study", "--workers", "0"], "--workers: number=0 must be at least 1"),
+        (["train", "--corpus", "absent", "--out", "run", "--steps", "0"], "--steps: number=0 must be at least 1"),
+        (["train", "--corpus", "absent", "--out", "run", "--keep", "-1"], "--keep: number=-1 must be at least 0"),
+        (["train", "--corpus", "absent", "--out", "run", "--seed", "-1"], "--seed: seed=-1 must be at least 0"),
+        (["book", "--jobs", "0"], "--jobs: number=0 must be at least 1"),
+        (["exercises", "--root", ""], "--root: name='' is no path"),
+    ],
+    ids=lambda value: " ".join(value).encode("ascii", "backslashreplace").decode() if isinstance(value, list) else None,
+)
+def test_values_of_options_are_refused_before_any_work(arguments: list[str], message: str, refuse) -> None:
+    assert message in refuse(*arguments)
+
+
+def test_what_was_computed_is_shown_though_it_cannot_be_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "llv.safetensors"
+    monkeypatch.setattr("os.replace", full)
+    monkeypatch.setattr(Path, "replace", full)
+    assert main(["gains", *SMALL, "--order", "2", "--no-plot", "--save", str(path)]) == 1
     out, error = capsys.readouterr()
-    assert "Order 2" in out  # what was computed is shown
+    assert "Order 2" in out and "Saved" not in out
     assert str(path) in error and len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -465,6 +513,6 @@ def test_interrupt_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_train_without_a_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--corpus", str(tmp_path / "absent"), "--out", str(tmp_path / "run")]) == 1
+    assert main(["train", "--corpus", str(tmp_path / "absent"), "--out", str(tmp_path / "run")]) == 2
     assert "aclImdb" in capsys.readouterr().err.splitlines()[-1]
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from conftest import ARCHITECTURES, EXACT, PROMPTS, REFUSED, SOFTMAX32, tiny_model
 from llvlit.engine import layer as frozen
 from llvlit.engine.depth import depth_system, last_token_states, propagate_beside, sweep
-from llvlit.engine.frozen_attention import NAME, attend
+from llvlit.engine.fast import NAME, attend
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import ReplayStyle, first_output
 from llvlit.engine.tokens import tokenize
@@ -74,11 +74,11 @@ def test_attention_to_a_frozen_context_is_that_of_the_layers_own_kernel(model_ty
     """Windows, grouped keys and capped scores included; prompts of several lengths, so that some are padded."""
     model = tiny_model(model_type)
     layers = depth_system(model, PROMPTS).layers
-    own = ReplayStyle(returns_tuple=False, frozen_attention=False, shared_point=False)
+    own = ReplayStyle(returns_tuple=False)
     candidates = torch.randn(len(PROMPTS), 5, 24, generator=generator, dtype=torch.float64)
     tolerance = EXACT if model_type == "gpt2" else SOFTMAX32
     for layer in layers:
-        assert all(batch.recording.style.frozen_attention for batch in layer.batches)
+        assert all(batch.recording.style.frozen_context for batch in layer.batches)
         slow = replace(
             layer, batches=tuple(replace(b, recording=replace(b.recording, style=own)) for b in layer.batches)
         )
@@ -100,7 +100,7 @@ def test_an_attention_that_cannot_be_frozen_runs_through_its_own_kernel(monkeypa
     monkeypatch.setitem(AttentionInterface._global_mapping, NAME, other)
     model = tiny_model("llama")
     system = depth_system(model, PROMPTS)
-    assert not any(batch.recording.style.frozen_attention for batch in system.layers[2].batches)
+    assert not any(batch.recording.style.frozen_context for batch in system.layers[2].batches)
     assert (system.step(2, candidates) - expected).abs().max() < SOFTMAX32 * expected.abs().max()
     assert model.module.config._attn_implementation == "eager"
 
@@ -285,10 +285,9 @@ def test_a_replay_that_is_wrong_is_caught(gpt2):
     """A layer that counts its tokens cannot be replayed; the check must see it."""
     model = tiny_model("gpt2", seed=5)
     layer = model.layers[1]
-    handle = layer.register_forward_hook(lambda _m, args, out: out + args[0].shape[1])
-    try:
-        with pytest.raises(ModelError, match="layer 1"):
-            depth_system(model, PROMPTS)
-    finally:
-        handle.remove()
+    layer.forward = lambda hidden, *args, **kwargs: (
+        type(layer).forward(layer, hidden, *args, **kwargs) + hidden.shape[1]
+    )
+    with pytest.raises(ModelError, match="layer 1"):
+        depth_system(model, PROMPTS)
     assert replace(model).n_layers == 4

@@ -12,9 +12,10 @@ import pytest
 from conftest import EXACT, PROMPTS, tiny_model
 from llvlit.engine.depth import depth_system
 from llvlit.errors import InputError
+from llvlit.method.agreement import agreement
 from llvlit.method.concepts import concept_directions
 from llvlit.method.control import energy, minimum_energy, relative_weights, schedules
-from llvlit.method.gains import agreement, measured_gains
+from llvlit.method.gains import measured_gains
 from llvlit.method.identification import identify
 from llvlit.publishing.explorer import explorer_case, explorer_html, export_explorer, responses
 from llvlit.tasks.task import Prompts, Splits

@@ -115,7 +115,7 @@ def test_binder_installs_what_the_package_requires():
     address, _, digest = listed["torch"].removeprefix("torch @ ").partition("#sha256=")
     python = re.sub(r"\W", "", (ROOT / ".binder" / "runtime.txt").read_text().removeprefix("python-"))
     assert f"-cp{python}-" in address
-    assert f"{address} ;" in CPU_BUILDS and f"--hash=sha256:{digest}\n" in CPU_BUILDS
+    assert f"--hash=sha256:{digest}" in CPU_BUILDS
 
 
 def test_binder_scripts_can_run_and_its_python_is_one_we_support():

@@ -273,7 +273,7 @@ def test_workers_that_cannot_start_end_the_run_with_advice(tmp_path):
     before = spawn.get_executable()
     spawn.set_executable("/bin/false")
     try:
-        with pytest.raises(LlvlitError, match="die while they start.*__main__"):
+        with pytest.raises(LlvlitError, match=r"die while they start.*__main__"):
             run_jobs([job(tmp_path, "a"), job(tmp_path, "b")], tmp_path, workers=2)
     finally:
         spawn.set_executable(before)

@@ -11,8 +11,8 @@ from transformers.activations import ACT2CLS, ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from conftest import ARCHITECTURES, EXACT, PROMPTS, SOFTMAX32, tiny_model
+from llvlit.engine import fast
 from llvlit.engine import layer as frozen
-from llvlit.engine import shared_point
 from llvlit.engine.depth import depth_system
 from llvlit.engine.layer import FrozenLayer
 
@@ -49,9 +49,7 @@ def test_a_module_at_a_shared_point_has_the_derivative_of_its_own(name, cotangen
         cotangents = cotangents[:1].expand(5, -1, -1)
     tangents = torch.randn(5, 3, 6, generator=generator, dtype=torch.float64)
     expected = products(module, point, cotangents, tangents)
-    with shared_point.shared_point(module, 5, 3):
-        assert vars(module)["forward"]
-        found = products(module, point, cotangents, tangents)
+    found = products(fast.fast_layer(module, frozen_context=False, rows=(5, 3)), point, cotangents, tangents)
     for one, other in zip(expected, found, strict=True):
         assert torch.allclose(one, other, atol=EXACT)
     assert "forward" not in vars(module)
@@ -59,7 +57,7 @@ def test_a_module_at_a_shared_point_has_the_derivative_of_its_own(name, cotangen
 
 def without_sharing(layer: FrozenLayer) -> FrozenLayer:
     def plain(batch: frozen.FrozenBatch) -> frozen.FrozenBatch:
-        style = replace(batch.recording.style, shared_point=False)
+        style = replace(batch.recording.style, shared_stand_in=None)
         return replace(batch, recording=replace(batch.recording, style=style))
 
     return replace(layer, batches=tuple(plain(batch) for batch in layer.batches))
@@ -73,7 +71,7 @@ def test_a_layer_at_a_shared_point_has_the_derivative_of_its_own_modules(model_t
     shared = vectors[:1].expand_as(vectors)
     tolerance = EXACT if model_type == "gpt2" else SOFTMAX32
     for layer in layers:
-        assert all(batch.recording.style.shared_point for batch in layer.batches)
+        assert all(batch.recording.style.shared_stand_in for batch in layer.batches)
         own = without_sharing(layer)
         for expected, found in (
             (own.vjp(vectors), layer.vjp(vectors)),
@@ -114,6 +112,7 @@ def test_rows_that_are_not_equal_are_not_shared(wrapper, generator):
             layer.mlp.act = ChannelsFirst(layer.mlp.act)
         else:
             layer.mlp = SequenceFirst(layer.mlp)
+    model.module.eval()
     layer = depth_system(model, PROMPTS).layers[1]
     n_products = 4 * 24 if wrapper is ChannelsFirst else len(PROMPTS)
     vectors = torch.randn(len(PROMPTS), n_products, 24, generator=generator, dtype=torch.float64)
@@ -144,9 +143,9 @@ def test_a_layer_that_cannot_share_its_point_is_differentiated_row_by_row(fault,
 
     vectors = torch.randn(len(PROMPTS), 3, 24, generator=generator, dtype=torch.float64)
     expected = depth_system(tiny_model("llama"), PROMPTS).vjp(2, vectors)
-    monkeypatch.setattr(shared_point._Activation, "backward", staticmethod(backward))
+    monkeypatch.setattr(fast._Activation, "backward", staticmethod(backward))
     system = depth_system(tiny_model("llama"), PROMPTS)
-    assert not any(batch.recording.style.shared_point for layer in system.layers for batch in layer.batches)
+    assert not any(batch.recording.style.shared_stand_in for layer in system.layers for batch in layer.batches)
     assert (system.vjp(2, vectors) - expected).abs().max() < SOFTMAX32 * expected.abs().max()
 
 
@@ -154,6 +153,6 @@ def test_too_little_memory_does_not_refuse_an_architecture(monkeypatch):
     def backward(ctx: object, *cotangents: torch.Tensor) -> None:
         raise torch.OutOfMemoryError("full")
 
-    monkeypatch.setattr(shared_point._Activation, "backward", staticmethod(backward))
+    monkeypatch.setattr(fast._Activation, "backward", staticmethod(backward))
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         depth_system(tiny_model("llama"), PROMPTS)

@@ -7,7 +7,7 @@ import io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llvlit.cli.terminal import ASCII_LEVELS, LEVELS, bar, side_by_side, sparkline, takes_blocks
+from llvlit.cli.terminal import ASCII_LEVELS, LEVELS, bar, encodes_blocks, side_by_side, sparkline
 
 WORDS = st.text(alphabet="abc de\n", max_size=200)
 NUMBERS = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
@@ -46,7 +46,7 @@ def test_bar_is_as_long_as_its_value(value, largest, width):
 
 
 def test_blocks_only_where_the_encoding_has_them():
-    assert takes_blocks(io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
-    assert not takes_blocks(io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
-    assert not takes_blocks(io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert takes_blocks(io.StringIO()) is False
+    assert encodes_blocks(io.TextIOWrapper(io.BytesIO(), encoding="utf-8"))
+    assert not encodes_blocks(io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    assert not encodes_blocks(io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert encodes_blocks(io.StringIO()) is False

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llvlit.cli.commands import say
-from llvlit.errors import CellError, InputError
+from llvlit.cli.options import add_data_dir, add_device, command, count, seed
+from llvlit.cli.terminal import show
+from llvlit.errors import CellError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,28 +19,62 @@ if TYPE_CHECKING:
     from llvlit.study.grid import Grid
 
 
-def study(options: argparse.Namespace) -> Any:
+def mount(commands: Any) -> None:
+    """Add the command."""
+    study = command(
+        commands,
+        "study",
+        run,
+        "A grid of models, tasks and seeds: agreement of every predictor, energy of every schedule. A killed run "
+        "goes on where it stopped.",
+        "llvlit study embedded --workers 2\n  llvlit study real --data-dir tasks --out real --workers 2\n"
+        "  llvlit study paper --dry-run",
+    )
+    study.add_argument("grid", nargs="?", default="embedded", help="embedded (default), real, paper, or a .toml file")
+    study.add_argument("--out", metavar="FOLDER", help="folder of the results (default study-GRID)")
+    study.add_argument("--models", nargs="+", metavar="NAME", help="instead of the grid's; untrained:NAME is a control")
+    study.add_argument("--tasks", nargs="+", metavar="NAME", help="instead of the grid's")
+    study.add_argument("--seeds", type=seed, nargs="+", metavar="SEED", help="instead of the grid's")
+    study.add_argument(
+        "--prompts",
+        type=count,
+        metavar="N",
+        help="N prompts per class to operate and N to evaluate, 2 N for directions",
+    )
+    study.add_argument("--workers", type=count, default=1, metavar="N", help="worker processes (default 1)")
+    study.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="a running Dask scheduler, such as tcp://host:8786; as trusted as its network, for whoever reaches it can "
+        "run code on its workers and here",
+    )
+    study.add_argument("--dry-run", action="store_true", help="list every cell with its predicted cost, run nothing")
+    study.add_argument("--report", action="store_true", help="run nothing; report what the folder holds")
+    study.add_argument("--save", metavar="FOLDER", help="folder of CSV files and figures (default OUT/report)")
+    add_data_dir(study)
+    add_device(study)
+
+
+def run(options: argparse.Namespace) -> None:
     """Run or resume a grid of experiments; or list its cells and their cost; or report what is there."""
     from llvlit.study.grid import change_axes, load_grid
 
     grid = load_grid(options.grid)
     grid = change_axes(grid, {key: getattr(options, key) for key in ("models", "tasks", "seeds")})
     if (n := options.prompts) is not None:
-        if n < 1:
-            raise InputError(f"prompts={n} must be at least 1 prompt per class.")
         suffixes = {task: {"suffix": own["suffix"]} for task, own in grid.per_task.items() if "suffix" in own}
         settings = replace(grid.settings, concept=2 * n, operating=n, evaluation=n)
         grid = replace(grid, settings=settings, per_task=suffixes)
     folder = Path(options.out or f"study-{grid.name}")
     if options.dry_run:
-        return _dry_run(grid, options)
-    lines = [] if options.report else [_run(grid, folder, options)]
-    found, told = _report(grid, folder, options)
-    say(options, "\n".join(lines + told))  # once all is written: whoever reads may have left
-    return {name: rows.to_dict("records") for name, rows in found.items()}
+        _dry_run(grid, options)
+        return
+    lines = [] if options.report else [_compute(grid, folder, options)]
+    summaries, told = _report(grid, folder, options)
+    show(options, {name: rows.to_dict("records") for name, rows in summaries.items()}, "\n".join(lines + told))
 
 
-def _run(grid: Grid, folder: Path, options: argparse.Namespace) -> str:
+def _compute(grid: Grid, folder: Path, options: argparse.Namespace) -> str:
     """Run the cells that are missing; say how many there were."""
     from llvlit.study.cells import run_study
     from llvlit.study.runner import failure_path
@@ -56,7 +91,6 @@ def _run(grid: Grid, folder: Path, options: argparse.Namespace) -> str:
     )
     computed = f"{grid.name}: {len(outcome.done)} cells computed, {len(outcome.kept)} kept."
     if outcome.failed:
-        say(options, computed)
         lines = [f"  {key}: {reason} ({failure_path(folder, key)})" for key, reason in outcome.failed.items()]
         total = len(outcome.failed) + len(outcome.done) + len(outcome.kept)
         raise CellError(
@@ -66,7 +100,8 @@ def _run(grid: Grid, folder: Path, options: argparse.Namespace) -> str:
     return computed
 
 
-def _dry_run(grid: Grid, options: argparse.Namespace) -> list[dict[str, Any]]:
+def _dry_run(grid: Grid, options: argparse.Namespace) -> None:
+    """List every cell with its predicted cost."""
     from llvlit.engine.models import torch_device
     from llvlit.study.cells import check_names, load_subject
     from llvlit.study.estimate import PAPER_SHAPES, estimate, model_shape, product_rate
@@ -75,35 +110,37 @@ def _dry_run(grid: Grid, options: argparse.Namespace) -> list[dict[str, Any]]:
     check_names(cells)
     device = torch_device(options.device)
     rate = product_rate(device)
-    rows = []
     shapes = {  # those of the paper need no hub
         name: PAPER_SHAPES.get(name) or model_shape(load_subject(name, device="cpu")) for name in grid.models
     }
-    for cell in cells:
-        found = estimate(cell, shapes[cell.model], rate, device=device)
-        row: dict[str, Any] = {"cell": cell.key, "tflop": found.operations / 1e12, "gigabytes": found.memory / 1e9}
-        row["minutes"] = found.minutes
-        rows.append(row)
-    say(options, f"{'cell':<60} {'TFLOP':>9} {'memory, GB':>11} {'minutes':>8}")
-    for row in rows:
-        say(options, "{cell:<60} {tflop:>9.2f} {gigabytes:>11.2f} {minutes:>8.1f}".format(**row))
-    total = sum(row["minutes"] for row in rows)
-    say(
-        options,
+    costs = {cell.key: estimate(cell, shapes[cell.model], rate, device=device) for cell in cells}
+    rows: list[dict[str, Any]] = [
+        {"cell": key, "tflop": cost.operations / 1e12, "gigabytes": cost.memory / 1e9, "minutes": cost.minutes}
+        for key, cost in costs.items()
+    ]
+    lines = [f"{'cell':<60} {'TFLOP':>9} {'memory, GB':>11} {'minutes':>8}"]
+    lines += ["{cell:<60} {tflop:>9.2f} {gigabytes:>11.2f} {minutes:>8.1f}".format(**row) for row in rows]
+    total = sum(cost.minutes for cost in costs.values())
+    lines += [
         f"\n{len(rows)} cells, {total:.0f} minutes one after the other on {device}, give or take a factor of two;",
-    )
-    say(options, "less where a model does not show its concept. Counted operations, see llvlit.estimate;")
-    say(
-        options,
+        "less where a model does not show its concept. Counted operations, see llvlit.study.estimate;",
         f"{rate / 1e9:.0f} GFLOP/s in float32 matrix products now, with as many threads as a single worker has.",
-    )
-    return rows
+    ]
+    show(options, rows, "\n".join(lines))
 
 
 def _report(grid: Grid, folder: Path, options: argparse.Namespace) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Write tables and figures; return the summaries, and the lines that tell them."""
     from llvlit.study.cells import claim_folder, load_results
-    from llvlit.study.tables import summarize, summarize_energies, tables, write_tables
+    from llvlit.study.tables import (
+        plain_rows,
+        rows_at,
+        summarize,
+        summarize_energies,
+        tables,
+        told_of_cells,
+        write_tables,
+    )
 
     claim_folder(grid, folder)
     results = load_results(folder, [cell.key for cell in grid.cells()])
@@ -111,28 +148,26 @@ def _report(grid: Grid, folder: Path, options: argparse.Namespace) -> tuple[dict
     for missing in results.not_visible:
         cell = missing["cell"]
         lines.append(f"Left out: {cell['model']} does not show {cell['task']} (seed {cell['seed']}).")
-    if not results.experiments:
-        say(options, "\n".join(lines))
-        raise CellError("No model shows its concept at the last token. Use more prompts, other tasks, or a suffix.")
-    n_missing = len(grid.cells()) - len(results.experiments) - len(results.not_visible)
+    if not results.finished:
+        told = "No model shows its concept at the last token. Use more prompts, other tasks, or a suffix."
+        raise CellError("\n".join([told, *lines]))
+    n_missing = len(grid.cells()) - len(results.finished) - len(results.not_visible)
     if n_missing:
         lines.append(f"{n_missing} of {len(grid.cells())} cells are not there yet.")
     frames = tables(results)
-    frame = frames["agreement"]
-    order = frame["order"].max()
-    frame = frame[~frame["predictor"].str.contains(", ")]
-    largest = frame[
-        (frame["order"].isna() | (frame["order"] == frame.groupby("model")["order"].transform("max")))
-        & (frame["amplitude"] == frame["amplitude"].iloc[0])
-        & (frame["direction"] == frame["direction"].iloc[0])
-        & (frame["n_operating"] == frame.groupby(["model", "task"])["n_operating"].transform("max"))
-    ]
+    settings = grid.settings
+    rows = rows_at(
+        plain_rows(frames["agreement"], settings.directions[0]),
+        order=settings.orders[-1],
+        amplitude=settings.amplitudes[0],
+    )
+    lines += told_of_cells(frames["cells"])
     labels = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "rel. error"}
-    varied = [name for name in ("jacobian", "final_norm") if frame[name].nunique() > 1]
+    varied = [name for name in ("jacobian", "final_norm") if rows[name].nunique() > 1]
     by = ["model", *varied, "predictor", "layers"]
-    found = {"agreement": summarize(largest, by, list(labels))}
+    found = {"agreement": summarize(rows, by, list(labels))}
     intervals = "95 % intervals over tasks, seeds and prompts"
-    lines.append(f"Agreement with measured gains at order {order:g}, means with {intervals}\n")
+    lines.append(f"Agreement with measured gains at order {rows['order'].max():g}, means with {intervals}\n")
     lines += _lines(found["agreement"], by, labels)
     if len(frames["energy"]):
         by = ["model", *varied, "metric", "layers", "schedule"]

@@ -1,15 +1,20 @@
-"""Results as text in a terminal: bars, sparklines, columns side by side; plain ASCII where it must be."""
+"""Text in a terminal: the one writer, bars, sparklines, columns side by side; plain ASCII where it must be."""
 
 from __future__ import annotations
 
+import argparse
+import json
+import math
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import zip_longest
-from typing import TextIO
+from typing import Any, TextIO
 
-import numpy as np
+from llvlit.errors import FileError
 
 LEVELS = "▁▂▃▄▅▆▇█"
 ASCII_LEVELS = "_.-:=+*#"
@@ -18,12 +23,59 @@ NARROWEST_COLUMN = 24
 GAP = "  "
 
 
+def show(options: argparse.Namespace, data: Any, text: str) -> None:
+    """Print a command's result: the text, or under ``--json`` the data, with null for what is no finite number."""
+    write(json.dumps(_finite(data), indent=1, allow_nan=False) if options.json else text)
+
+
+def write(text: str) -> None:
+    """Print a text and what was printed before it, with ``?`` for every character that the encoding lacks.
+
+    Raises
+    ------
+    FileError
+        If standard output is closed, or takes no more, as on a full disk.
+    BrokenPipeError
+        If whoever reads has left.
+    """
+    stream = sys.stdout
+    if stream is None or stream.closed:
+        raise FileError("Standard output is closed: nothing was printed. What was written to files is whole.")
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
+        stream.flush()
+    except OSError as error:
+        with suppress(OSError):  # a stream without a file; else what is left is not tried again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise FileError(
+            f"Standard output could not be written ({error.strerror}). What was written to files is whole."
+        ) from error
+
+
+def complain(text: str) -> None:
+    """Print a line on standard error, if there is one that takes it."""
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def terminal_width() -> int:
     """Columns of the terminal, 80 where there is none."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
-def takes_blocks(stream: TextIO | None = None) -> bool:
+def encodes_blocks(stream: TextIO | None = None) -> bool:
     """Whether the encoding of a stream (standard output unless given) has block characters."""
     encoding = getattr(stream or sys.stdout, "encoding", None) or "ascii"
     try:
@@ -34,7 +86,7 @@ def takes_blocks(stream: TextIO | None = None) -> bool:
 
 
 def sparkline(
-    values: Sequence[float] | np.ndarray, low: float | None = None, high: float | None = None, *, blocks: bool = True
+    values: Sequence[float], low: float | None = None, high: float | None = None, *, blocks: bool = True
 ) -> str:
     """One character a value, from the lowest level at ``low`` to the highest at ``high`` (default: of the values).
 
@@ -45,11 +97,10 @@ def sparkline(
     '▁▂▃█'
     """
     levels = LEVELS if blocks else ASCII_LEVELS
-    numbers = np.asarray(values, dtype=np.float64)
-    bottom = numbers.min() if low is None else low
-    span = (numbers.max() if high is None else high) - bottom
-    places = np.rint((numbers - bottom) / (span or 1) * (len(levels) - 1)).clip(0, len(levels) - 1).astype(int)
-    return "".join(levels[place] for place in places)
+    bottom = min(values) if low is None else low
+    span = ((max(values) if high is None else high) - bottom) or 1.0
+    places = (round((value - bottom) / span * (len(levels) - 1)) for value in values)
+    return "".join(levels[min(max(place, 0), len(levels) - 1)] for place in places)
 
 
 def bar(value: float, largest: float, width: int, *, blocks: bool = True) -> str:

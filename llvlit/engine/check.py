@@ -1,13 +1,18 @@
-"""Whether an architecture can be replayed: tried on one prompt before its first use, refused by name if not."""
+"""Whether an architecture can be replayed: tried on prompts before their first use, refused by name if not."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
+from llvlit.engine.exclusive import exclusive
+from llvlit.engine.fast import FrozenContext, fast_layer
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import (
     ContextCache,
@@ -15,156 +20,261 @@ from llvlit.engine.replay import (
     Recording,
     ReplayStyle,
     first_output,
+    map_call,
     record,
     run_all_tokens,
     run_candidates,
+    run_model,
+    run_together,
 )
 from llvlit.engine.tokens import TokenizedPrompts
 from llvlit.errors import ModelError, NumericalError
 
 REPLAY_TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-5}
-"""Relative to the largest number; in float64 too, most architectures take norms and softmax in float32."""
+"""Relative to a layer's update of each number; in float64 too, most architectures take norms and softmax in float32."""
+
+ROUNDING = 16
+"""Units in the last place of the residual stream itself."""
 
 _CANNOT_RUN = (RuntimeError, TypeError, IndexError, AttributeError, AssertionError, KeyError, ValueError)
 """What a layer raises that is handed what it does not expect."""
 
-_STYLES: WeakKeyDictionary[nn.Module, ReplayStyle] = WeakKeyDictionary()
-"""Modules already checked, and how they are run (a memo of :func:`check_replay`)."""
+
+@dataclass(frozen=True)
+class _Checked:
+    """What was checked of a module: which of its parts and weights, on prompts of which lengths."""
+
+    fingerprint: str
+    parts: tuple[nn.Module, ...]
+    forwards: tuple[Any, ...]
+    shortest: int
+    longest: int
+    style: ReplayStyle
 
 
-def check_replay(model: LanguageModel, tokenized: TokenizedPrompts) -> ReplayStyle:
+_CHECKED: WeakKeyDictionary[nn.Module, _Checked] = WeakKeyDictionary()
+"""The last check of each module (a memo of :func:`check_replay`)."""
+
+
+def check_replay(model: LanguageModel, tokens: TokenizedPrompts) -> ReplayStyle:
     """How the model's layers are run, after a check that recording and replaying them is exact.
 
-    One prompt runs through the plain model; its recorded states, a replay of each state, and a replay of a
-    changed state beside it must agree with the model's own layers: with attention to a frozen context, or else with
-    the layers' own kernel.  Products with a derivative share what they have in common where that gives the same numbers
-    as differentiating row by row.  The answer is kept per module: change a model, by a hook or otherwise, before.
+    The shortest and the longest prompt run through the plain model; their recorded states, a replay of each state, and
+    of a changed state beside it, and the derivative there must agree with the model's own layers: with attention to a
+    frozen context, or else with the layers' own kernel.  Numbers are compared in the size of the layer's update at
+    each token: one token with massive activations says nothing about another.  Products with a derivative share
+    what they have in common where that gives the same numbers as differentiating row by row.
+
+    The answer is kept until a longer or shorter prompt comes, or a part of the module is another one.
 
     Raises
     ------
     ModelError
         If they do not: the architecture masks, positions or caches in a way that a replay does not see.
     """
-    known = _STYLES.get(model.module)
-    if known is not None:
-        return known
+    with exclusive(model):
+        ids = sorted(tokens.ids, key=len)
+        parts = tuple(model.module.modules())[1:]  # the module itself would keep its own memo alive
+        forwards = tuple(vars(part).get("forward") for part in parts)
+        known = _CHECKED.get(model.module)
+        if known and not (
+            known.fingerprint == model.fingerprint
+            and len(known.parts) == len(parts)
+            and all(map(_is, known.parts, parts))
+            and all(map(_is, known.forwards, forwards))
+        ):
+            known = None
+        if known and known.shortest <= len(ids[0]) and len(ids[-1]) <= known.longest:
+            return known.style
+        if not known:
+            _check_parts(model)
+        style = _find_style(model, ids[0], ids[-1], known.style if known else None)
+        lengths = [len(ids[0]), len(ids[-1]), *([known.shortest, known.longest] if known else [])]
+        _CHECKED[model.module] = _Checked(model.fingerprint, parts, forwards, min(lengths), max(lengths), style)
+        return style
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _check_parts(model: LanguageModel) -> None:
+    """Refuse what no comparison of single layers would see."""
     for index, module in enumerate(model.layers):
+        for part in module.modules():
+            if getattr(part, "is_kv_shared_layer", False):
+                raise refusal(model, index, "attends to keys and values of an earlier layer: they move with the token")
         for name, buffer in module.named_buffers():
             if buffer.dtype == torch.bool and buffer.ndim >= 2 and buffer.shape[-1] == buffer.shape[-2] > 1:
                 raise refusal(model, index, f"masks inside its attention (buffer {name!r})")
-    tokens = torch.tensor([max(tokenized.ids, key=len)], device=model.device)
-    outputs: list[tuple[torch.Tensor, bool]] = []
-    handles = [
-        layer.register_forward_hook(lambda _m, _i, out: outputs.append((first_output(out), isinstance(out, tuple))))
-        for layer in model.layers
-    ]
-    try:
-        with torch.no_grad():
-            model.module.base_model(input_ids=tokens, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    returns_tuple = all(is_tuple for _, is_tuple in outputs)
-    expected = [out for out, _ in outputs]
-    for frozen_attention in (True, False):
-        style = ReplayStyle(returns_tuple, frozen_attention, shared_point=False)
+
+
+def _find_style(
+    model: LanguageModel, shortest: tuple[int, ...], longest: tuple[int, ...], known: ReplayStyle | None
+) -> ReplayStyle:
+    """The fastest style that is right on both prompts, and was on those before."""
+    samples = [torch.tensor([ids], device=model.device) for ids in {shortest, longest}]
+    expected, returns_tuple = zip(*(_plain_outputs(model, sample) for sample in samples), strict=True)
+    style = known or ReplayStyle(all(returns_tuple))
+    if not style.equal_lengths and len(longest) > len(shortest):
+        style = replace(style, equal_lengths=_length_matters(model, shortest, longest, style))
+    for frozen_context in (FrozenContext, None) if known is None or known.frozen_context else (None,):
+        layer = partial(fast_layer, frozen_context=frozen_context is not None)
+        shared = None if known and not known.shared_stand_in else _shared(layer)
+        style = replace(style, frozen_context=frozen_context, stand_in=layer, shared_stand_in=shared)
         try:
-            shared_point = _compare_replay(model, tokens, expected, style)
+            agree = [_compare_replay(model, *sample, style) for sample in zip(samples, expected, strict=True)]
         except torch.OutOfMemoryError:
             raise
         except ModelError:
-            if not frozen_attention:
+            if not frozen_context:
                 raise
         except _CANNOT_RUN as error:
-            if not frozen_attention:
-                raise refusal(model, None, f"cannot be replayed ({str(error).splitlines()[0]})") from error
+            if not frozen_context:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise refusal(model, None, f"cannot be replayed ({reason})") from error
         else:
             break
-    style = replace(style, shared_point=shared_point)
-    _STYLES[model.module] = style
-    return style
+    return style if all(agree) else replace(style, shared_stand_in=None)
+
+
+def _shared(layer: Callable[..., nn.Module]) -> Callable[[nn.Module, tuple[int, int]], nn.Module]:
+    return lambda module, rows: layer(module, rows=rows)
+
+
+def _plain_outputs(model: LanguageModel, tokens: torch.Tensor) -> tuple[list[torch.Tensor], bool]:
+    """The residual stream after each layer of the plain model, and whether layers return tuples."""
+    outputs: list[Any] = []
+
+    def noting(layer: nn.Module) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            outputs.append(layer(*args, **kwargs))
+            return outputs[-1]
+
+        return forward
+
+    run_model(model, tokens, noting, use_cache=False)
+    if len(outputs) != model.n_layers:
+        raise refusal(model, None, "does not call each of its layers once")
+    return [first_output(output) for output in outputs], all(isinstance(output, tuple) for output in outputs)
+
+
+def _length_matters(
+    model: LanguageModel, shortest: tuple[int, ...], longest: tuple[int, ...], style: ReplayStyle
+) -> bool:
+    """Whether a model hands its layers something else for the shortest prompt where the longest is beside it."""
+    n_tokens = len(shortest)
+    padded = torch.tensor([[*shortest, *[0] * (len(longest) - n_tokens)], longest], device=model.device)
+    last = torch.tensor([n_tokens - 1, len(longest) - 1], device=model.device)
+    beside, alone = record(model, padded, last, style), record(model, padded[:1, :n_tokens], last[:1], style)
+    pairs = [(alone.hidden, beside.hidden)]
+    for one, other in zip(alone.calls, beside.calls, strict=True):
+        pairs += zip(_tensors(one), _tensors(other), strict=True)
+    return not all(_is_cut_from(longer, tensor) for tensor, longer in pairs)
+
+
+def _tensors(call: LayerCall) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    map_call(call, lambda value: found.append(value) if isinstance(value, torch.Tensor) else None)
+    return found
+
+
+def _is_cut_from(longer: torch.Tensor, tensor: torch.Tensor) -> bool:
+    if tensor.dtype == torch.bool:
+        longer, tensor = longer.int(), tensor.int()
+    cut = longer[tuple(slice(size) for size in tensor.shape)]
+    return cut.shape == tensor.shape and bool(((tensor - cut).abs() <= 1e-5 * (1 + tensor.abs())).all())
 
 
 def _compare_replay(
     model: LanguageModel, tokens: torch.Tensor, expected: list[torch.Tensor], style: ReplayStyle
 ) -> bool:
     """Whether products with the derivatives may share their point; raises if a replay is wrong."""
-    tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
     last = torch.tensor([tokens.shape[1] - 1], device=tokens.device)
     recording = record(model, tokens, last, style)
-    if len(recording.calls) != model.n_layers:
-        raise refusal(model, None, "does not call each of its layers once")
     hidden = recording.hidden
-    shared_point = True
+    shares_point = style.shared_stand_in is not None
     for index, (module, call) in enumerate(zip(model.layers, recording.calls, strict=True)):
         changed = hidden.clone()
         changed[:, -1] += 0.5 * hidden[:, -1].flip(-1)
+        states = [hidden[:, -1], changed[:, -1], changed[:, -1]]
+        candidates = torch.stack(states[: 3 if tokens.shape[1] == 2 else 2], dim=1)  # not as many as tokens
         with torch.no_grad():
             after, context = run_all_tokens(module, hidden, call, recording.cache)
             after_changed, _ = run_all_tokens(module, changed, call, recording.cache)
-            pair = torch.stack([hidden[:, -1], changed[:, -1]], dim=1)
-            replayed = run_candidates(module, pair, call, recording, context)
-        scale = tolerance * (1 + after.abs().max().item())
-        for reference, value, what in (
-            (expected[index], after, "sees something that its recorded call lacks"),
-            (after[:, :-1], after_changed[:, :-1], "lets earlier tokens see the last one"),
-            (after[:, -1], replayed[:, 0], "gives another next state on replay"),
-            (after_changed[:, -1], replayed[:, 1], "gives another next state on replay of a changed state"),
+            if context.keys is None:
+                raise refusal(model, index, "keeps no keys and values of its own in its cache")
+            replayed = run_candidates(module, candidates, call, recording, context)
+            beside, joined = run_together(module, hidden, candidates, call, recording.cache, last)
+        for start, reference, value, what in (
+            (hidden, expected[index], after, "sees something that its recorded call lacks"),
+            (hidden[:, :-1], after[:, :-1], after_changed[:, :-1], "lets earlier tokens see the last one"),
+            (hidden[:, -1], after[:, -1], replayed[:, 0], "gives another next state on replay"),
+            (
+                changed[:, -1],
+                after_changed[:, -1],
+                replayed[:, 1],
+                "gives a changed state another next state on replay",
+            ),
+            (hidden, after, beside, "gives another next state beside candidates"),
+            (candidates, replayed, joined, "gives candidates another next state beside all tokens"),
         ):
             if not torch.isfinite(value).all():
                 raise NumericalError(
                     f"The residual stream of {model.name} is not finite after layer {index}. "
                     "Check the model's weights; load it in float32 or float64."
                 )
-            if differ(reference, value, scale):
+            if not agrees(reference, value, start):
                 raise refusal(model, index, what)
-        if shared_point:
-            shared_point = _derivatives_agree(module, hidden[:, -1], after[:, -1], call, recording, context, tolerance)
+        shares_point = _derivatives_agree(model, index, hidden, recording, context) and shares_point
         hidden = after
-    return shared_point
+    return shares_point
 
 
 def _derivatives_agree(
-    layer: nn.Module,
-    state: torch.Tensor,
-    cotangent: torch.Tensor,
-    call: LayerCall,
-    recording: Recording,
-    context: ContextCache,
-    tolerance: float,
+    model: LanguageModel, index: int, hidden: torch.Tensor, recording: Recording, context: ContextCache
 ) -> bool:
-    """Whether products at a shared point are those that the layer's own modules give, row by row."""
-    try:
-        expected, found = (
-            _product(layer, state, cotangent, call, recording, context, shared=shared) for shared in (False, True)
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except _CANNOT_RUN:
-        return False
-    return not differ(expected, found, tolerance * (1 + expected.abs().max().item()))
-
-
-def _product(
-    layer: nn.Module,
-    state: torch.Tensor,
-    cotangent: torch.Tensor,
-    call: LayerCall,
-    recording: Recording,
-    context: ContextCache,
-    *,
-    shared: bool,
-) -> torch.Tensor:
-    """Cotangents, one twice the other, times the layer's derivative at a state ``(1, hidden_size)``."""
+    """Whether products at a shared point are those of the layer with all tokens; raises if the replay's own are not."""
+    layer, call = model.layers[index], recording.calls[index]
+    numbers = torch.arange(1, hidden.shape[-1] + 1, device=hidden.device, dtype=hidden.dtype)
+    cotangents = torch.stack([torch.cos(numbers), torch.cos(2 * numbers)]).unsqueeze(0)
     with torch.enable_grad():
-        point = state.repeat(1, 2, 1).requires_grad_()
-        value = run_candidates(layer, point, call, recording, context, shared=shared)
-        return torch.autograd.grad(value, point, torch.stack([cotangent, 2 * cotangent], dim=1))[0]
+        point = hidden[:, -1:].clone().requires_grad_()
+        try:
+            after, _ = run_all_tokens(layer, torch.cat([hidden[:, :-1], point], dim=1), call, recording.cache)
+            expected = torch.cat(
+                [
+                    torch.autograd.grad(after[:, -1], point, cotangent, retain_graph=True)[0]
+                    for cotangent in cotangents.unbind(dim=1)
+                ],
+                dim=1,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except _CANNOT_RUN:
+            return False
+
+        def agree(*, shared: bool) -> bool:
+            rows = hidden[:, -1:].repeat(1, 2, 1).requires_grad_()
+            value = run_candidates(layer, rows, call, recording, context, shared=shared)
+            return agrees(expected, torch.autograd.grad(value, rows, cotangents)[0], cotangents)
+
+        if not agree(shared=False):
+            raise refusal(model, index, "has another derivative on replay")
+        try:
+            return agree(shared=True)
+        except torch.OutOfMemoryError:
+            raise
+        except _CANNOT_RUN:
+            return False
 
 
-def differ(reference: torch.Tensor, value: torch.Tensor, tolerance: float) -> bool:
-    """Whether two tensors differ by more than ``tolerance`` somewhere, or are not finite."""
-    return bool(reference.numel()) and not (reference - value).abs().max().item() <= tolerance
+def agrees(reference: torch.Tensor, value: torch.Tensor, start: torch.Tensor) -> bool:
+    """Whether two tensors agree in the size of what changed since ``start``, row by row and number by number."""
+    change = (reference - start).abs()
+    allowed = REPLAY_TOLERANCE.get(reference.dtype, 1e-2) * (change + change.mean(dim=-1, keepdim=True))
+    allowed += ROUNDING * torch.finfo(reference.dtype).eps * reference.abs()
+    return bool(((reference - value).abs() <= allowed).all())
 
 
 def refusal(model: LanguageModel, layer: int | None, reason: str) -> ModelError:

@@ -12,10 +12,11 @@ from itertools import pairwise
 
 import torch
 
-from llvlit.engine.check import REPLAY_TOLERANCE, check_replay, differ, refusal
+from llvlit.engine.check import agrees, check_replay, refusal
+from llvlit.engine.exclusive import exclusive
 from llvlit.engine.layer import FrozenBatch, FrozenLayer, apply_modules, rows_per_call
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.replay import Recording, record, run_all_tokens, run_together
+from llvlit.engine.replay import Recording, ReplayStyle, record, run_all_tokens, run_together
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.progress import progress
@@ -43,28 +44,34 @@ def sweep(
         If a state is not finite; the message names the layer.
     """
     tokenized = tokens_of(model, prompts, max_tokens)
-    style = check_replay(model, tokenized)
-    batches = [
-        (members, record(model, tokens, last, style))
-        for members, tokens, last in tokenized.batches(rows_per_call(model.device, model.hidden_size), model.device)
-    ]
+    with exclusive(model):
+        style = check_replay(model, tokenized)
+        batches = [
+            (members, record(model, tokens, last, style)) for members, tokens, last in _batches(model, tokenized, style)
+        ]
     hidden = [recording.hidden for _, recording in batches]
     states = _last_states(tokenized, batches, hidden)
     _check_finite(model, states, "the embedding")
     for index, module in progress(enumerate(model.layers), description, total=model.n_layers):
         frozen = []
-        for position, (members, recording) in enumerate(batches):
-            with torch.no_grad():
+        after = model.after_layers if final_norm and index + 1 == model.n_layers else ()
+        with exclusive(model, module), torch.no_grad():
+            for position, (members, recording) in enumerate(batches):
                 hidden[position], context = run_all_tokens(
                     module, hidden[position], recording.calls[index], recording.cache
                 )
-            frozen.append(FrozenBatch(members, recording.calls[index], recording, context))
-        after = model.after_layers if final_norm and index + 1 == model.n_layers else ()
-        with torch.no_grad():
+                frozen.append(FrozenBatch(members, recording.calls[index], recording, context))
             next_states = apply_modules(after, _last_states(tokenized, batches, hidden))
         _check_finite(model, next_states, f"layer {index}")
-        yield FrozenLayer(index, module, states, next_states, tuple(frozen), after)
+        yield FrozenLayer(index, model, states, next_states, tuple(frozen), after)
         states = next_states
+
+
+def _batches(
+    model: LanguageModel, tokenized: TokenizedPrompts, style: ReplayStyle
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    n_rows = rows_per_call(model.device, model.hidden_size)
+    return tokenized.batches(n_rows, model.device, equal_lengths=style.equal_lengths)
 
 
 def _last_states(
@@ -106,26 +113,24 @@ def propagate_beside(
     Tokens and candidates share every matrix product, and one batch is held at a time: the cheapest way to
     the outputs where no derivative and no context is needed.
     """
-    style = check_replay(model, tokenized)
     finals: list[tuple[torch.Tensor, torch.Tensor]] = []
-    batches = list(tokenized.batches(rows_per_call(model.device, model.hidden_size), model.device))
-    for members, tokens, last in progress(batches, description):
-        recording = record(model, tokens, last, style)
-        hidden = recording.hidden
-        rows = torch.arange(len(members), device=hidden.device)
-        candidates = hidden[:, :0]
-        for index, module in enumerate(model.layers):
-            states = hidden[rows, last]
-            _check_finite(model, states, f"layer {index - 1}" if index else "the embedding")
-            candidates = torch.cat([candidates, join(index, states)], dim=1)
-            with torch.no_grad():
+    with exclusive(model), torch.no_grad():
+        style = check_replay(model, tokenized)
+        for members, tokens, last in progress(list(_batches(model, tokenized, style)), description):
+            recording = record(model, tokens, last, style)
+            hidden = recording.hidden
+            rows = torch.arange(len(members), device=hidden.device)
+            candidates = hidden[:, :0]
+            for index, module in enumerate(model.layers):
+                states = hidden[rows, last]
+                _check_finite(model, states, f"layer {index - 1}" if index else "the embedding")
+                candidates = torch.cat([candidates, join(index, states)], dim=1)
                 hidden, candidates = run_together(
                     module, hidden, candidates, recording.calls[index], recording.cache, last
                 )
-        with torch.no_grad():
             candidates = apply_modules(model.after_layers if final_norm else (), candidates)
-        _check_finite(model, candidates.flatten(1), f"layer {model.n_layers - 1}")
-        finals.append((members, candidates))
+            _check_finite(model, candidates.flatten(1), f"layer {model.n_layers - 1}")
+            finals.append((members, candidates))
     out = finals[0][1].new_empty(len(tokenized.ids), *finals[0][1].shape[1:])
     for members, candidates in finals:
         out[members] = candidates
@@ -273,10 +278,9 @@ def depth_system(
     """
     tokenized = tokens_of(model, prompts, max_tokens)
     layers = tuple(sweep(model, tokenized, max_tokens=max_tokens, final_norm=final_norm, description="depth system"))
-    tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
     for layer in layers:
         replayed = layer.step(layer.states.unsqueeze(1)).squeeze(1)
-        if differ(layer.next_states, replayed, tolerance * (1 + layer.next_states.abs().max().item())):
+        if not agrees(layer.next_states, replayed, layer.states):
             raise refusal(model, layer.index, "gives another next state on replay")
     states = torch.stack([layers[0].states, *(layer.next_states for layer in layers)], dim=1)
     assert all(torch.equal(a.next_states, b.states) for a, b in pairwise(layers))

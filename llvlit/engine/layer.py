@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from llvlit.engine.exclusive import exclusive
+from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import ContextCache, LayerCall, Recording, run_candidates
 from llvlit.errors import InputError
 
@@ -63,11 +65,16 @@ class FrozenLayer:
     """
 
     index: int
-    module: nn.Module = field(repr=False)
+    model: LanguageModel = field(repr=False)
     states: torch.Tensor = field(repr=False)
     next_states: torch.Tensor = field(repr=False)
     batches: tuple[FrozenBatch, ...] = field(repr=False)
     after: tuple[nn.Module, ...] = field(repr=False, default=())
+
+    @property
+    def module(self) -> nn.Module:
+        """The model's layer."""
+        return self.model.layers[self.index]
 
     def step(self, candidates: torch.Tensor) -> torch.Tensor:
         """Next states ``(n_prompts, k, hidden_size)`` of k candidate states of each prompt, same shape.
@@ -137,8 +144,9 @@ class FrozenLayer:
         return LinearizedLayer(self, n_products)
 
     def _replay(self, batch: FrozenBatch, candidates: torch.Tensor, *, shared: bool = False) -> torch.Tensor:
-        out = run_candidates(self.module, candidates, batch.call, batch.recording, batch.context, shared=shared)
-        return apply_modules(self.after, out)
+        with exclusive(self.model, self.module):
+            out = run_candidates(self.module, candidates, batch.call, batch.recording, batch.context, shared=shared)
+            return apply_modules(self.after, out)
 
     def _pieces(self, n_candidates: int) -> Iterator[tuple[FrozenBatch, slice]]:
         for batch in self.batches:
@@ -236,7 +244,7 @@ class _Graph:
         with torch.enable_grad():
             point = frozen.states[batch.members].unsqueeze(1).expand(-1, n_rows, -1)
             self.point = point.contiguous().requires_grad_()
-            self.value = frozen._replay(batch, self.point, shared=batch.recording.style.shared_point)
+            self.value = frozen._replay(batch, self.point, shared=True)
         self.linear: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def backward(self, cotangents: torch.Tensor) -> torch.Tensor:

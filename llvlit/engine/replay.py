@@ -3,35 +3,37 @@
 A forward pass whose layers do nothing records what the model hands each of them (mask, positions, ...).  A
 layer is then run twice: once on all tokens, which yields the next states and the context's keys and values;
 and as often as wanted on *candidates*, alternative last tokens that stand side by side behind the context.
-Each candidate sees the context and itself.  No architecture has code of its own.
+Each candidate sees the context and itself.  No architecture has code of its own, and no module is changed, not
+even for a moment: where something else must run, it runs in a stand-in that shares the module's parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import DynamicCache
 
-from llvlit.engine.frozen_attention import FrozenContext, frozen_attention
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.shared_point import shared_point
 
 
 class ContextCache:
     """Read-only cache: hands a layer the context's keys and values before its own, and stores nothing.
 
-    Built without a context, it notes the keys and values of the tokens that pass through.
+    Built without a context, it notes the keys and values of the tokens that pass through.  Candidates stand side by
+    side at one position: a layer that would count them from the cache's length is told that it cannot.
     """
 
-    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> None:
+    def __init__(
+        self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None, *, for_candidates: bool = False
+    ) -> None:
         self.keys = keys
         self.values = values
         self.is_recording = keys is None
+        self.for_candidates = for_candidates
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
@@ -44,8 +46,10 @@ class ContextCache:
         return torch.cat([self.keys, keys], dim=-2), torch.cat([self.values, values], dim=-2)
 
     def get_seq_length(self, *_: Any) -> int:
-        """Number of tokens stored, as far as the layer can know."""
-        return 0 if self.keys is None else int(self.keys.shape[-2])
+        """Number of tokens before those that pass through."""
+        if self.for_candidates:
+            raise TypeError("it takes positions from its cache, where candidates have all the same")
+        return 0
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,25 @@ class ReplayStyle:
     ----------
     returns_tuple : bool
         Whether layers return tuples.
-    frozen_attention : bool
-        Whether candidates run through :func:`llvlit.engine.frozen_attention.attend`; else through the layer's own
-        kernel, behind the context's tokens and a mask.
-    shared_point : bool
-        Whether products with a derivative share what they have in common, as in :mod:`llvlit.engine.shared_point`;
-        else the layer's own modules are differentiated row by row.
+    equal_lengths : bool
+        Whether only prompts of one length may share a batch, since what a model does with the positions of all
+        follows from the longest.
+    frozen_context : callable or None
+        Of keys, values, biases and whether a prompt's candidates are equal: what a layer gets in the place of its mask;
+        see :class:`llvlit.engine.fast.FrozenContext`.  None where candidates run through the layer's own kernel,
+        behind the context's tokens and a mask.
+    stand_in : callable
+        Of a layer: what runs in its place for candidates.
+    shared_stand_in : callable or None
+        Of a layer and the numbers of prompts and rows: what runs for products with the derivative, all rows of a
+        prompt equal.  None where the layer's own modules are differentiated row by row.
     """
 
     returns_tuple: bool
-    frozen_attention: bool
-    shared_point: bool
+    equal_lengths: bool = False
+    frozen_context: Callable[..., Any] | None = None
+    stand_in: Callable[[nn.Module], nn.Module] = field(default=lambda layer: layer)
+    shared_stand_in: Callable[[nn.Module, tuple[int, int]], nn.Module] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,40 +112,64 @@ class Recording:
     style: ReplayStyle
 
 
-@contextmanager
-def _idle_layers(
-    model: LanguageModel, note: Callable[[torch.Tensor, LayerCall], None], *, returns_tuple: bool
-) -> Iterator[None]:
-    """Layers that note their arguments and hand the residual stream on; restored on leaving."""
+def stand_in(module: nn.Module, change: Callable[[nn.Module], dict[str, Any]]) -> nn.Module:
+    """A module that shares all parameters with another, some attributes of its parts changed.
 
-    def idle(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        note(hidden_states, LayerCall(args, kwargs))
-        return (hidden_states,) if returns_tuple else hidden_states
+    Parameters
+    ----------
+    change
+        Of a part: the attributes that its stand-in has instead.  Parts in which nothing changes stand for themselves;
+        those of a part with another ``forward`` are not looked at.
+    """
+    attributes = change(module)
+    children = module._modules
+    if "forward" not in attributes:
+        children = {name: part and stand_in(part, change) for name, part in children.items()}
+    if not attributes and all(part is module._modules[name] for name, part in children.items()):
+        return module
+    copy = object.__new__(type(module))
+    vars(copy).update(vars(module), _modules=children, **attributes)
+    return copy
 
-    overridden = [layer.__dict__.get("forward") for layer in model.layers]
-    try:
-        for layer in model.layers:
-            layer.forward = idle
-        yield
-    finally:
-        for layer, forward in zip(model.layers, overridden, strict=True):
-            if forward is None:
-                layer.__dict__.pop("forward", None)
-            else:
-                layer.forward = forward
+
+def run_model(
+    model: LanguageModel, tokens: torch.Tensor, in_place_of: Callable[[nn.Module], Callable[..., Any]], **options: Any
+) -> None:
+    """Forward pass of token ids ``(n_prompts, n_tokens)`` with functions in the places of the layers."""
+    forwards = {id(layer): in_place_of(layer) for layer in model.layers}
+
+    def change(part: nn.Module) -> dict[str, Any]:
+        return {"forward": forwards[id(part)]} if id(part) in forwards else _fresh_frequencies(part)
+
+    with torch.no_grad():
+        stand_in(model.module.base_model, change)(input_ids=tokens, **options)
+
+
+def _fresh_frequencies(part: nn.Module) -> dict[str, Any]:
+    """Rotary frequencies as they are in a new module, where calls change them by the lengths that they have seen."""
+    originals = [name for name in (*vars(part), *part._buffers) if name.endswith("original_inv_freq")]
+    if not originals:
+        return {}
+    buffers = dict(part._buffers)
+    for name in originals:
+        current = name.removesuffix("original_inv_freq") + "inv_freq"
+        buffers[current] = getattr(part, name).to(buffers[current], copy=True)
+    longest = {name: part.original_max_seq_len for name in vars(part) if name.endswith("max_seq_len_cached")}
+    return {"_buffers": buffers, **longest}
 
 
 def record(model: LanguageModel, tokens: torch.Tensor, last: torch.Tensor, style: ReplayStyle) -> Recording:
     """Recording of a batch of token ids ``(n_prompts, n_tokens)``, padded on the right."""
     seen: list[tuple[torch.Tensor, LayerCall]] = []
     cache = DynamicCache()
-    with (
-        torch.no_grad(),
-        _idle_layers(model, lambda hidden, call: seen.append((hidden, call)), returns_tuple=style.returns_tuple),
-    ):
-        model.module.base_model(
-            input_ids=tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache, use_cache=True
-        )
+
+    def idle(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append((hidden_states, LayerCall(args, kwargs)))
+        return (hidden_states,) if style.returns_tuple else hidden_states
+
+    run_model(
+        model, tokens, lambda _: idle, attention_mask=torch.ones_like(tokens), past_key_values=cache, use_cache=True
+    )
     return Recording(seen[0][0], last, tuple(call for _, call in seen), cache, style)
 
 
@@ -142,7 +178,7 @@ def run_all_tokens(
 ) -> tuple[torch.Tensor, ContextCache]:
     """Residual stream after a layer ``(n_prompts, n_tokens, hidden_size)``, and its keys and values."""
     context = ContextCache()
-    args, kwargs = _map(call, lambda value: context if value is cache else value)
+    args, kwargs = map_call(call, lambda value: context if value is cache else value)
     return first_output(layer(hidden, *args, **kwargs)), context
 
 
@@ -160,30 +196,30 @@ def run_candidates(
     Parameters
     ----------
     shared
-        Whether a prompt's candidates are all equal and stand there for derivatives; see
-        :mod:`llvlit.engine.shared_point`.
+        Whether a prompt's candidates are all equal and stand there for derivatives.
     """
     keys, values = context.keys, context.values
     assert keys is not None and values is not None
-    n_tokens, frozen = keys.shape[-2], recording.style.frozen_attention
-    reader = ContextCache() if frozen else ContextCache(keys, values)
+    n_tokens, style = keys.shape[-2], recording.style
+    shared = shared and style.shared_stand_in is not None
+    reader = ContextCache(*(() if style.frozen_context else (keys, values)), for_candidates=True)
 
     def cut(value: Any) -> Any:
         if value is recording.cache:
             return reader
         if not isinstance(value, torch.Tensor):
             return value
-        if frozen and _is_mask(value, n_tokens) and value.is_floating_point():
+        if style.frozen_context and _is_mask(value, n_tokens) and value.is_floating_point():
             seen = _seen_by_last(value, recording.last)
-            return FrozenContext(keys, values, *seen, shared_point=shared and candidates.shape[1] > 1)
+            return style.frozen_context(keys, values, *seen, shared and candidates.shape[1] > 1)
         return _cut(value, recording.last, n_tokens, candidates.shape[1])
 
-    args, kwargs = _map(call, cut)
-    with (
-        frozen_attention(layer) if frozen else nullcontext(),
-        shared_point(layer, *candidates.shape[:2]) if shared else nullcontext(),
-    ):
-        return first_output(layer(candidates, *args, **kwargs))
+    args, kwargs = map_call(call, cut)
+    if shared and style.shared_stand_in is not None:
+        layer = style.shared_stand_in(layer, (candidates.shape[0], candidates.shape[1]))
+    else:
+        layer = style.stand_in(layer)
+    return first_output(layer(candidates, *args, **kwargs))
 
 
 def run_together(
@@ -202,7 +238,7 @@ def run_together(
 
     def extend(value: Any) -> Any:
         if value is cache:
-            return ContextCache()
+            return ContextCache(for_candidates=n_candidates > 0)
         if not isinstance(value, torch.Tensor):
             return value
         behind = _cut(value, last, n_tokens, n_candidates)
@@ -214,7 +250,7 @@ def run_together(
         blind = before.new_full((*before.shape[:3], n_candidates), _hidden(value.dtype))
         return torch.cat([torch.cat([before, blind], dim=-1), behind], dim=-2)
 
-    args, kwargs = _map(call, extend)
+    args, kwargs = map_call(call, extend)
     out = first_output(layer(torch.cat([hidden, candidates], dim=1), *args, **kwargs))
     return out[:, :n_tokens], out[:, n_tokens:]
 
@@ -224,7 +260,8 @@ def first_output(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _map(call: LayerCall, change: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def map_call(call: LayerCall, change: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call with each leaf of their nests changed."""
     return _walk(call.args, change), _walk(call.kwargs, change)
 
 

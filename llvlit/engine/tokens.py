@@ -69,12 +69,15 @@ class TokenizedPrompts:
         return replace(self, prompts=prompts, ids=ids, is_cut=is_cut)
 
     def batches(
-        self, tokens_per_batch: int, device: torch.device
+        self, tokens_per_batch: int, device: torch.device, *, equal_lengths: bool = False
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Batches of prompts of similar length: their indices, token ids, and last tokens' positions."""
+        """Batches of prompts of similar, or equal, length: their indices, token ids, and last tokens' positions."""
         order = sorted(range(len(self.ids)), key=lambda index: len(self.ids[index]))
         while order:
-            n_prompts = _largest_batch([len(self.ids[index]) for index in order], tokens_per_batch)
+            lengths = [len(self.ids[index]) for index in order]
+            if equal_lengths:
+                lengths = [length for length in lengths if length == lengths[0]]
+            n_prompts = _largest_batch(lengths, tokens_per_batch)
             members, order = order[:n_prompts], order[n_prompts:]
             length = len(self.ids[members[-1]])
             padded = [[*self.ids[index], *[0] * (length - len(self.ids[index]))] for index in members]

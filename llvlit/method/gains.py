@@ -57,7 +57,7 @@ class Gains:
     >>> gains.mean.shape, gains.interval().shape
     ((12,), (2, 12))
     >>> print(gains)
-    adjoint gains of 12 layers, 8 prompts; borrowed directions: 0, 1, 2, 3
+    adjoint gains of 12 layers, 8 prompts; borrowed directions: 0, 1, 2
     """
 
     per_prompt: np.ndarray

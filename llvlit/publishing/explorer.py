@@ -15,9 +15,10 @@ import numpy as np
 
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError
+from llvlit.method.agreement import agreement
 from llvlit.method.concepts import concept_directions
 from llvlit.method.control import relative_weights
-from llvlit.method.gains import agreement, measured_gains
+from llvlit.method.gains import measured_gains
 from llvlit.method.identification import Plan, identify_all
 from llvlit.method.surrogate import LLV
 from llvlit.plots.styles import short_name

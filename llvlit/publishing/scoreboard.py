@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from llvlit.plots.styles import short_name
-from llvlit.study.comparison import (
+from llvlit.study.tables import (
     AGREEMENT,
     CELL,
     DASH,
@@ -21,9 +21,10 @@ from llvlit.study.comparison import (
     mean_of,
     means,
     paired,
+    summarize,
+    summarize_energies,
     verdict,
 )
-from llvlit.study.tables import summarize, summarize_energies
 
 ABSENT = "not run here"
 STABLE = 0.05
@@ -71,7 +72,7 @@ def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     --------
     >>> import json
     >>> from llvlit.study.tables import committed
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.publishing.scoreboard import size_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
     >>> rows = size_rows(paper, read_study("real"), None)
@@ -106,7 +107,7 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.study.tables import committed
     >>> from llvlit.publishing.scoreboard import task_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
@@ -162,7 +163,7 @@ def energy_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> 
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.study.tables import committed
     >>> from llvlit.publishing.scoreboard import energy_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
@@ -257,7 +258,7 @@ def ablation_rows(paper: Paper, ours: Sequence[StudyTables], theirs: StudyTables
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.study.tables import committed
     >>> from llvlit.publishing.scoreboard import ablation_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())

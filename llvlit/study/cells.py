@@ -80,17 +80,23 @@ def cell_splits(cell: Cell) -> Splits:
     return task.split(settings.concept, settings.operating, settings.evaluation, seed=cell.seed)
 
 
-def run_cell(cell: Cell, device: str = "auto") -> dict[str, Any]:
+def run_cell(cell: Cell, device: str = "auto", inputs: dict[str, Any] | None = None) -> dict[str, Any]:
     """Content of a cell's result file: an experiment, or the reason why the model does not show the concept.
+
+    Parameters
+    ----------
+    inputs
+        What :func:`cell_inputs` must give here.
 
     Raises
     ------
     CellError
-        If an accelerator's memory does not suffice.
+        If a name means other inputs here, or an accelerator's memory does not suffice.
     """
     with _ONE_CELL:
         began = time.perf_counter()
-        model, splits, tokens = _load_subject(cell.model, device=device), cell_splits(cell), None
+        model, splits = _loaded(cell, device, inputs)
+        tokens = None
         options: dict[str, Any] = {"seed": cell.seed, "jacobian": cell.jacobian, "final_norm": cell.final_norm}
         try:
             tokens = tokenize_splits(model, splits, cell.settings)
@@ -117,6 +123,28 @@ def run_cell(cell: Cell, device: str = "auto") -> dict[str, Any]:
                 **environment(model.device),
             },
         }
+
+
+def _loaded(cell: Cell, device: str, inputs: dict[str, Any] | None) -> tuple[LanguageModel, Splits]:
+    """Model and splits of a cell, from memory or anew: what lies in a file may have changed since it was read."""
+    for _ in range(2):
+        model, splits = _load_subject(cell.model, device=device), cell_splits(cell)
+        now = cell_inputs(cell, model.identity, splits)
+        if inputs is None or now == inputs:
+            return model, splits
+        forget()
+    raise CellError(f"{cell.model} on {cell.task} has another {_changed(now, inputs)} here than where the study began.")
+
+
+def forget() -> None:
+    """Let go of models and tasks in memory."""
+    _load_subject.cache_clear()
+    _load_task.cache_clear()
+
+
+def _changed(now: dict[str, Any], then: dict[str, Any] | None) -> str:
+    """Names of the inputs that differ, or nothing."""
+    return ", another ".join(name for name, value in now.items() if (then or {}).get(name) != value)
 
 
 def cell_inputs(cell: Cell, model_identity: str, splits: Splits) -> dict[str, Any]:
@@ -157,13 +185,13 @@ def check_names(cells: Sequence[Cell]) -> None:
         task_kind(task, data_dir)
 
 
-def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str = "auto") -> dict[str, float]:
+def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str, load_on: str) -> list[Job]:
     """Load every model and split once, so that whatever cannot run is told before anything does.
 
     Returns
     -------
-    dict of str to float
-        Counted operations of each cell, by key, for the time left.
+    list of Job
+        One a cell; its cost is in counted operations.
 
     Raises
     ------
@@ -175,7 +203,7 @@ def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str = "aut
     stored = {cell.key: _stored(folder, cell.key) for cell in cells}
     identities, shapes = {}, {}
     for name in dict.fromkeys(cell.model for cell in cells):
-        model = _load_subject(name, device=device)
+        model = _load_subject(name, device=load_on)
         identities[name], shapes[name] = model.identity, model_shape(model)
         longest = max(cell.settings.max_tokens for cell in cells if cell.model == name)
         if longest > model.max_positions:
@@ -183,17 +211,20 @@ def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str = "aut
         if model.n_layers < FEWEST_LAYERS:
             raise InputError(f"{name} has {model.n_layers} layers; profiles are compared from {FEWEST_LAYERS} on.")
     splits: dict[tuple[str, int], Splits] = {}
+    jobs = []
     for cell in cells:
         if (split := (cell.task, cell.seed)) not in splits:
             splits[split] = cell_splits(cell)
-        if (found := stored[cell.key]) is not None:
-            now, then = cell_inputs(cell, identities[cell.model], splits[split]), found["inputs"]
-            if changed := [name for name, value in now.items() if then.get(name) != value]:
-                raise FileError(
-                    f"{result_path(folder, cell.key)} was computed from other inputs than {cell.model} on {cell.task} "
-                    f"means now: another {', another '.join(changed)}. Choose another --out, or delete that file."
-                )
-    return {cell.key: count_operations(cell, shapes[cell.model], TYPICAL_TOKENS) for cell in cells}
+        inputs = cell_inputs(cell, identities[cell.model], splits[split])
+        found = stored[cell.key]
+        if found is not None and (changed := _changed(inputs, found.get("inputs"))):
+            raise FileError(
+                f"{result_path(folder, cell.key)} was computed from other inputs than {cell.model} on {cell.task} "
+                f"means now: another {changed}. Choose another --out, or delete that file."
+            )
+        cost = count_operations(cell, shapes[cell.model], TYPICAL_TOKENS)
+        jobs.append(Job(cell.key, run_cell, (cell, device, inputs), group=cell.model, cost=cost))
+    return jobs
 
 
 def _stored(folder: str | Path, key: str) -> dict[str, Any] | None:
@@ -245,11 +276,11 @@ def run_study(
     if scheduler is None:
         torch_device(device)
     with locked(folder):
-        costs = check_cells(cells, folder, device=device if here else "cpu")
+        forget()
+        jobs = check_cells(cells, folder, device=device, load_on=device if here else "cpu")
         claim_folder(grid, Path(folder), write=True)
         if not here:
-            _load_subject.cache_clear()  # the last one would stay in memory beside the workers'
-        jobs = [Job(cell.key, run_cell, (cell, device), group=cell.model, cost=costs[cell.key]) for cell in cells]
+            forget()  # the last model would stay in memory beside the workers'
         options: dict[str, Any] = {"scheduler": scheduler, "own_process": own_process, "progress": progress}
         return run_jobs(jobs, folder, workers=workers, **options)
 

@@ -1,0 +1,122 @@
+"""``llvlit book``, ``llvlit publish`` and ``llvlit exercises``: what is made of the chapters."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llvlit.cli.options import add_device, command, count
+from llvlit.cli.terminal import show
+
+ROOT_HELP = "folder with _config.yml and _toc.yml (default: here)"
+
+
+def mount(commands: Any) -> None:
+    """Add the commands."""
+    parser = command(
+        commands, "book", book, "Execute every chapter and build the book.", "llvlit book --profile embedded"
+    )
+    parser.add_argument("--root", default=".", help=ROOT_HELP)
+    parser.add_argument(
+        "--profile", default="embedded", help="embedded (default, offline), paper (hub), or a folder of models"
+    )
+    add_device(parser)
+    parser.add_argument("--chapters", nargs="+", metavar="NAME", help="execute these only, such as: gains control")
+    parser.add_argument(
+        "--pdf", action="store_true", help="also print the book into _build/llvlit.pdf (needs Chromium)"
+    )
+    parser.add_argument("--screenshots", metavar="FOLDER", help="also every page as PNG: light, dark, phone (Chromium)")
+    parser.add_argument("--jobs", type=count, help="chapters executed at once")
+
+    parser = command(
+        commands,
+        "publish",
+        publish,
+        "Lay out the site of the built book: a folder for this version, beside the versions it already has.",
+        "llvlit publish\n  llvlit publish --version v0.1.0 --previous gh-pages",
+    )
+    parser.add_argument("--root", default=".", help="folder of the book, already built (default: here)")
+    parser.add_argument("--version", default="latest", help="latest (default), or a tag such as v0.1.0")
+    parser.add_argument("--site", metavar="FOLDER", help="folder to write (default _build/site)")
+    parser.add_argument("--previous", metavar="FOLDER", help="site whose other versions are kept; empty for the first")
+    parser.add_argument("--revision", help="commit or tag that notebooks install (default: the tag, or this commit)")
+
+    parser = command(
+        commands,
+        "exercises",
+        exercises,
+        "Write each chapter as a notebook without solutions for students, and with them for instructors.",
+        "llvlit exercises --out course",
+    )
+    parser.add_argument("--root", default=".", help=ROOT_HELP)
+    parser.add_argument("--out", default="exercises", metavar="FOLDER", help="folder to write (default exercises)")
+    parser.add_argument("--force", action="store_true", help="replace notebooks there that differ")
+
+
+def book(options: argparse.Namespace) -> None:
+    """Execute every chapter and build the book."""
+    from llvlit.publishing.browser import take_screenshots
+    from llvlit.publishing.build import build_book
+    from llvlit.publishing.pages import read_pages
+    from llvlit.publishing.pdf import write_pdf
+
+    built = build_book(
+        options.root,
+        profile=options.profile,
+        device=options.device,
+        chapters=options.chapters,
+        jobs=options.jobs,
+        progress=not options.json,
+    )
+    html = built.index.parent
+    names = [page.name for page in read_pages(Path(options.root)) if (html / f"{page.name}.html").is_file()]
+    lines = [f"The book: {built.index}"]
+    try:
+        if options.pdf:
+            lines.append(f"PDF: {write_pdf(html, names, html.parent / 'llvlit.pdf')}")
+        if options.screenshots:
+            taken = take_screenshots(html, names, Path(options.screenshots))
+            lines.append(f"Screenshots: {len(taken)} in {options.screenshots}")
+    finally:
+        show(options, {"index": str(built.index), "seconds": built.seconds}, "\n".join(lines))
+
+
+def publish(options: argparse.Namespace) -> None:
+    """Lay out the site of the built book."""
+    from llvlit.publishing.site import publish_book
+
+    published = publish_book(
+        options.root,
+        version=options.version,
+        site=options.site,
+        previous=options.previous,
+        revision=options.revision,
+    )
+    show(
+        options,
+        {"site": str(published.site), "archive": str(published.archive), "versions": list(published.versions)},
+        f"The site: {published.site}\nVersions: {', '.join(published.versions)}\n"
+        f"For a release: {published.archive.parent}",
+    )
+
+
+def exercises(options: argparse.Namespace) -> None:
+    """Write student and instructor notebooks, and list the exercises in them."""
+    from llvlit.publishing.exercises import write_exercises
+
+    written = write_exercises(options.root, options.out, force=options.force)
+    lines = [
+        f"{exercise.page.rpartition('/')[2]:<16} {'*' * exercise.stars:<4} {exercise.title} ({exercise.label})"
+        for exercise in written.exercises
+    ]
+    lines.append(
+        f"\n{len(written.student)} notebooks for students, {len(written.instructor)} for instructors: {options.out}"
+    )
+    data = {
+        "student": [str(path) for path in written.student],
+        "instructor": [str(path) for path in written.instructor],
+        "exercises": [asdict(exercise) for exercise in written.exercises],
+    }
+    show(options, data, "\n".join(lines))

@@ -1,0 +1,51 @@
+"""``llvlit models`` and ``llvlit tasks``: what can be named."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from llvlit.cli.options import add_data_dir, command
+from llvlit.cli.terminal import show
+
+
+def mount(commands: Any) -> None:
+    """Add the commands."""
+    command(commands, "models", models, "List the models that can be named.", "llvlit models")
+    add_data_dir(command(commands, "tasks", tasks, "List the tasks that can be named.", "llvlit tasks"))
+
+
+def models(options: argparse.Namespace) -> None:
+    """List the models."""
+    from llvlit.engine.models import embedded_names, load_model
+
+    rows = []
+    lines = [f"{'name':<18} {'parameters':>11} {'layers':>7} {'hidden size':>12} {'context':>8}"]
+    for name in embedded_names():
+        model = load_model(name, device="cpu")
+        row = {
+            "name": name,
+            "parameters": model.n_parameters,
+            "layers": model.n_layers,
+            "hidden_size": model.hidden_size,
+            "context": model.max_positions,
+        }
+        rows.append(row)
+        lines.append("{name:<18} {parameters:>11,} {layers:>7} {hidden_size:>12} {context:>8}".format(**row))
+    lines.append("\nAlso: a local folder in the hub's format (safetensors), or a hub id such as gpt2.")
+    show(options, rows, "\n".join(lines))
+
+
+def tasks(options: argparse.Namespace) -> None:
+    """List the tasks, and of those on the hub how their rows are read."""
+    from llvlit.tasks.sources import HUB_READING, HUB_TASKS
+    from llvlit.tasks.task import task_facts
+
+    facts = task_facts(options.data_dir)
+    lines = []
+    for name, task in facts.items():
+        lines.append(f"{name:<20} {task['description']}")
+        if task["kind"] == "hub":
+            lines.append(f"{'':<22}{HUB_TASKS[name].place}\n{'':<22}{HUB_TASKS[name].reading}")
+    lines.append(f"\n{HUB_READING}\nAlso: a .parquet file with the columns text and label (0 or 1).")
+    show(options, facts, "\n".join(lines))

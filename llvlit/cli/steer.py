@@ -1,0 +1,178 @@
+"""``llvlit steer``: text generated without a push, with the cheapest one, and with a uniform one of its energy."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from llvlit.cli.experiment import add_experiment, borrowed_note, borrowed_states, load_experiment
+from llvlit.cli.options import command, count, number, text
+from llvlit.cli.terminal import show, side_by_side, terminal_width
+from llvlit.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from llvlit.engine.models import LanguageModel
+    from llvlit.method.concepts import Directions
+    from llvlit.tasks.task import Splits
+
+PROMPT = "The plot was thin and"
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """A generated text, the inputs that steered it, their energy, and by how many class gaps they move the output."""
+
+    text: str
+    energy: float
+    predicted: float
+    measured: float
+    inputs: list[float]
+
+    @property
+    def facts(self) -> str:
+        """What stands above the text."""
+        largest = max(range(len(self.inputs)), key=lambda layer: abs(self.inputs[layer]))
+        if not self.inputs[largest]:
+            return "no push"
+        return (
+            f"energy {self.energy:.3g}\npredicted {self.predicted:+.2f} class gaps\n"
+            f"measured {self.measured:+.2f} class gaps\n"
+            f"largest push {self.inputs[largest]:+.3g}, before layer {largest}"
+        )
+
+
+def mount(commands: Any) -> None:
+    """Add the command."""
+    steer = command(
+        commands,
+        "steer",
+        run,
+        "Generate text side by side: unsteered, with the cheapest push that moves the concept by a target, and with a "
+        "uniform push of the same energy.",
+        f'llvlit steer "{PROMPT}" --target 2',
+    )
+    steer.add_argument("prompt", type=text, nargs="?", default=PROMPT, help=f'text to continue (default "{PROMPT}")')
+    add_experiment(steer)
+    steer.add_argument(
+        "--target", type=number, default=1.0, help="shift of the output in units of the class gap (default 1)"
+    )
+    steer.add_argument(
+        "--energy",
+        choices=("absolute", "relative"),
+        default="relative",
+        help="what is cheap: the push beside the state that it joins (relative, default), or by itself (absolute)",
+    )
+    steer.add_argument("--tokens", type=count, default=30, help="tokens to generate (default 30)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Print continuations side by side: unsteered, by the cheapest push, by a uniform one of the same energy."""
+    from llvlit.method.concepts import concept_directions
+
+    model, splits = load_experiment(options)
+    encoded = _encoded(model, options)
+    directions = concept_directions(model, splits.concept)
+    continuations = {
+        name: replace(continuation, text=_continue(model, directions, continuation.inputs, encoded, options.tokens))
+        for name, continuation in pushes(model, splits, directions, options).items()
+    }
+    cost = continuations["optimal"].energy
+    rows = {name: asdict(continuation) for name, continuation in continuations.items()}
+    columns = {name: f"{continuation.facts}\n\n{continuation.text}" for name, continuation in continuations.items()}
+    show(
+        options,
+        {
+            "target": options.target,
+            "energy": cost,
+            "metric": options.energy,
+            "borrowed": borrowed_states(directions),
+            **rows,
+        },
+        f"{side_by_side(columns, terminal_width())}\n\n"
+        f"Target: {options.target:+g} class gaps of {options.task} at the output of {model.name}.\n"
+        f"Both pushes have the {options.energy} energy {cost:.3g}. Predicted: by the linear gains.\n"
+        "Measured: in the full model, at the prompt's last token. A gap: the distance of the classes' means.\n"
+        f"{borrowed_note(directions)}".rstrip(),
+    )
+
+
+def pushes(
+    model: LanguageModel, splits: Splits, directions: Directions, options: argparse.Namespace
+) -> dict[str, Continuation]:
+    """No push, the cheapest for the target, and a uniform one, with what they cost and do; no texts yet."""
+    import numpy as np
+
+    from llvlit.engine.depth import depth_system, last_token_states
+    from llvlit.method.control import energy, minimum_energy, relative_weights
+    from llvlit.method.gains import adjoint_gains
+    from llvlit.method.verification import output_shifts
+    from llvlit.prompts import Prompts
+
+    gains, gap = adjoint_gains(model, splits.operating, directions).mean, float(directions.gaps[-1])
+    weights = np.ones(model.n_layers)
+    if options.energy == "relative":
+        weights = relative_weights(last_token_states(model, splits.operating))
+    optimal = minimum_energy(gains, options.target * gap, weights=weights)
+    with np.errstate(over="ignore"):  # told below
+        uniform = equal_energy(1 / np.sqrt(weights), gains, optimal, weights)
+    inputs = {"plain": np.zeros(model.n_layers), "optimal": optimal, "uniform": uniform}
+    system = depth_system(model, Prompts((options.prompt,), (1,)))
+    vectors = directions.vectors.to(model.device, model.dtype)
+    shifts = output_shifts(system, vectors, np.stack([*inputs.values()])[None])[0] / gap
+    if not np.isfinite(shifts).all():
+        raise InputError(
+            f"target={options.target} is so large that the model's numbers overflow. Choose a smaller one."
+        )
+    return {
+        name: Continuation("", energy(u, weights=weights), float(gains @ u) / gap, float(shift), u.tolist())
+        for (name, u), shift in zip(inputs.items(), shifts, strict=True)
+    }
+
+
+def equal_energy(shape: np.ndarray, gains: np.ndarray, rival: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """A shape ``(n_layers,)`` scaled to its rival's energy, and turned so that it is predicted to push the same way."""
+    from llvlit.method.control import energy
+
+    way = -1.0 if (gains @ shape) * (gains @ rival) < 0 else 1.0
+    scaled: np.ndarray = way * shape * (energy(rival, weights=weights) / energy(shape, weights=weights)) ** 0.5
+    return scaled
+
+
+def _encoded(model: LanguageModel, options: argparse.Namespace) -> dict[str, Any]:
+    """The prompt as tokens, if the model has room for it and for what it shall generate."""
+    if options.tokens >= model.max_positions:
+        raise InputError(
+            f"tokens={options.tokens} is not between 1 and {model.max_positions - 1}; {model.name} holds one more."
+        )
+    encoded = model.tokenizer(options.prompt, return_tensors="pt").to(model.device)
+    n_tokens = encoded["input_ids"].shape[1]
+    if n_tokens < 2 or n_tokens + options.tokens > model.max_positions:
+        raise InputError(
+            f"The prompt has {n_tokens} token{'s' * (n_tokens != 1)}; with --tokens {options.tokens} it must have 2 to "
+            f"{model.max_positions - options.tokens}, as {model.name} holds {model.max_positions}, and a push at the "
+            "last token needs one of context before it."
+        )
+    return {key: encoded[key] for key in ("input_ids", "attention_mask")}
+
+
+def _continue(
+    model: LanguageModel, directions: Directions, inputs: list[float], encoded: dict[str, Any], tokens: int
+) -> str:
+    import numpy as np
+    import torch
+
+    from llvlit.method.steering import steer
+
+    module: Any = model.module
+    with steer(model, directions, np.array(inputs)), torch.no_grad():
+        out = module.generate(
+            **encoded,
+            max_new_tokens=tokens,
+            do_sample=False,
+            repetition_penalty=1.3,
+            pad_token_id=model.tokenizer.eos_token_id,
+        )
+    return str(model.tokenizer.decode(out[0], skip_special_tokens=True))

@@ -1,0 +1,89 @@
+"""A model to oneself: one thread at a time, and nothing around that would change its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, RLock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from llvlit.engine.models import LanguageModel
+from llvlit.errors import ModelError
+
+_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_MAKING = Lock()
+
+HARMLESS = "transformers.utils.output_capturing"
+"""Where the hooks come from that transformers leaves behind; they read, and only while it asks for states."""
+
+
+def lock_of(model: LanguageModel) -> Any:
+    """The lock of a model's module, re-entrant in a thread: whoever runs or changes the module holds it."""
+    with _MAKING:
+        return _LOCKS.setdefault(model.module, RLock())
+
+
+@contextmanager
+def exclusive(model: LanguageModel, part: nn.Module | None = None) -> Iterator[None]:
+    """Inside, no other thread runs the model through this package; the module is as its weights and code say.
+
+    Parameters
+    ----------
+    part
+        A part that runs alone, where that is all that needs a look.
+
+    Raises
+    ------
+    ModelError
+        If a hook is on the module, it is in training mode, or autocast or inference mode is on.
+
+    Examples
+    --------
+    >>> from llvlit.engine.exclusive import exclusive
+    >>> with llvlit.steer(model, directions, np.ones(12)), exclusive(model):
+    ...     pass
+    Traceback (most recent call last):
+    llvlit.errors.ModelError: embedded/small has a hook on transformer.h.0 (llvlit.method.steering.steer): ...
+    """
+    with lock_of(model):
+        _check_surroundings(model)
+        pending = [part or model.module]
+        while pending:  # not modules(): this runs for every layer
+            module = pending.pop()
+            if module.training or any(_hooks(module)):
+                _check_module(model, module)
+            pending.extend(child for child in module._modules.values() if child is not None)
+        yield
+
+
+def _check_surroundings(model: LanguageModel) -> None:
+    if torch.is_autocast_enabled(model.device.type):
+        raise ModelError(
+            f"autocast is on: {model.name} would compute in half precision, and small differences drown in it. "
+            "Leave the autocast block."
+        )
+    if torch.is_inference_mode_enabled():
+        raise ModelError(f"inference mode is on, where {model.name} cannot be differentiated. Use torch.no_grad().")
+
+
+def _hooks(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    return module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks
+
+
+def _check_module(model: LanguageModel, module: nn.Module) -> None:
+    name = next(name for name, part in model.module.named_modules() if part is module) or "the model itself"
+    if module.training:
+        raise ModelError(f"{model.name} is in training mode ({name}). Call model.module.eval() first.")
+    for hooks in _hooks(module):
+        for hook in hooks.values():
+            home = getattr(hook, "__module__", "?")
+            if home != HARMLESS:
+                origin = f"{home}.{getattr(hook, '__qualname__', type(hook).__name__)}".partition(".<locals>")[0]
+                raise ModelError(
+                    f"{model.name} has a hook on {name} ({origin}): its numbers would be those of another model. "
+                    "Leave the block that set it, such as llvlit.steer, or remove it."
+                )

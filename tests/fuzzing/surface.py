@@ -1,0 +1,450 @@
+"""The public surface, read from the package and from the reference pages, and a right value for every argument.
+
+A new public callable is fuzzed as soon as its arguments have names that are known here; else a test fails and says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import llvlit
+
+PAGES = Path(__file__).resolve().parent.parent.parent / "book"
+_ENTRY = re.compile(r"(?:auto(?:function|class):: |~)(llvlit(?:\.\w+)+)")
+
+MADE = {"Agreement", "DepthSystem", "FrozenLayer", "LanguageModel", "RequiredEnergy", "StudyTables", "Trajectory"}
+"""Classes that calls return and nobody builds: their methods are fuzzed, not their constructors."""
+
+INSTANCES = {
+    "Agreement": "match",
+    "Cell": "llvlit.study.grid.Grid('g', 'd', ('gpt2',), ('a',)).cells()[0]",
+    "DepthSystem": "system",
+    "FrozenLayer": "system.layers[1]",
+    "Gains": "gains",
+    "Grid": "llvlit.study.grid.Grid('g', 'd', ('gpt2',), ('a',))",
+    "LLV": "surrogate",
+    "Profile": "llvlit.publishing.profiles.Profile('p', ('m',), ('t',), 3, 2, 2)",
+    "Prompts": "prompts",
+    "RequiredEnergy": "required",
+    "StudyTables": "llvlit.study.tables.read_study('real', start=ROOT)",
+    "Task": "task",
+}
+
+RIGHT = {
+    "A": "surrogate.A",
+    "C": "surrogate.C",
+    "after": "'x'",
+    "alt": "'a'",
+    "amplitude": "0.1",
+    "apply": "matrix.mv",
+    "axes": "axes()",
+    "band": "False",
+    "bar": "True",
+    "bases": "surrogate.bases",
+    "basis": "'reachability'",
+    "before": "'y'",
+    "borrowed": "directions.borrowed",
+    "bounds": "[[0.0, 0, 0], [1.0, 1, 1]]",
+    "by": "['model']",
+    "candidates": "system.states[:, :1]",
+    "caption": "'a'",
+    "cell": "('model', 'task', 'seed')",
+    "chance_gaps": "directions.chance_gaps",
+    "class_names": "('bad', 'good')",
+    "column": "'predictor'",
+    "concept": "3",
+    "cotangents": "system.states[:, :1]",
+    "data_dir": "None",
+    "description": "'words'",
+    "device": "'cpu'",
+    "digits": "2",
+    "direction": "directions.vectors[1]",
+    "directions": "directions.vectors",
+    "document": "{'cases': [1.0]}",
+    "dtype": "None",
+    "evaluation": "2",
+    "figure": "axes().figure",
+    "final_norm": "False",
+    "final_norms": "(False,)",
+    "first": "llvlit.study.tables.read_study('real', start=ROOT)",
+    "folder": "str(ROOT / 'results' / 'real')",
+    "frame": "frame",
+    "gains": "gains.mean",
+    "gaps": "directions.gaps",
+    "generator": "torch.Generator().manual_seed(0)",
+    "groups": "None",
+    "header": "['a', 'b']",
+    "height": "2.0",
+    "hidden_size": "8",
+    "index": "1",
+    "indices": "np.array([0, 1])",
+    "inputs": "shape",
+    "jacobian": "'jvp'",
+    "jacobians": "('jvp',)",
+    "kind": "'measured'",
+    "label": "'gain'",
+    "labels": "np.array(prompts.labels)",
+    "layer": "1",
+    "layers": "'all'",
+    "less": "'worse'",
+    "level": "0.9",
+    "limits": "(0.0, 1.0)",
+    "log": "False",
+    "max_tokens": "64",
+    "measured": "gains.mean",
+    "metadata": "{}",
+    "method": "'mean_difference'",
+    "model": "model",
+    "models": "('gpt2',)",
+    "module": "model.module",
+    "more": "'better'",
+    "n_columns": "2",
+    "n_layers": "4",
+    "n_pairs": "2",
+    "n_products": "1",
+    "n_prompts": "3",
+    "n_rows": "1",
+    "n_states": "5",
+    "n_tasks": "2",
+    "name": "'mine'",
+    "number": "1",
+    "operating": "2",
+    "operators": "surrogate.A",
+    "order": "4",
+    "orders": "surrogate.orders",
+    "ours": "llvlit.study.tables.read_study('real', start=ROOT)",
+    "output": "directions.vectors[-1]",
+    "pairs": "None",
+    "paper": "json.loads((ROOT / 'results' / 'paper.json').read_text())",
+    "path": "'saved.safetensors'",
+    "per_prompt": "gains.per_prompt",
+    "per_task": "{'a': {'concept': 3}}",
+    "predicted": "surrogate.gains()",
+    "previous_images": "matrix[:, :3]",
+    "prompts": "prompts",
+    "pushes": "[(directions, 0.1)]",
+    "relative_tolerance": "0.01",
+    "revision": "None",
+    "row": "row",
+    "rows": "[['a', 1.0]]",
+    "same": "'no sure difference'",
+    "second": "None",
+    "seed": "1",
+    "seeds": "(0,)",
+    "settings": "llvlit.study.grid.Settings()",
+    "shape": "shape",
+    "shapes": "{'a': shape}",
+    "sign": "'+'",
+    "source": "'here'",
+    "start": "0",
+    "states": "states",
+    "stop": "3",
+    "study": "'real'",
+    "suffix": "' Well,'",
+    "summary": "llvlit.study.tables.summarize(frame, ['model', 'predictor'], ['spearman']).assign(layers='all')",
+    "system": "system",
+    "tangents": "system.states[:, :1]",
+    "target": "0.1",
+    "task": "'film-sentiment'",
+    "tasks": "('film-sentiment',)",
+    "texts": "('a good film', 'a dull film')",
+    "theirs": "None",
+    "title": "'a title'",
+    "tokenizer": "model.tokenizer",
+    "tolerance": "1e-8",
+    "value": "'x'",
+    "values": "['x']",
+    "vectors": "directions.vectors",
+    "weights": "np.array([1.0, 2.0, 3.0, 4.0])",
+    "where": "np.array([0, 1])",
+    "width": "3.0",
+    "x": "'layer'",
+    "y": "'layer'",
+    "predictions": "{'krylov': [1.0, 2, 3]}",
+}
+"""Source of a right value by an argument's name; :data:`OWN` where one callable means another thing by it."""
+
+OWN = {
+    "Cell.per_task": "{}",
+    "Cell.model": "'gpt2'",
+    "Cell.suffix": "None",
+    "Directions.method": "'mean_difference'",
+    "DepthSystem.jvp.method": "'jvp'",
+    "DepthSystem.propagate.inputs": "torch.zeros(4, 8)",
+    "FrozenLayer.dense.method": "'jvp'",
+    "FrozenLayer.jvp.method": "'jvp'",
+    "Gains.load.path": "GAINS_FILE",
+    "Gains.select.layers": "slice(1, None)",
+    "Grid.tasks": "('a',)",
+    "LLV.load.path": "LLV_FILE",
+    "LLV.per_prompt": "surrogate.per_prompt",
+    "LLV.truncate.order": "2",
+    "Profile.amplitude": "0.1",
+    "Profile.choose.model": "'m'",
+    "Profile.choose.task": "'t'",
+    "Profile.split.task": "task",
+    "Prompts.labels": "[1, 0]",
+    "Settings.amplitudes": "(0.1,)",
+    "Settings.bases": "('krylov', 'random')",
+    "Settings.directions": "('mean_difference',)",
+    "Settings.energy_prompts": "0",
+    "Settings.operating_counts": "()",
+    "Settings.orders": "(4,)",
+    "Splits.concept": "prompts",
+    "Splits.evaluation": "prompts",
+    "Splits.operating": "prompts",
+    "StudyTables.parameters.model": "'embedded/small'",
+    "Task.labels": "(1, 0)",
+    "Task.suffix": "''",
+    "ablation_rows.ours": "[llvlit.study.tables.read_study('real', start=ROOT)]",
+    "agreement_summary.values": "{'spearman': 'Spearman'}",
+    "at_setting.study": "llvlit.study.tables.read_study('real', start=ROOT)",
+    "committed.start": "ROOT",
+    "energy_summary.summary": "energy_means",
+    "export_explorer.models": "[model]",
+    "export_explorer.tasks": "{'tiny': splits}",
+    "gain_profile.bounds": "[[0.0, 0, 0], [3.0, 3, 3]]",
+    "gain_profile.first": "0",
+    "gain_profile.measured": "[1.0, 2.0, 3.0]",
+    "gain_profile.predicted": "{'krylov': [1.0, 2, 3]}",
+    "heatmap.values": "np.eye(3)",
+    "interval_line.rows": "frame.iloc[:2].assign(x_low=0.0, x_high=1.0)",
+    "layer_axis.states": "False",
+    "load_grid.name": "'embedded'",
+    "load_model.name": "MODEL_FOLDER",
+    "load_profile.name": "'embedded'",
+    "load_subject.name": "'untrained:' + MODEL_FOLDER",
+    "load_task.name": "'film-sentiment'",
+    "markov_parameters.output": "surrogate.C",
+    "orthonormal_basis.vectors": "torch.eye(8)[:3]",
+    "output_shifts.inputs": "np.zeros((6, 1, 4))",
+    "paper_command.model": "'gpt2'",
+    "paper_command.task": "'ag_news'",
+    "principal_basis.states": "states[:, 0]",
+    "reachability_basis.direction": "matrix[0]",
+    "krylov_basis.direction": "matrix[0]",
+    "read_study.name": "'real'",
+    "read_study.start": "ROOT",
+    "read_table.name": "'cells'",
+    "short_name.model": "'embedded/small'",
+    "show.name": "'fig'",
+    "steer.inputs": "shape",
+    "summarize_energies.frame": "energies",
+    "Trajectory.states": "states",
+}
+
+UNDEFINED = {
+    *(
+        "agreement",
+        "interval",
+        "means",
+        "mean_of",
+        "paired",
+        "required_energies",
+        "required_energy",
+        "row",
+        "summarize",
+    ),
+    *("summarize_energies", "table", "verdict", "parameters"),
+}
+"""Callables whose documentation says where NaN, or an infinite energy, is the answer."""
+
+LIMITS = {  # least and largest value, bounds included
+    "amplitude": (1e-12, None),
+    "concept": (1, None),
+    "evaluation": (1, None),
+    "index": (0, None),
+    "layer": (0, None),
+    "level": (1e-12, 1 - 1e-12),
+    "max_tokens": (1, None),
+    "n_prompts": (1, None),
+    "n_states": (1, None),
+    "hidden_size": (1, None),
+    "operating": (1, None),
+    "order": (1, None),
+    "relative_tolerance": (1e-300, 1),
+    "start": (0, None),
+    "tolerance": (0, None),
+}
+
+GENERIC = {
+    **{
+        "int": "int",
+        "float": "float",
+        "bool": "bool",
+        "str": "str",
+        "Path": "path",
+        "PathLike": "path",
+        "None": "none",
+    },
+    **{"ndarray": "array", "ArrayLike": "array", "Tensor": "tensor", "Sequence": "sequence", "Iterable": "sequence"},
+    **{"tuple": "sequence", "list": "sequence", "Mapping": "mapping", "dict": "mapping", "Any": "any", "object": "any"},
+    **{
+        "Paper": "mapping",
+        "Callable": "callable",
+        "slice": "slice",
+        "dtype": "dtype",
+        "device": "str",
+        "Literal": "str",
+    },
+    **{
+        "Float": "array",
+        "Float64": "array",
+        "Int": "array",
+        "Bool": "array",
+        "Vectors": "array",
+        "Collection": "sequence",
+    },
+}
+KNOWN = {
+    *("LanguageModel", "Prompts", "TokenizedPrompts", "Directions", "Gains", "LLV", "Splits", "Task", "DepthSystem"),
+    *("StudyTables", "DataFrame", "Series", "Axes", "Figure", "Generator", "Settings", "Module", "ModuleList"),
+    *("PreTrainedModel", "PreTrainedTokenizerBase", "FrozenLayer", "Grid", "Results", "Experiment"),
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a public callable."""
+
+    name: str
+    kinds: frozenset[str]
+    right: str | None
+    positional: bool
+    required: bool
+
+
+@dataclass(frozen=True)
+class Callee:
+    """A public callable: its name in the reference, how a call begins, and its arguments."""
+
+    name: str
+    source: str
+    arguments: tuple[Argument, ...]
+
+    @property
+    def short(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    def call(self, changed: dict[str, str] | None = None) -> str:
+        """Source of a call with right values, some of them changed."""
+        values = {one.name: one.right or "None" for one in self.arguments if one.required} | (changed or {})
+        given = [
+            values[one.name] if one.positional else f"{one.name}={values[one.name]}"
+            for one in self.arguments
+            if one.name in values
+        ]
+        return f"{self.source}({', '.join(given)})"
+
+
+def kinds_of(annotation: Any) -> frozenset[str]:
+    """Kinds of value that an annotation allows; a name that is not known stays as it is."""
+    text = str(annotation) if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    while "[" in text:
+        text, n = re.subn(r"\[[^\[\]]*\]", "", text)
+        if not n:
+            break
+    names = [part.strip().strip("'\"").rpartition(".")[2] for part in text.split("|")]
+    kinds = {GENERIC.get(name, name) for name in names}
+    return frozenset(kinds | ({"array", "tensor"} if kinds & {"array", "tensor"} else set()))
+
+
+def _arguments(name: str, value: Any, *, bound: bool) -> tuple[Argument, ...]:
+    found = list(inspect.signature(value).parameters.values())[1 if bound else 0 :]
+    short = ".".join(name.split(".")[-2:]) if name.split(".")[-2][:1].isupper() else name.rpartition(".")[2]
+    arguments, after_gap = [], False
+    for one in found:
+        if one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
+            continue
+        right = OWN.get(f"{short}.{one.name}", RIGHT.get(one.name))
+        needed = one.default is one.empty
+        after_gap |= not needed
+        positional = one.kind is not one.KEYWORD_ONLY and needed and not after_gap
+        arguments.append(Argument(one.name, kinds_of(one.annotation), right, positional, needed))
+    return tuple(arguments)
+
+
+def public() -> dict[str, Any]:
+    """Every public name of the package and of the reference pages, with its object."""
+    names = {f"llvlit.{name}" for name in llvlit.__all__}
+    for page in sorted(PAGES.glob("api*.md")):
+        names |= set(_ENTRY.findall(page.read_text(encoding="utf-8")))
+    found = {}
+    for name in sorted(names):
+        module, _, attribute = name.rpartition(".")
+        value = getattr(import_module(module), attribute)
+        if callable(value) and not (inspect.isclass(value) and issubclass(value, BaseException)):
+            found[name] = value
+    return found
+
+
+def callees() -> list[Callee]:
+    """Every public callable: functions, constructors, methods."""
+    found = []
+    for name, value in public().items():
+        short = name.rpartition(".")[2]
+        if not inspect.isclass(value):
+            found.append(Callee(name, name, _arguments(name, value, bound=False)))
+            continue
+        if short not in MADE:
+            found.append(Callee(name, name, _arguments(name, value, bound=False)))
+        for method, own in vars(value).items():
+            if method.startswith("_") or not (inspect.isfunction(own) or isinstance(own, classmethod)):
+                continue
+            is_method = inspect.isfunction(own)
+            source = f"{INSTANCES.get(short, '?')}.{method}" if is_method else f"{name}.{method}"
+            called = own if is_method else getattr(value, method)
+            found.append(Callee(f"{name}.{method}", source, _arguments(f"{name}.{method}", called, bound=is_method)))
+    return found
+
+
+def unknown(callee: Callee) -> list[str]:
+    """Arguments, or the instance, that no strategy is known for."""
+    lacking = [f"an instance in INSTANCES for {callee.name}"] if callee.source.startswith("?") else []
+    for one in callee.arguments:
+        if one.right is None:
+            lacking.append(f"a right value in RIGHT for {one.name} of {callee.name}")
+        lacking += [
+            f"the kind {kind} of {one.name} of {callee.name}" for kind in one.kinds - set(GENERIC.values()) - KNOWN
+        ]
+    return lacking
+
+
+ORACLES = {
+    "minimum_energy": "np.isclose(np.asarray({gains}, float) @ result, float({target}), rtol=1e-6, atol=0)",
+    "schedules": "all(np.isclose(energy(u, weights={weights}), 1, rtol=1e-6) for u in result.values())",
+    "measured_gains": "close_to_linear(result, {prompts}, {directions}, {amplitude}, {max_tokens}, {final_norm})",
+    "required_energy": "{relative_tolerance} > 0.02 or reached(result)",
+    "required_energies": "{relative_tolerance} > 0.02 or all(reached(one) for one in result.values())",
+    "orthonormal_basis": "orthonormal(*result)",
+    "krylov_basis": "orthonormal(*result[:2])",
+    "reachability_basis": "orthonormal(*result)",
+    "principal_basis": "orthonormal(*result)",
+    "random_basis": "orthonormal(*result)",
+    "random_directions": "units(result)",
+    "concept_directions": "units(result.vectors)",
+    "directions_of_states": "units(result.vectors)",
+    "separation": "((0 <= result) & (result <= 1)).all()",
+    "energy": "result >= 0",
+    "relative_weights": "(result > 0).all()",
+    "interval": "isinstance(result, str) or (result[0] <= result[1]).all()",
+}
+"""What holds of a result, by the callable's name; ``{argument}`` stands for its source."""
+
+
+def oracle(callee: Callee, values: dict[str, str], names: dict[str, Any]) -> Callable[[Any], str] | None:
+    """What a result must fulfil, as a function that complains."""
+    if callee.short not in ORACLES:
+        return None
+    condition = ORACLES[callee.short].format(**values)
+
+    def complaint(result: Any) -> str:
+        return "" if eval(condition, {**names, "result": result}) else f"not true: {condition}"
+
+    return complaint
