@@ -208,7 +208,7 @@ def run_jobs(
     threads
         Of each worker; by default the processors over ``workers``. With one worker and on a cluster: left as they are.
     attempts
-        Deaths of workers on one cell after which it fails.
+        Deaths of workers on one cell after which it fails, unless the scheduler's ``allowed-failures`` end it before.
     progress
         Show the cells and the time left, which follows the costs, in a terminal.
 
@@ -368,7 +368,7 @@ def _own_cluster(workers: int, threads: int | None, scratch: Path) -> Iterator[C
                 dashboard_address=None,
                 memory_limit=0,
                 silence_logs=logging.CRITICAL + 1,
-                scheduler_kwargs={"allowed_failures": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                scheduler_kwargs={"allowed_failures": 10**6, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
                 preload=[__name__],
             )
             with distributed.Client(cluster, set_as_default=False) as client, client.as_current():
@@ -488,8 +488,8 @@ def _answer(future: Future) -> Answer | None:
     try:
         if future.done():
             return future.result(timeout=CONNECT_SECONDS)
-    except (distributed.KilledWorker, TimeoutError):
-        pass
+    except TimeoutError:
+        pass  # it died with the result
     except (OSError, distributed.CancelledError):
         raise  # the scheduler is lost
     except Exception as error:
