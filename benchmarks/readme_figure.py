@@ -26,8 +26,9 @@ def main() -> None:
     figure, (left, right) = figures.new(2, width=9.0)
     n_prompts = len(splits.evaluation)
     title = f"{model.name}, film sentiment, {n_prompts} prompts"
-    figures.gain_profile(measured.mean, measured.interval(), predicted, axes=left, title=title)
-    figures.gain_profile(measured.mean, measured.interval(), predicted, axes=right, title="without layer 0")
+    for axes, words in ((left, title), (right, "without layer 0")):
+        bounds, borrowed = measured.interval(), measured.borrowed
+        figures.gain_profile(measured.mean, bounds, predicted, axes=axes, title=words, borrowed=borrowed)
     right.set_xlim(0.5, model.n_layers - 0.5)
     lines = [measured.mean[1:], *(gains[1:] for gains in predicted.values())]
     low, high = min(map(min, lines)), max(map(max, lines))

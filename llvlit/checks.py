@@ -6,6 +6,7 @@ works with.  What does not fit raises :class:`llvlit.errors.InputError`: the arg
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection
 from numbers import Real
@@ -149,9 +150,14 @@ def path(argument: str, value: object) -> Path:
     if not isinstance(place, str) or not place or "\0" in place:
         raise InputError(f"{argument}={shown(value)} is no path; pass the name of a file or folder.")
     try:
-        return Path(place).expanduser()
+        result = Path(place).expanduser()
+        result.stat()
     except RuntimeError as error:  # no such user
         raise InputError(f"{argument}={shown(value)} is no path here ({error}).") from None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise InputError(f"{argument}={shown(value)} is no path here ({error.strerror}).") from None
+    return result
 
 
 def array(

@@ -43,9 +43,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     Raises
     ------
     FileError
-        If the disk is full, the folder cannot be written, or the rename fails.
+        If ``path`` is no regular file, the disk is full, the folder cannot be written, or the rename fails.
     """
     path = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a rename would put a file in the place of a device
+        raise FileError(f"Could not write {path}: it is a folder, a device or a pipe. Name a file.")
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,17 +8,23 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 
 import nbformat
 import pytest
 import torch
 from pypdf import PdfReader
 
-from llvlit.errors import BuildError, InputError
-from llvlit.publishing.build import build_book
+from llvlit.cli.main import main
+from llvlit.errors import BuildError, FileError, InputError
+from llvlit.files import finished
+from llvlit.publishing.build import HTML, build_book, page_faults
 from llvlit.publishing.pages import Page, read_notebook, read_pages
-from llvlit.publishing.pages_html import html_faults, trimmed, with_icons
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -77,8 +83,7 @@ $$ (eq-line)
 INTRO = """\
 # A tiny book
 
-See {doc}`chapter`, [the same chapter](chapter.md), {eq}`eq-line`, {numref}`fig-line`,
-{term}`residual stream`.
+See {doc}`chapter`, {eq}`eq-line`, {numref}`fig-line`, {term}`residual stream`.
 
 ```{glossary}
 residual stream
@@ -97,7 +102,8 @@ Why?
 Because.
 ```
 
-<!-- status-table -->
+```{chapter-runs}
+```
 """
 
 
@@ -105,18 +111,23 @@ def cell(code: str) -> str:
     return f"\n```{{code-cell}} ipython3\n{code}\n```\n"
 
 
-def write_book(root: Path, *, intro: str = INTRO, chapter: str | None = CHAPTER) -> Path:
-    """Book of a plain page and (unless None) a chapter, under the real settings."""
+def write_book(
+    root: Path, *, intro: str = INTRO, chapter: str | None = CHAPTER, more: Mapping[str, str] = MappingProxyType({})
+) -> Path:
+    """Book of a plain page, (unless None) a chapter and more chapters by name, under the real settings."""
     (root / "book").mkdir(parents=True)
-    config = (REPOSITORY / "_config.yml").read_text(encoding="utf-8")
-    (root / "_config.yml").write_text(config, encoding="utf-8")
+    shutil.copy(REPOSITORY / "_config.yml", root)
     (root / "book" / "references.bib").write_text("@misc{known, title={A}, author={B}, year={2000}}\n")
     shutil.copytree(REPOSITORY / "book" / "_static", root / "book" / "_static")
     (root / "book" / "intro.md").write_text(intro, encoding="utf-8")
     contents = "format: jb-book\nroot: book/intro\n"
-    if chapter is not None:
-        (root / "book" / "chapter.md").write_text(FRONT_MATTER + chapter, encoding="utf-8")
-        contents += "chapters:\n  - file: book/chapter\n"
+    chapters = {**({} if chapter is None else {"chapter": chapter}), **more}
+    for name, text in chapters.items():
+        path = root / "book" / f"{name}.md"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(FRONT_MATTER + text, encoding="utf-8")
+    if chapters:
+        contents += "chapters:\n" + "".join(f"  - file: book/{name}\n" for name in chapters)
     (root / "_toc.yml").write_text(contents)
     return root
 
@@ -136,6 +147,23 @@ def misleading_kernel(tmp_path_factory):
 
 def build(root: Path, **options):
     return build_book(root, device="cpu", progress=False, **options)
+
+
+def whole(root: Path) -> bool:
+    return finished(root / "_build" / "html", HTML) is not None
+
+
+def wait_for(happened: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def digest(folder: Path) -> str:
+    """Of every file's path and content."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return sha256(b"".join(str(path).encode() + path.read_bytes() for path in files)).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +186,6 @@ def test_healthy_book_has_figure_with_words_and_hides_parameters(healthy):
 def test_healthy_book_needs_no_network(healthy):
     root, _ = healthy
     html = root / "_build" / "html"
-    pages = read_pages(root)
-    assert html_faults(html, pages) == []
     text = (html / "book" / "chapter.html").read_text(encoding="utf-8")
     mathjax = re.search(r'src="\.\./(_static/mathjax/[^"?]+)', text)
     assert mathjax and (html / mathjax[1]).is_file()
@@ -176,25 +202,8 @@ def test_theme_scripts_are_trimmed_to_what_pages_use(healthy):
     loaded = re.search(r'"loader": \{"load": (\[[^\]]*\])', text)
     assert loaded and all((html / "_static" / "mathjax" / f"{part}.js").is_file() for part in json.loads(loaded[1]))
     assert not list((html / "_static").rglob("*.map"))
-    options = (html / "_static" / "documentation_options.js").read_text(encoding="utf-8")
-    assert 'SHOW_SEARCH_SUMMARY: location.protocol !== "file:"' in options
+    assert "search.js" in (html / "search.html").read_text(encoding="utf-8")  # which keeps a search from disk quiet
     assert not (html / "prf-prf.html").exists()  # no page leads there
-
-
-def test_only_named_icons_stay():
-    script = (
-        'a={moon:[512,512,[9,10],"f186","M1 2z"],"half-sun":[1,2,[],"f0",["M3","M4z"]],sun:[1,2,["s"],"f185","M5z"]};b'
-    )
-    assert with_icons(script, {"sun"}) == 'a={sun:[1,2,["s"],"f185","M5z"]};b'
-    assert with_icons(script, {"moon", "half-sun", "sun"}) == script
-    lines = '<dl>\n<dd><em class="sig-param">name</em>,</dd>\n</dl>'
-    assert trimmed(lines) == '<span>\n<span class="sig-line"><em class="sig-param">name</em>,</span>\n</span>'
-    assert trimmed("<dl><dt>a</dt><dd>b</dd></dl>") == "<dl><dt>a</dt><dd>b</dd></dl>"
-    assert trimmed("<script>const THEBE_JS_URL = 1</script><p>x</p>") == "<p>x</p>"
-    branch = '<a class="reference internal" href="api.html">Python interface</a><details><summary>'
-    assert trimmed(branch) == branch[:-1] + ' aria-label="Pages of Python interface">'
-    current = branch.replace('"reference', '"current reference').replace("<details>", '<details open="open">')
-    assert trimmed(current) == trimmed(trimmed(current)) == current[:-1] + ' aria-label="Pages of Python interface">'
 
 
 def test_launch_button_opens_an_executed_notebook_of_the_published_branch(healthy):
@@ -237,12 +246,55 @@ def test_status_table_tells_time_device_and_versions(healthy):
     assert f"torch {torch.__version__}" in html
 
 
-def test_second_build_reuses_unchanged_chapters_on_request(healthy):
-    root, built = healthy
+def test_a_failed_rebuild_reuses_unchanged_chapters_and_keeps_the_last_good_pages(healthy, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(healthy[0], root)
     executed = root / "_build" / "executed" / "book" / "chapter.ipynb"
-    before = executed.stat().st_mtime_ns
-    assert build(root, chapters=[]).seconds == built.seconds
+    before, pages = executed.stat().st_mtime_ns, digest(root / "_build" / "html")
+    picture = "<svg xmlns='http://www.w3.org/2000/svg'/>"
+    (root / "book" / "picture.svg").write_text(picture)
+    (root / "book" / "intro.md").write_text(f"{INTRO}\n![](picture.svg)\n\n{picture}\n")
+    with pytest.raises(BuildError) as caught:
+        build(root, chapters=[])
+    assert re.search(r"book/intro.md: no alt text: image .*picture.svg", str(caught.value))
+    assert "book/intro.md: no alt text: an inline svg" in str(caught.value)
     assert executed.stat().st_mtime_ns == before
+    assert whole(root) and digest(root / "_build" / "html") == pages
+    assert not (root / "_build" / "scratch").exists()
+
+
+def test_a_chapter_whose_record_was_changed_is_executed_again(healthy, tmp_path, monkeypatch):
+    root = tmp_path / "copy"
+    shutil.copytree(healthy[0], root)
+    executed = root / "_build" / "executed" / "book" / "chapter.ipynb"
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata["llvlit"]["seconds"] = "soon"
+    nbformat.write(notebook, executed)
+    monkeypatch.setenv("EXPECTED_PYTHON", "another")  # which the chapter notices when it is executed
+    with pytest.raises(BuildError, match="AssertionError"):
+        build(root, chapters=[])
+
+
+def test_a_killed_build_leaves_nothing_to_publish_and_its_folder_to_the_next(tmp_path, capsys):
+    root, elsewhere = write_book(tmp_path / "book", chapter=None), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [sys.executable, "-m", "llvlit", "book", "--root", root, "--device", "cpu"]
+    environment = {**os.environ, "TMPDIR": str(elsewhere)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: list((root / "_build").glob("scratch/_build/*")))
+        with pytest.raises(FileError, match=rf"_build is in use by process {process.pid}"):
+            build(root)
+    finally:
+        process.kill()
+        process.wait()
+    assert main(["publish", "--root", str(root)]) == 1
+    assert "Run `llvlit book`" in capsys.readouterr().err
+    assert list(elsewhere.iterdir()) == []
+    time.sleep(0.5)
+    (root / "book" / "intro.md").unlink()
+    with pytest.raises(BuildError, match=r"no file book/intro.md"):  # and no word of a lock
+        build(root)
 
 
 @pytest.mark.usefixtures("browser")  # skipped, in its words, where there is none
@@ -268,22 +320,42 @@ def test_command_prints_the_book_and_takes_pictures_of_its_pages(healthy, tmp_pa
             assert picture.startswith(b"\x89PNG") and int.from_bytes(picture[16:20], "big") == width
 
 
-@pytest.mark.parametrize(
-    ("code", "told"),
-    [
-        ("gain = 1\nraise ValueError('planted fault')", "ValueError: planted fault"),
-        ("import sys\nsys.exit(0)", "SystemExit|ended the chapter early|was not executed"),
-    ],
-)
-def test_cell_that_raises_stops_the_build(tmp_path, code, told):
-    root = write_book(tmp_path, chapter=CHAPTER + cell(code))
-    with pytest.raises(BuildError, match=told) as caught:
+def test_every_cell_that_raises_stops_the_build(tmp_path):
+    raises, leaves = "gain = 1\nraise ValueError('planted fault')", "import sys\nsys.exit(0)"
+    more = {"raises": CHAPTER + cell(raises), "leaves": CHAPTER + cell(leaves)}
+    root = write_book(tmp_path / "{profile}", chapter=None, more=more)
+    with pytest.raises(BuildError) as caught:
         build(root)
-    assert f"book/chapter.md, code cell 4 ({code.splitlines()[0]})" in str(caught.value)
+    told = str(caught.value)
+    assert "book/raises.md, code cell 4 (gain = 1) raised ValueError: planted fault" in told
+    assert re.search(r"book/leaves.md, code cell 4 \(import sys\).* (SystemExit|ended the chapter early)", told)
     assert not (root / "_build" / "html").exists()
 
 
-def test_broken_references_stop_the_build(tmp_path):
+def test_figure_cells_without_words_stop_the_build(tmp_path):
+    pages = {
+        missing: f"# Title\n\n{PARAMETERS}\n{cell(FIGURE % json.dumps({**WORDS, missing: ' '}))}"
+        for missing in ("alt", "caption", "name")
+    }
+    root = write_book(tmp_path, chapter=None, more=pages)
+    with pytest.raises(BuildError) as caught:
+        build(root)
+    for missing in pages:
+        assert re.search(rf"book/{missing}.md, code cell 2 .* a figure has no {missing}", str(caught.value))
+
+
+def test_a_setting_reaches_chapters_as_text_whatever_it_holds(tmp_path):
+    root = write_book(
+        tmp_path, chapter=None, more={"chapter": f"# Title\n\n{PARAMETERS}\n{cell('print(0 / 0, profile)')}"}
+    )
+    name = "models\"; raise SystemExit  # {device} ' \\ | `x`"
+    (root / name / "one").mkdir(parents=True)
+    (root / name / "one" / "config.json").write_text("{}")
+    with pytest.raises(BuildError, match="ZeroDivisionError"):
+        build(root, profile=str(root / name))
+
+
+def test_broken_references_and_headings_stop_the_build(tmp_path):
     targets = {
         "{ref}`lost-section`": "lost-section",
         "{eq}`eq-lost`": "eq-lost",
@@ -296,49 +368,26 @@ def test_broken_references_stop_the_build(tmp_path):
         "[link](#lost-anchor)": "lost-anchor",
     }
     lines = "\n\n".join(targets)
-    root = write_book(tmp_path, intro=INTRO + "\n" + lines, chapter=CHAPTER + "\nSee {ref}`lost-in-chapter`.\n")
+    intro = f"{INTRO}\n{lines}\n\n#### Skipped two levels\n"
+    root = write_book(tmp_path, intro=intro, chapter=CHAPTER + "\nSee {ref}`lost-in-chapter`.\n")
     with pytest.raises(BuildError) as caught:
         build(root)
     told = str(caught.value).splitlines()
     for target in targets.values():
         assert any(line.startswith("book/intro.md") and target in line for line in told), target
     assert any(line.startswith("book/chapter.md") and "lost-in-chapter" in line for line in told)
+    assert any(re.match(r"book/intro.md:\d+: WARNING: .*header level", line) for line in told)
+    assert not (root / "_build" / "html").exists()
 
 
-@pytest.mark.parametrize("missing", ["alt", "caption", "name"])
-def test_figure_cell_without_words_stops_the_build(tmp_path, missing):
-    words = {**WORDS, missing: " "}
-    root = write_book(tmp_path, chapter=f"# Title\n\n{PARAMETERS}\n{cell(FIGURE % json.dumps(words))}")
-    with pytest.raises(BuildError, match=rf"book/chapter.md, code cell 2 .* a figure has no {missing}"):
-        build(root)
-
-
-def test_picture_without_alt_text_stops_the_build(tmp_path):
-    plain = "# A page\n\n![](_static/picture.svg)\n\n<svg width='1' height='1'></svg>\n"
-    root = write_book(tmp_path, intro=plain, chapter=None)
-    (root / "book" / "_static" / "picture.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    (root / "book" / "picture.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    (root / "book" / "intro.md").write_text(plain.replace("_static/", ""))
-    with pytest.raises(BuildError) as caught:
-        build(root)
-    assert re.search(r"book/intro.md: no alt text: image .*picture.svg", str(caught.value))
-    assert "book/intro.md: no alt text: an inline svg" in str(caught.value)
-
-
-def test_sphinx_warning_stops_the_build(tmp_path):
-    root = write_book(tmp_path, intro="# A page\n\n#### Skipped two levels\n", chapter=None)
-    with pytest.raises(BuildError, match=r"book/intro.md:3: WARNING: .*header level"):
-        build(root)
-
-
-def test_remote_fetch_is_a_fault(tmp_path):
+def test_remote_fetch_and_wordless_pictures_are_faults(tmp_path):
     page = Page(name="page", path=tmp_path / "page.md", text="", is_chapter=False)
     (tmp_path / "page.html").write_text(
         '<script src="https://cdn.example/x.js"></script><link rel="stylesheet" href="//fonts.example/a.css">'
         '<link rel="canonical" href="https://here.example/"><a href="https://there.example/">fine</a>'
         '<img src="a.svg" alt="a.svg">'
     )
-    assert html_faults(tmp_path, [page]) == [
+    assert page_faults(tmp_path, page) == [
         "page.md: no alt text: image a.svg",
         "page.md: needs the network: https://cdn.example/x.js",
         "page.md: needs the network: //fonts.example/a.css",
@@ -367,6 +416,46 @@ def test_code_cells_on_a_plain_page_are_refused(tmp_path):
         read_pages(root)
 
 
+MANY = "a: &a [x]\n" + "".join(f"{name}: &{name} [*{before}, *{before}]\n" for before, name in pairwise("abcdef"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("_toc.yml", b"root: \xff", "_toc.yml cannot be read"),
+        ("_toc.yml", b"root: [", "_toc.yml cannot be read"),
+        ("_toc.yml", b"- book/intro", "holds a list, not keys"),
+        ("_toc.yml", b"[" * 50_000, "more than 1000 brackets"),
+        ("_toc.yml", MANY.encode(), "has an alias"),
+        ("_toc.yml", b"chapters: []", "lists None as a page"),
+        ("_toc.yml", b"root: {file: book/intro}", "lists {'file': 'book/intro'} as a page"),
+        ("_toc.yml", b"root: book/intro\nchapters: [{file: 7}]", "lists 7 as a page"),
+        ("_toc.yml", b"root: ../outside", "lists '../outside' as a page"),
+        ("_toc.yml", b"root: /etc/passwd", "lists '/etc/passwd' as a page"),
+        ("_toc.yml", b"root: book/intro\nchapters: [{file: other/Intro}]", "book/intro and other/Intro.* Rename one"),
+        ("_config.yml", b"title: \xff", "_config.yml cannot be read"),
+        ("_config.yml", MANY.encode(), "has an alias"),
+        ("_config.yml", b"7", "holds a int, not keys"),
+        ("book/intro.md", "# Größe".encode("latin-1"), "book/intro.md cannot be read .* UTF-8"),
+        ("book/chapter.md", FRONT_MATTER.replace("---", "---\n: [", 1).encode() + b"```{code-cell}\n```", "chapter.md"),
+        ("book/chapter.md", (FRONT_MATTER + cell(":tags: [[1], {}]\n\n1")).encode(), "chapter.md"),
+    ],
+)
+def test_malformed_files_are_named(tmp_path, name, content, told):
+    root = write_book(tmp_path)
+    (root / name).write_bytes(content)
+    with pytest.raises((BuildError, FileError), match=told):
+        build(root)
+    assert not (root / "_build" / "executed").exists()
+
+
+def test_settings_that_sphinx_cannot_take_are_told(tmp_path):
+    root = write_book(tmp_path, chapter=None)
+    (root / "_config.yml").write_text("title: A\nsphinx: 7\n")
+    with pytest.raises(BuildError, match="sphinx"):
+        build(root)
+
+
 def test_missing_book_and_missing_page_are_named(tmp_path):
     with pytest.raises(BuildError, match=r"no _toc.yml"):
         build_book(tmp_path)
@@ -382,10 +471,15 @@ def test_missing_book_and_missing_page_are_named(tmp_path):
         ({"profile": "papre"}, "Did you mean 'paper'"),
         ({"chapters": ["chaptre"]}, "Did you mean 'chapter'"),
         ({"jobs": 0}, "jobs=0"),
+        ({"jobs": True}, "jobs=True"),
         ({"device": "gpu"}, "device='gpu'"),
+        ({"device": 0}, "device=0"),
+        ({"profile": None}, "profile=None"),
+        ({"chapters": "chapter"}, "chapters='chapter'"),
+        ({"chapters": [1]}, "chapter=1"),
     ],
 )
 def test_unknown_options_are_named(tmp_path, options, told):
     root = write_book(tmp_path)
     with pytest.raises(InputError, match=told):
-        build_book(root, progress=False, **options)
+        build_book(root, **{"progress": False, **options})

@@ -76,7 +76,7 @@ def test_choices_stand_in_the_first_cell_and_are_used_below(name):
 
 @pytest.mark.parametrize("name", IN_ORDER)
 def test_the_running_example_comes_along(name):
-    assert re.search(r"\bRUNNING\b(?!,? load_profile)", page(name).partition("import RUNNING")[2])
+    assert re.search(r"\bRUNNING\b(?!,? load_settings)", page(name).partition("import RUNNING")[2])
 
 
 def test_the_map_states_the_minutes_of_every_chapter():

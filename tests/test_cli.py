@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,7 @@ from pyarrow import parquet
 from runner_jobs import failing_study_cell
 
 from conftest import byte_tokenizer, tiny_module
-from llvlit import LLV, load_model, load_task
+from llvlit import LLV, load_model, load_task, provenance
 from llvlit.cli.main import main, parser
 from llvlit.engine.models import embedded_names
 from llvlit.files import locked
@@ -29,6 +33,7 @@ from llvlit.tasks.grammars import EMBEDDED_TASKS
 from llvlit.tasks.sources import HUB_TASKS
 
 COMMANDS = ("book", "exercises", "publish", "gains", "steer", "study", "train", "models", "tasks")
+ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")
 
 
@@ -240,6 +245,29 @@ def test_steer_side_by_side(run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("steer", "A dull film", *SMALL, "--tokens", 5).splitlines()[0] == "plain"
 
 
+def test_borrowed_directions_are_told(run, tmp_path: Path) -> None:
+    splits = load_task("film-sentiment").split(concept=24, operating=12, evaluation=12)
+    directions = concept_directions(load_model("embedded/small", device="cpu"), splits.concept)
+    borrowed = np.flatnonzero(directions.borrowed).tolist()
+    assert borrowed and run("gains", *SMALL, "--order", 2, "--no-plot", "--json")["borrowed"] == borrowed
+    text = run("gains", *SMALL, "--order", 2, "--no-plot")
+    assert [int(layer) for layer in re.findall(r"^ +(\d+)\*", text, re.MULTILINE)] == borrowed
+    told = f"Borrowed directions before layers {', '.join(map(str, borrowed))}"
+    assert told in " ".join(text.split())
+    asked = ("steer", "A dull film", *SMALL, "--tokens", 1)
+    assert run(*asked, "--json")["borrowed"] == borrowed and told in " ".join(run(*asked).split())
+
+
+def test_borrowed_directions_are_marked_in_the_figure(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr("llvlit.plots.figures.save", lambda figure, path: drawn.append(figure))
+    borrowed = run("gains", *SMALL, "--order", 2, "--json")["borrowed"]
+    (axes,) = drawn[0].axes
+    marked = next(line for line in axes.get_lines() if line.get_label() == "borrowed direction")
+    assert marked.get_xdata().tolist() == borrowed
+    assert "borrowed direction" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_steer_by_nothing_changes_nothing(run) -> None:
     found = run("steer", "A dull film", *SMALL, "--tokens", 5, "--target", 0, "--json")
     assert found["plain"]["text"] == found["optimal"]["text"] == found["uniform"]["text"]
@@ -252,8 +280,9 @@ def test_steer_by_nothing_changes_nothing(run) -> None:
         (["", "--tokens", "5"], "0 tokens"),
         (["A", "--tokens", "5"], "1 token;"),
         (["word " * 300], "must have 2 to"),
-        (["A dull film", "--target", "1e20"], "target=1e+20 is so large"),
-        (["A dull film", "--target", "1e300"], "target=1e+300"),
+        (["A dull film", "--target", "1e20"], "--target 1e+20 cannot be reached: Inputs of up to"),
+        (["A dull film", "--target", "1e300"], "--target 1e+300 cannot be reached"),
+        (["A dull film", "--target", "1e-9"], "--target=1e-09 drowns in rounding"),
     ],
 )
 def test_steer_refuses(arguments: list[str], message: str, fail) -> None:
@@ -354,13 +383,73 @@ def test_a_report_is_written_though_nobody_reads_it(study: tuple[str, ...], tmp_
     assert {path.name for path in tmp_path.iterdir()} >= {"agreement.csv", "energy.csv", "agreement.png"}
 
 
-@pytest.mark.parametrize("arguments", [[], ["tasks"], ["tasks", "--json"]])
-def test_whoever_stops_reading_gets_no_traceback(arguments: list[str]) -> None:
+# Standard output
+
+
+def run_process(arguments: Sequence[str], **surroundings: Any) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, in surroundings that this one cannot give it."""
     command = [sys.executable, "-m", "llvlit", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 1
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    surroundings = {"stdout": subprocess.PIPE, "env": buffered, **surroundings}
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, **surroundings)
+
+
+@pytest.mark.parametrize("arguments", [[], ["tasks", "--json"], ["gains", "--help"]])
+def test_whoever_stops_reading_gets_no_traceback(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_process(arguments, stdout=writer)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("arguments", [["tasks"], ["gains", "--help"]])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = run_process(arguments, stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"llvlit {arguments[0]}: Standard output could not be written (No space left")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_files_are_whole_though_standard_output_is_closed(tmp_path: Path) -> None:
+    shell = f"exec {shlex.quote(sys.executable)} -m llvlit gains {shlex.join(SMALL)} --order 2 --save llv >&-"
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1) and "output is closed" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"llv", "gains-small-film-sentiment.png"}
+    assert LLV.load(tmp_path / "llv").order == 2
+
+
+def test_what_an_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for encoding in ("ascii", "cp1252"):
+        printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdout", printed)
+        assert main(["steer", "Un modèle 日本 of a film", *SMALL, "--tokens", "1"]) == 0
+        text = printed.buffer.getvalue().decode(encoding)
+        assert "of a film" in text and "?" in text and ("modèle" in text) == (encoding == "cp1252")
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert main(["gains", *SMALL, "--order", "2", "--no-plot"]) == 0
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert main(["exercises", "--root", str(ROOT), "--out", str(tmp_path / encoding)]) == 0
+        assert len(list((tmp_path / encoding / "student").iterdir())) > 5
+
+
+def test_errors_are_told_nowhere_where_there_is_nowhere(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert main(["tasks", "--data-dir", "absent"]) == 2
+    assert capsys.readouterr().out == ""  # not among the results
+
+
+def test_a_slow_git_ends_no_command(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    wait = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *words, **options: wait(*words, **{**options, "timeout": 0.2}))
+    provenance.commit.cache_clear()
+    assert run("gains", *SMALL, "--order", 2, "--save", "llv", "--json")["metadata"]["commit"] == "unknown"
+    provenance.commit.cache_clear()
 
 
 def test_json_has_null_where_there_is_no_number(run, monkeypatch: pytest.MonkeyPatch) -> None:

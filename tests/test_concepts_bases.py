@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from conftest import EXACT, PROMPTS
 from llvlit.engine.depth import last_token_states
-from llvlit.errors import InputError, NumericalError
+from llvlit.errors import ConceptNotVisibleError, InputError, NumericalError
 from llvlit.method.bases import (
     BASES,
     krylov_basis,
@@ -226,3 +226,10 @@ def test_a_state_without_the_concept_borrows_whatever_the_method(generator):
     states[:, 0] = 1.0  # the same for every prompt, as where all end in one token
     found = directions_of_states(states, labelled(labels), method="lda")
     assert found.borrowed.tolist() == [True, False] and torch.equal(found.vectors[0], found.vectors[1])
+
+
+def test_a_readout_without_a_direction_of_its_own_is_an_error_that_says_what_to_do():
+    """It was that of an earlier state, without a word."""
+    states, labels = planted_states()
+    with pytest.raises(ConceptNotVisibleError, match=r"no readout.*more than 120 prompts, a suffix.*or another output"):
+        directions_of_states(states.flip(1), labelled(labels))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from conftest import EXACT, PROMPTS, affine_model
+from conftest import EXACT, PROMPTS, affine_model, tiny_model
 from llvlit.engine.depth import depth_system
-from llvlit.errors import InputError, NumericalError
-from llvlit.method.concepts import random_directions
+from llvlit.errors import InputError, ModelError, NumericalError
+from llvlit.method.concepts import Directions, random_directions
 from llvlit.method.control import energy, minimum_energy, relative_weights, schedules
-from llvlit.method.gains import adjoint_gains
+from llvlit.method.gains import adjoint_gains, measured_gains
 from llvlit.method.steering import steer
 from llvlit.method.verification import OUT_OF_REACH, REACHED, output_shifts, required_energy
 
@@ -164,3 +166,93 @@ def test_other_bad_input_is_named(gpt2):
         minimum_energy(np.ones(3), 1.0, weights=np.array([1.0, 0.0, 1.0]))
     with pytest.raises(InputError, match="inputs"), steer(gpt2, random_directions(5, 24), np.ones(3)):
         pass
+
+
+def interrupt(at: int):
+    """Trace function that raises KeyboardInterrupt at the given line of the module of steering, counted as they run."""
+    left = [at]
+
+    def trace(frame, event, _arg):
+        if not frame.f_code.co_filename.endswith("steering.py"):
+            return None
+        if event == "line":
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+        return trace
+
+    return trace, left
+
+
+def test_no_interrupt_leaves_a_hook(gpt2):
+    """At any line on entering and on leaving."""
+    vectors, before = random_directions(5, 24, seed=6), sys.gettrace()
+    for at in range(1, 200):
+        trace, left = interrupt(at)
+        sys.settrace(trace)
+        try:
+            with steer(gpt2, vectors, np.ones(4)):
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        assert not any(layer._forward_pre_hooks or layer._forward_hooks for layer in gpt2.layers), at
+        if left[0] > 0:
+            break
+    assert 20 < at < 199  # every line of them was interrupted
+
+
+def test_a_steered_model_gives_no_numbers(gpt2):
+    """Inside, the gains would be those of the pushed model: of other size, even of another sign."""
+    vectors = random_directions(5, 24, seed=6)
+    with steer(gpt2, vectors, np.ones(4)):
+        for numbers in (
+            lambda: measured_gains(gpt2, PROMPTS, vectors),
+            lambda: adjoint_gains(gpt2, PROMPTS, vectors),
+            lambda: required_energy(gpt2, PROMPTS, vectors, np.ones(4), 0.5),
+            lambda: steer(gpt2, vectors, np.ones(4)).__enter__(),
+        ):
+            with pytest.raises(ModelError, match="steer"):
+                numbers()
+    assert measured_gains(gpt2, PROMPTS, vectors).per_prompt.shape == (6, 4)
+
+
+def test_inputs_that_overflow_are_told(gpt2):
+    vectors = random_directions(5, 24, seed=6)
+    with pytest.raises(NumericalError, match="overflow"), steer(gpt2, vectors, np.full(4, 1e300)):
+        gpt2.module(torch.tensor([[1, 2, 3]]))
+    with pytest.raises(NumericalError, match="overflow"):
+        output_shifts(depth_system(gpt2, PROMPTS), vectors, np.full((6, 1, 4), 1e300))
+    with pytest.raises(NumericalError, match="largest number"):
+        minimum_energy(np.full(3, 1e-200), 1e200)
+    assert np.allclose(minimum_energy(np.array([3e-200, 4e-200]), 5.0), [6e199, 8e199])  # their squares are zero
+    assert np.allclose(minimum_energy(np.array([3e200, 4e200]), 5.0), [6e-201, 8e-201])  # their squares are infinite
+
+
+@pytest.mark.parametrize(("argument", "value"), [("target", 1e-8), ("relative_tolerance", 1e-9)])
+def test_targets_and_tolerances_below_rounding_are_refused(argument, value):
+    """In float32: such a target was "reached" at a large multiple of its energy."""
+    model = tiny_model("gpt2", dtype=torch.float32)
+    options = {"target": 0.5, "relative_tolerance": 1e-3, argument: value}
+    with pytest.raises(InputError, match=f"{argument}=.* drowns in rounding.*smallest usable"):
+        required_energy(model, PROMPTS, random_directions(5, 24), np.ones(4), **options)
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), 0.0, -1e-3, 1.0, "small"])
+def test_tolerances_that_end_no_bisection_are_refused(gpt2, tolerance):
+    with pytest.raises(InputError, match="relative_tolerance"):
+        required_energy(gpt2, PROMPTS, random_directions(5, 24), np.ones(4), 0.5, relative_tolerance=tolerance)
+
+
+def test_energies_of_several_shapes_are_those_of_each_and_name_what_was_borrowed(gpt2):
+    vectors = random_directions(5, 24, seed=5)
+    borrowed = np.array([True, True, False, False, False])
+    directions = Directions(vectors, np.ones(5), np.zeros(5), borrowed, "mean_difference")
+    shapes = {("all", 0): np.ones(4), ("late", 1): np.array([0, 1.0, 1, 1])}
+    together = required_energy(gpt2, PROMPTS, directions, shapes, 0.5)
+    for key, shape in shapes.items():
+        alone = required_energy(gpt2, PROMPTS, directions, shape, 0.5)
+        assert np.allclose(together[key].scale, alone.scale, rtol=2e-3)  # other brackets end the bisection
+    assert together["all", 0].borrowed == (0, 1) and str(together["all", 0]).endswith("borrowed directions: 0, 1")
+    assert together["late", 1].borrowed == (1,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import resource
 from pathlib import Path
 
 import nbformat
@@ -11,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 
 from llvlit.cli.main import main
-from llvlit.errors import BuildError, FileError
+from llvlit.errors import BuildError, FileError, InputError, LlvlitError
 from llvlit.publishing.directives import exercise_table
 from llvlit.publishing.exercises import ANSWER, write_exercises
 from llvlit.publishing.pages import read_pages
@@ -207,7 +208,7 @@ def test_exercises_are_listed_with_their_stars(made):
         first, install = sources(path)[:2]
         assert "What do sums do?" in first
         assert "- ★ In words (`ex-words`)\n- ★★★ In code (`ex-code`)" in first
-        assert "fetch --quiet --depth 1 https://github.com/llvlit/llvlit HEAD" in install and "%pip install" in install
+        assert "'https://github.com/llvlit/llvlit', 'HEAD'" in install and "%pip install" in install
         assert "### Exercise: ★★★ In code\n\n`ex-code`\n\nCompute it." in sources(path)
 
 
@@ -285,8 +286,99 @@ def test_work_of_others_is_kept_unless_forced(tmp_path, capsys):
     assert mine.read_text() == "my answers"
     assert not (out / "student" / "other.ipynb").exists()  # nothing at all was written
     assert main(["exercises", "--root", str(root), "--out", str(out), "--force"]) == 0
-    assert "★★★  In code (ex-code)" in capsys.readouterr().out
+    assert "***  In code (ex-code)" in capsys.readouterr().out
     assert contents == {path: path.read_bytes() for path in contents}
+
+
+def test_a_full_disk_leaves_every_notebook_as_it_was(tmp_path):
+    """No file may have more than 8,000 bytes: the first two notebooks would fit, the last two do not."""
+    root, out = write_book(tmp_path, OTHER), tmp_path / "out"
+    (root / "book" / "other.md").write_text(FRONT_MATTER + OTHER + "\nMuch text." * 2000, encoding="utf-8")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, before[1]))
+    try:
+        with pytest.raises(FileError, match="0 of 4 notebooks were written"):
+            write_exercises(root, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path for path in out.rglob("*") if path.is_file()] == []
+
+
+def test_a_folder_in_a_notebooks_place_stays(tmp_path):
+    root, place = write_book(tmp_path), tmp_path / "out" / "student" / "other.ipynb"
+    place.mkdir(parents=True)
+    with pytest.raises(FileError, match=r"1 of 4 notebooks .* student/other\.ipynb"):
+        write_exercises(root, tmp_path / "out")
+    with pytest.raises(FileError, match=r"Could not write .*other\.ipynb.* of 4 notebooks were written"):
+        write_exercises(root, tmp_path / "out", force=True)
+    assert place.is_dir()
+
+
+def test_two_chapters_of_one_name_are_refused(tmp_path, capsys):
+    root = write_book(tmp_path)
+    (root / "more").mkdir()
+    (root / "more" / "sums.md").write_text(FRONT_MATTER + OTHER.replace("eq-other", "eq-more"), encoding="utf-8")
+    (root / "_toc.yml").write_text("root: book/words\nchapters:\n- file: book/sums\n- file: more/sums\n")
+    assert main(["exercises", "--root", str(root), "--out", str(tmp_path / "out")]) == 1
+    assert "book/sums and more/sums" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [({"root": 3}, "root=3"), ({"out": b"x"}, "out="), ({"out": ""}, "out=''"), ({"force": 1}, "force=1")],
+)
+def test_an_odd_argument_is_refused_by_name(tmp_path, arguments, told):
+    with pytest.raises(InputError, match=re.escape(told)):
+        write_exercises(**{"root": write_book(tmp_path / "book"), "out": tmp_path / "out", **arguments})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("book/sums.md", b"\xff"),
+        ("book/sums.md", FRONT_MATTER.replace("kernelspec:", "kernelspec: [").encode() + OTHER.encode()),
+        ("_config.yml", b"repository: [1]"),
+        ("_config.yml", b"sphinx: 3"),
+        ("_config.yml", b"bibtex_bibfiles: [1]"),
+        ("_config.yml", None),
+        ("book/references.bib", b"@misc{known, title={A}, "),
+        ("book/references.bib", b"@misc{known, title={A}}"),
+        ("book/references.bib", b"\xff"),
+        ("_toc.yml", b"- a\n- b"),
+        ("_toc.yml", b"root: ../secret"),
+    ],
+)
+def test_a_broken_file_is_refused_by_name(tmp_path, path, content):
+    root = write_book(tmp_path / "root")
+    (root / path).unlink()
+    if content is not None:
+        (root / path).write_bytes(content)
+    with pytest.raises(LlvlitError, match=re.escape(Path(path).name)):
+        write_exercises(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```{exercise}",
+        "````{exercise} ★\n:label: [a, b\n````",
+        "{eq}`nowhere` {numref}`fig-none` {doc}`none` {cite:t}`none` {ref}`none`",
+        "$$\nx\n$$ (eq-new)\n\n- a\n\n  ```{admonition}\n  {eq}`eq-new`\n  ```\n",
+        "```{list-table}\nno list\n```",
+        "```{prf:theorem}\n```\n\n```{prf:proof}\n```\n\n{eq}``",
+        "\0 \u2028 {term}`a\nb`",
+    ],
+)
+def test_odd_text_gives_a_notebook_or_an_error_of_ours(tmp_path, text):
+    root = write_book(tmp_path / "root", f"{OTHER.replace('eq-other', 'eq-x')}\n\n{text}\n")
+    try:
+        made = write_exercises(root, tmp_path / "out")
+    except LlvlitError as error:
+        assert "book/sums.md" in str(error)
+    else:
+        assert "{admonition}" not in "".join(sources(named(made.student, "sums")))
 
 
 # The book's own

@@ -5,20 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from llvlit.errors import InputError
 from llvlit.plots import figures
 from llvlit.plots import study as study_figures
-from llvlit.plots.styles import DIRECTIONS, MEASURED, METRICS, MODEL_STYLES, PREDICTORS, SCHEDULES
-from llvlit.publishing.profiles import RUNNING, load_profile
+from llvlit.plots.figures import DIRECTIONS, MEASURED, METRICS, MODEL_STYLES, PREDICTORS, SCHEDULES
+from llvlit.publishing.settings import RUNNING, load_settings
 
 DARK_PAGE = "#121212"
 """The theme's ground in dark mode."""
 
 
+@pytest.fixture(autouse=True)
+def close_figures():
+    """Figures stay in memory until they are shown, saved or closed."""
+    yield
+    plt.close("all")
+
+
 def test_a_profile_takes_another_model_task_and_order_in_the_chapters_place():
-    profile = load_profile("embedded")
+    profile = load_settings("embedded")
     assert profile.choose() == profile
     chosen = profile.choose(model=profile.models[0], task=profile.tasks[1], order=7)
     assert chosen.models == profile.models[:1]  # the chapters take the last, and its color goes by its place
@@ -31,23 +40,23 @@ def test_a_profile_takes_another_model_task_and_order_in_the_chapters_place():
 
 
 def test_running_example_is_a_held_out_prompt_and_its_twin():
-    profile = load_profile("embedded")
+    profile = load_settings("embedded")
     for task in profile.tasks:
         assert profile.split(task).evaluation.select(RUNNING).labels == (0, 1)
 
 
 def test_profiles_are_known_or_folders_of_models(tmp_path):
-    assert load_profile("paper").models == ("gpt2", "gpt2-medium", "gpt2-large")
-    assert len(load_profile("paper").tasks) == 10
+    assert load_settings("paper").models == ("gpt2", "gpt2-medium", "gpt2-large")
+    assert len(load_settings("paper").tasks) == 10
     with pytest.raises(InputError, match="embedded"):
-        load_profile("embeded")
+        load_settings("embeded")
     with pytest.raises(InputError, match="no model"):
-        load_profile(str(tmp_path))
+        load_settings(str(tmp_path))
     for name, size in (("big", 20), ("little", 10)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
         (tmp_path / name / "model.safetensors").write_bytes(b"x" * size)
-    models = load_profile(str(tmp_path)).models
+    models = load_settings(str(tmp_path)).models
     assert [figures.short_name(model) for model in models] == ["little", "big"]
 
 
@@ -75,6 +84,88 @@ def test_a_profile_can_begin_at_a_later_layer():
     figures.gain_profile(np.arange(5.0), [np.zeros(5), np.ones(5)], {"krylov": np.ones(5)}, axes=axes, first=1)
     assert [list(line.get_xdata()) for line in axes.get_lines()] == [[1, 2, 3, 4]] * 2
     assert axes.get_xlim() == (0.5, 4.5)
+
+
+@pytest.mark.parametrize("borrowed", [[0, 2], (0, 2), np.array([True, False, True, False, False])])
+def test_a_profile_marks_the_layers_whose_direction_is_borrowed(borrowed):
+    for first, hollow in ((0, [0, 2]), (1, [2]), (3, [])):
+        _, (axes,) = figures.new()
+        figures.gain_profile(np.arange(5.0), axes=axes, first=first, borrowed=borrowed)
+        marks = [line for line in axes.get_lines() if line.get_label() == "direction borrowed"]
+        assert [list(line.get_xdata()) for line in marks] == ([hollow] if hollow else [])
+        assert ("direction borrowed" in [text.get_text() for text in axes.get_legend().get_texts()]) == bool(hollow)
+        assert all(line.get_markerfacecolor() == "white" and line.get_linestyle() == "None" for line in marks)
+
+
+NAME = "modèle $\\frac$ 情感 'a' $b$ | `c`"
+"""No formula: matplotlib's parser would stop at it, and read the rest as one."""
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # the shipped font has no Chinese; a reader's may
+def test_names_are_drawn_letter_for_letter(tmp_path):
+    rows = summary(layers="all", predictor="krylov", spearman=[0.5, 0.75], ratio=[1.0, 2.0])
+    rows = rows.assign(model=[f"a/{NAME}", "b/small"], schedule="uniform", metric="absolute")
+    profile, (axes,) = figures.new()
+    figures.gain_profile([0.1, 0.5], predicted={NAME: [0.1, 0.4]}, axes=axes, title=NAME)
+    line, (beside,) = figures.new()
+    study_figures.interval_line([0, 1], rows, "spearman", axes=beside, label=NAME)
+    beside.legend()
+    drawn = [profile, line, study_figures.energy_summary(rows), study_figures.agreement_summary(rows, {"spearman": ""})]
+    for number, figure in enumerate(drawn):
+        assert figures.plain(NAME) in {text.get_text() for text in figure.findobj(Text)}
+        assert figures.save(figure, tmp_path / f"{number}.png").is_file()
+    _, (axes,) = figures.new()
+    drawing = axes.text(0, 0, figures.plain(figures.plain("a$b$c")))
+    whole, part = (axes.text(0, 0, text, parse_math=False) for text in ("a$b$c", "abc"))
+    widths = [text.get_window_extent().width for text in (drawing, whole, part)]
+    assert widths[0] == pytest.approx(widths[1]) and widths[1] > widths[2] + 1  # the dollars are there, escaped once
+
+
+def test_a_table_reads_no_formula_out_of_a_name(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda made: shown.append(made.data))
+    figures.table(["Model"], [["a$b$<c>"]])
+    assert "a$b$" not in shown[0] and shown[0].count('<span class="tex2jax_ignore">$</span>') == 2
+    assert "&lt;c&gt;" in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("measured", lambda axes: figures.gain_profile("abc", axes=axes)),
+        ("measured", lambda axes: figures.gain_profile([0.1, float("nan")], axes=axes)),
+        ("bounds", lambda axes: figures.gain_profile([0.1, 0.2], [[0.0], [1.0]], axes=axes)),
+        ("predicted", lambda axes: figures.gain_profile([0.1, 0.2], predicted={"krylov": [1.0]}, axes=axes)),
+        ("first", lambda axes: figures.gain_profile([0.1, 0.2], axes=axes, first=2)),
+        ("borrowed", lambda axes: figures.gain_profile([0.1, 0.2], axes=axes, borrowed=[2])),
+        ("borrowed", lambda axes: figures.gain_profile([0.1, 0.2], axes=axes, borrowed=[0.5])),
+        ("borrowed", lambda axes: figures.gain_profile([0.1, 0.2], axes=axes, borrowed="01")),
+        ("values", lambda axes: figures.heatmap(np.ones(3), axes=axes, x="", y="", label="", limits=(0, 1))),
+        ("n_columns", lambda axes: figures.new(0)),
+        ("width", lambda axes: figures.new(width=float("nan"))),
+        ("height", lambda axes: figures.new(height=-1)),
+        ("path", lambda axes: figures.save(axes.figure, 3)),
+        ("alt", lambda axes: figures.show(axes.figure, name="a", alt=None, caption="b")),
+        ("summary", lambda axes: study_figures.energy_summary([])),
+        ("summary lacks schedule", lambda axes: study_figures.energy_summary(summary(layers="all"))),
+        (
+            "summary has no row",
+            lambda axes: study_figures.interval_line(
+                [], summary(spearman=[1.0, 2.0])[:0], "spearman", axes=axes, label=""
+            ),
+        ),
+        (
+            "layers='none'",
+            lambda axes: study_figures.energy_summary(
+                summary(schedule="a", metric="b", layers="all", ratio=[1.0, 2.0]), layers="none"
+            ),
+        ),
+    ],
+)
+def test_odd_arguments_are_named(argument, call):
+    _, (axes,) = figures.new()
+    with pytest.raises(InputError, match=argument):
+        call(axes)
 
 
 def test_no_figure_is_so_wide_that_its_letters_get_too_small():

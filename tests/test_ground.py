@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import struct
 
 import numpy as np
@@ -184,6 +185,15 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     with pytest.raises(FileError, match="as it was"):
         files.write_atomically(path, fail)
     assert json.loads(path.read_text()) == {"whole": 1} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_pipe_or_a_folder_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(FileError, match=f"{name}: it is a folder, a device or a pipe"):
+            files.write_json(tmp_path / name, {})
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and (tmp_path / "folder").is_dir()
 
 
 def test_our_own_errors_pass_through_a_foreign_reading():

@@ -22,6 +22,7 @@ import pytest
 from test_book import PARAMETERS, cell, write_book
 
 from llvlit.errors import BuildError, FileError, InputError
+from llvlit.files import MARK, own
 from llvlit.publishing.build import build_book
 from llvlit.publishing.notebooks import SOURCE_FOLDER, install_cell, runnable
 from llvlit.publishing.site import publish_book
@@ -188,16 +189,29 @@ def test_first_cell_fetches_its_revision_where_the_package_is_missing(tmp_path, 
         assert told["folder"] == str(here / SOURCE_FOLDER) and "mark.txt" in told["files"]
 
 
+def test_first_cell_hands_address_and_revision_to_git_alone(tmp_path):
+    touch = "pathlib.Path('PWNED').touch()"
+    odd = f"v0.1.0; touch PWNED {{__import__('pathlib') and {touch}}} $(touch PWNED) `touch PWNED`"
+    for number, first in enumerate((install_cell(odd), install_cell(tmp_path.as_uri(), odd), install_cell("'" + odd))):
+        here = tmp_path / str(number)
+        here.mkdir()
+        nbformat.write(nbformat.v4.new_notebook(cells=[first]), here / "first.ipynb")
+        command = [sys.executable, "-c", RUN_CELL, "first.ipynb", "missing"]
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=120)
+        assert done.returncode != 0 and "CalledProcessError" in done.stdout + done.stderr
+    assert list(tmp_path.rglob("PWNED")) == []
+
+
 def test_notebooks_install_the_tag_or_the_full_commit(book, tmp_path):
     tagged = publish_book(book, version="v0.1.0", site=tmp_path / "tagged")
-    assert " v0.1.0\n" in nbformat.read(tagged.notebooks[0], as_version=4).cells[0].source
+    assert "'v0.1.0']" in nbformat.read(tagged.notebooks[0], as_version=4).cells[0].source
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(book)]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "One"], check=True)
     latest = publish_book(book, site=tmp_path / "latest")
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     assert len(commit) == 40
-    assert f" {commit}\n" in nbformat.read(latest.notebooks[0], as_version=4).cells[0].source
+    assert f"'{commit}']" in nbformat.read(latest.notebooks[0], as_version=4).cells[0].source
     shutil.rmtree(book / ".git")
 
 
@@ -243,7 +257,7 @@ def test_archive_is_the_folder_and_the_same_every_time(book, tmp_path):
         done = publish_book(book, version="v0.1.0", site=tmp_path / name / "site", revision="c" * 40)
         releases.append(digest(done.archive.parent))
     assert releases[0] == releases[1]
-    assert set(releases[0]) == {"llvlit-book-v0.1.0.tar.gz", "llvlit-book-v0.1.0.pdf", "SHA256SUMS"}
+    assert set(releases[0]) == {"llvlit-book-v0.1.0.tar.gz", "llvlit-book-v0.1.0.pdf", "SHA256SUMS", MARK}
     sums = (done.archive.parent / "SHA256SUMS").read_text(encoding="utf-8")
     for name in ("llvlit-book-v0.1.0.tar.gz", "llvlit-book-v0.1.0.pdf"):
         assert f"{releases[0][name]}  {name}\n" in sums
@@ -261,7 +275,7 @@ def test_wrong_version_is_refused(book, version):
 def test_what_is_no_site_is_never_replaced_nor_taken(book, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(InputError, match="holds something that is no site"):
+    with pytest.raises(FileError, match=r"holds thesis.txt, which llvlit did not write as a site"):
         publish_book(book, site=tmp_path / "mine")
     with pytest.raises(FileError, match="no published site"):
         publish_book(book, site=tmp_path / "site", previous=tmp_path / "mine")
@@ -270,6 +284,131 @@ def test_what_is_no_site_is_never_replaced_nor_taken(book, tmp_path):
     with pytest.raises(BuildError, match="Run `llvlit book` first"):
         publish_book(tmp_path / "mine")
     assert [path.name for path in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+
+
+def test_a_folder_with_a_list_of_versions_is_not_yet_ours(book, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "versions.json").write_text("[]")
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileError, match=r"holds thesis.txt, versions.json, which llvlit did not write"):
+        publish_book(book, site=mine)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_checkout_of_the_published_branch_keeps_its_commits(book, site, tmp_path):
+    checkout = tmp_path / "gh-pages"
+    shutil.copytree(site, checkout)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(checkout)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "Not pushed yet"], check=True)
+    with pytest.raises(FileError, match="did not write as a site"):
+        publish_book(book, previous=checkout, site=checkout)
+    log = subprocess.run([*git, "log", "--format=%s"], check=True, capture_output=True, text=True).stdout
+    assert log == "Not pushed yet\n"
+    done = publish_book(book, previous=checkout, site=tmp_path / "site")
+    assert done.versions == ("latest", "v0.11.0rc1", "v0.10.0", "v0.9.0") and not (done.site / ".git").exists()
+
+
+@pytest.mark.parametrize("place", ["previous", "results", "html"])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_link_points_to_is_never_published(book, site, tmp_path, place, kind):
+    root, previous, secret = tmp_path / "book", tmp_path / "previous", tmp_path / "secret"
+    shutil.copytree(book, root, ignore=shutil.ignore_patterns("site*"))
+    shutil.copytree(site, previous, ignore=shutil.ignore_patterns("v*"))
+    (previous / "versions.json").write_text('[{"version": "latest"}]')
+    secret.mkdir()
+    (secret / "id_ed25519").write_text("a private key")
+    folder = {"previous": previous / "latest", "results": root / "results", "html": root / "_build" / "html"}[place]
+    (folder / "link").symlink_to(secret if kind == "folder" else secret / "id_ed25519")
+    with pytest.raises(FileError, match=rf"{re.escape(str(folder / 'link'))} is a symbolic link"):
+        publish_book(root, previous=previous, site=tmp_path / "site", version="v0.1.0")
+    assert not (tmp_path / "site").exists() and not (tmp_path / "site-release").exists()
+
+
+@pytest.mark.parametrize("fault", ["no mark", "broken off", "no pages"])
+def test_a_build_that_is_not_whole_is_refused(book, tmp_path, fault):
+    root = tmp_path / "book"
+    shutil.copytree(book, root, ignore=shutil.ignore_patterns("site*"))
+    html = root / "_build" / "html"
+    if fault == "no mark":
+        (html / MARK).unlink()
+    elif fault == "broken off":
+        own(html, "book")
+    else:
+        shutil.rmtree(html)
+    with pytest.raises(BuildError, match=r"no whole book .* Run `llvlit book` first"):
+        publish_book(root, site=tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_failure_leaves_the_old_site_and_release(book, tmp_path):
+    root = tmp_path / "book"
+    shutil.copytree(book, root, ignore=shutil.ignore_patterns("site*"))
+    publish_book(root, site=tmp_path / "site", revision="a" * 40)
+    before = digest(tmp_path / "site"), digest(tmp_path / "site-release")
+    (root / "_build" / "html" / "book" / "chapter.html").write_bytes(b"\xff")
+    with pytest.raises(FileError, match=r"chapter\.html cannot be read"):
+        publish_book(root, site=tmp_path / "site", revision="b" * 40)
+    assert (digest(tmp_path / "site"), digest(tmp_path / "site-release")) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"book", "site", "site-release"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"root": 5}, "root=5"),
+        ({"root": ""}, "root=''"),
+        ({"version": 1.0}, "version=1.0"),
+        ({"version": "v1٢.0.0"}, "version="),
+        ({"site": b"site"}, "site="),
+        ({"site": "a\0b"}, "site="),
+        ({"previous": object()}, "previous="),
+        ({"revision": ""}, "revision=''"),
+        ({"revision": "--upload-pack=touch x"}, "revision="),
+        ({"revision": ["main"]}, "revision="),
+    ],
+)
+def test_an_odd_argument_is_refused_by_name(book, arguments, told):
+    with pytest.raises(InputError, match=re.escape(told)):
+        publish_book(**{"root": book, **arguments})
+
+
+@pytest.mark.parametrize("place", ["_build/html/site", "results/site", ".binder/site"])
+def test_a_site_inside_what_it_copies_is_refused(book, place):
+    before = digest(book)
+    with pytest.raises(InputError, match="which is copied"):
+        publish_book(book, site=book / place)
+    assert digest(book) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("_config.yml", b"title: no repository"),
+        ("_config.yml", b"repository: [1, 2]"),
+        ("_config.yml", b"\xff\xfe"),
+        ("_build/html/_sources/book/chapter.ipynb", b'{"cells": ['),
+        ("_build/html/_sources/book/chapter.ipynb", None),
+        ("_build/html/_static/versions.js", b"\xff"),
+        ("constraints.txt", None),
+        ("previous/versions.json", b"{}"),
+        ("previous/versions.json", b"nonsense"),
+        ("previous/versions.json", b'[{"version": "v9.9.9"}]'),
+    ],
+)
+def test_a_broken_file_is_refused_by_name(book, tmp_path, path, content):
+    root = tmp_path / "book"
+    shutil.copytree(book, root, ignore=shutil.ignore_patterns("site*"))
+    previous = root / "previous"
+    previous.mkdir()
+    broken = root / path
+    broken.unlink(missing_ok=True)
+    if content is not None:
+        broken.write_bytes(content)
+    with pytest.raises(FileError, match=re.escape(broken.name)):
+        publish_book(root, previous=previous, site=tmp_path / "site")
+    assert not (tmp_path / "site").exists()
 
 
 class _Quiet(SimpleHTTPRequestHandler):

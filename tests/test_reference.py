@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
+from bs4 import BeautifulSoup
 
 import llvlit
-from llvlit.cli.main import parser
+from llvlit.cli.main import main
 from llvlit.publishing.build import build_book
-from llvlit.publishing.command_page import command_page, commands
 from llvlit.publishing.pages import read_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,27 +114,6 @@ def test_related_work_tells_the_nearest_work_from_ours(name):
     assert name != "linear-quadratic" or "eprint = {2604.19018}" in entry
 
 
-def plain(text: str) -> list[str]:
-    """Words of help or of Markdown, without what either uses to set them."""
-    text = re.sub(r"\\([^\w\s])", r"\1", text)
-    return re.findall(r"[\w.:/*~%-]+", re.sub(r"\]\{#[\w-]+\}|^: |[`\[\]()]", " ", text, flags=re.MULTILINE))
-
-
-@pytest.mark.parametrize("name", sorted(commands(parser())))
-def test_the_command_line_page_says_what_help_says(name):
-    page = command_page(parser())
-    section = page.split(f"(cli-{name})=", 1)[1].split("\n(cli-", 1)[0]
-    says = set(plain(section))
-    told = plain(commands(parser())[name].format_help().replace("show this help message and exit", ""))
-    known = {"usage:", "options:", "positional", "arguments:", "Example:", "-h", "--help"}
-    assert [word for word in told if word not in says | known] == []
-    assert all(f"{{#cli-{name}-{action.dest.replace('_', '-')}}}" in section for action in own_arguments(name))
-
-
-def own_arguments(name: str) -> list[Any]:
-    return [action for action in commands(parser())[name]._actions if action.dest != "help"]
-
-
 @pytest.fixture(scope="module")
 def small_book(tmp_path_factory) -> Path:
     """The reference alone, built under the real settings; what other pages would define is left out."""
@@ -153,6 +132,42 @@ def small_book(tmp_path_factory) -> Path:
     (root / "_toc.yml").write_text(yaml.safe_dump(contents), encoding="utf-8")
     build_book(root, device="cpu", progress=False)
     return root / "_build" / "html"
+
+
+def soup(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[\w.:/*~%-]+", text.replace("[", " ").replace("]", " ")))
+
+
+def test_the_command_line_page_says_what_help_says(small_book, capsys):
+    page = soup(small_book / "book" / "cli.html")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    commands = re.findall(r"^ {4}([a-z]+)\b", capsys.readouterr().out, flags=re.MULTILINE)
+    assert len(commands) >= 9
+    for command in commands:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        told = capsys.readouterr().out.replace("show this help message and exit", "")
+        anchor = page.find(id=f"cli-{command}")
+        section = anchor if anchor.name == "section" else anchor.find_parent("section")
+        assert section.find(["h1", "h2"]).code.get_text() == f"llvlit {command}"
+        page_text = " ".join(section.get_text(between) for between in (" ", "")).replace("…", "...")
+        known = {"usage:", "options:", "positional", "arguments:", "Example:", "-h", "--help"}
+        assert words(told) - words(page_text) - known == set()
+        for option in set(re.findall(r"--([a-z][a-z-]+)", told)) - {"help"}:
+            assert section.find(id=f"cli-{command}-{option}"), f"{command} {option}"
+
+
+def test_screen_readers_get_no_lists_that_are_none_and_a_name_for_each_switch(small_book):
+    for path in (small_book / "book").glob("*.html"):
+        page = soup(path)
+        assert [found for found in page.find_all("dl") if not found.find("dt")] == []
+        switches = page.select("nav summary")
+        assert all(str(switch.get("aria-label")).startswith("Pages of ") for switch in switches)
 
 
 def test_the_index_finds_every_term_function_and_command(small_book):

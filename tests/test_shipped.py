@@ -16,7 +16,7 @@ from llvlit.engine.models import EMBEDDED_FOLDER, LanguageModel, embedded_names,
 from llvlit.method.concepts import concept_directions, separation
 from llvlit.tasks.task import load_task
 from llvlit.training.corpus import RATINGS, SUFFIX
-from llvlit.training.train import SIZES
+from llvlit.training.recipe import SIZES
 
 LARGEST_SHIPMENT = 25e6
 FEWEST_LAYERS = {"small": 12, "medium": 18, "large": 24}

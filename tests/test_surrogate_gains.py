@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
 
-from conftest import EXACT, PROMPTS, affine_model
+from conftest import EXACT, PROMPTS, affine_model, tiny_model
 from llvlit.engine.depth import depth_system, last_token_states
+from llvlit.engine.tokens import tokenize
 from llvlit.errors import FileError, InputError
+from llvlit.files import load_tensors, save_tensors
 from llvlit.method.agreement import agreement
 from llvlit.method.bases import BASES
-from llvlit.method.concepts import random_directions
+from llvlit.method.concepts import Directions, concept_directions, random_directions
 from llvlit.method.gains import Gains, adjoint_gains, measured_gains
 from llvlit.method.identification import JACOBIANS, Plan, identify, identify_all
 from llvlit.method.surrogate import LLV
+from llvlit.method.verification import required_energy
 from llvlit.tasks.task import Prompts
 
 FLOAT32 = 2e-6
@@ -318,3 +323,121 @@ def test_gains_do_not_depend_on_the_batch(gpt2, directions):
     together = measured_gains(gpt2, PROMPTS, directions)
     alone = measured_gains(gpt2, Prompts(PROMPTS.texts[2:3], (1,)), directions)
     assert np.allclose(together.per_prompt[2], alone.per_prompt[0], rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def gpt2_float32():
+    return tiny_model("gpt2", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("amplitude", [1e-8, 1e-6])
+def test_an_amplitude_below_rounding_is_refused_and_the_smallest_usable_said(gpt2_float32, gpt2, directions, amplitude):
+    """In float32 its gains would be off a hundredfold."""
+    with pytest.raises(InputError, match=r"amplitude=.* drowns in rounding.* smallest usable is") as refusal:
+        measured_gains(gpt2_float32, PROMPTS, directions, amplitude=amplitude)
+    smallest = float(re.search(r"usable is (.*)[.] Take", str(refusal.value))[1])
+    gains = measured_gains(gpt2_float32, PROMPTS, directions, amplitude=smallest)
+    exact = adjoint_gains(gpt2_float32, PROMPTS, directions)  # no difference is taken there
+    assert agreement(gains, exact).relative_error < 0.05
+    assert measured_gains(gpt2, PROMPTS, directions, amplitude=amplitude).amplitude == amplitude  # in float64
+
+
+def with_borrowed(vectors, borrowed):
+    chosen = np.isin(np.arange(len(vectors)), borrowed)
+    return Directions(vectors, np.ones(len(vectors)), np.zeros(len(vectors)), chosen, "mean_difference")
+
+
+def test_results_name_the_borrowed_directions_they_used(gpt2, directions, tmp_path):
+    some = with_borrowed(directions, [0, 2])
+    measured, linear = measured_gains(gpt2, PROMPTS, some), adjoint_gains(gpt2, PROMPTS, some)
+    surrogate = identify(gpt2, PROMPTS, some, order=3)
+    for result in (measured, linear, surrogate, agreement(surrogate.gains(), measured), agreement(linear, np.ones(4))):
+        assert result.borrowed == (0, 2) and str(result).endswith("; borrowed directions: 0, 2")
+    assert measured.select(slice(1, None)).borrowed == (1,)  # counted within the layers that are left
+    own = measured_gains(gpt2, PROMPTS, directions)
+    assert own.borrowed == () and "borrowed" not in str(own)
+    for result in (measured, surrogate):
+        result.save(tmp_path / "result.safetensors")
+        again = type(result).load(tmp_path / "result.safetensors")
+        assert again.borrowed == (0, 2)
+    linear.save(tmp_path / "result.safetensors")
+    assert Gains.load(tmp_path / "result.safetensors").pairs == linear.pairs == tuple(range(6))
+
+
+def broken(arrays):
+    """Every array with a number that is none, with an axis less, and left out."""
+    for name, values in arrays.items():
+        spoilt = values.clone()
+        if spoilt.is_floating_point():
+            spoilt.view(-1)[0] = torch.nan
+            yield arrays | {name: spoilt}
+        yield arrays | {name: values[0]}
+        yield {key: value for key, value in arrays.items() if key != name}
+
+
+def test_a_file_that_holds_no_whole_result_is_an_error_of_the_file(gpt2, directions, tmp_path):
+    """Also where the checksum is right, as in a file that another program wrote."""
+    path, spoilt = tmp_path / "result.safetensors", tmp_path / "spoilt.safetensors"
+    results = {"llv": identify(gpt2, PROMPTS, directions, order=3), "gains": adjoint_gains(gpt2, PROMPTS, directions)}
+    for kind, result in results.items():
+        result.save(path)
+        arrays, header = load_tensors(path, kind=kind)
+        headers = [{key: value for key, value in header.items() if key != name} for name in ("metadata", "borrowed")]
+        headers += [{**header, "metadata": 3}, {**header, "borrowed": "ab"}, {**header, "borrowed": [99]}]
+        cases = [(one, header) for one in broken(arrays)] + [(arrays, one) for one in headers]
+        for content, words in cases:
+            save_tensors(spoilt, content, words)
+            with pytest.raises(FileError):
+                type(result).load(spoilt)
+
+
+def test_no_flipped_bit_goes_unseen(gpt2, directions, tmp_path):
+    path = tmp_path / "gains.safetensors"
+    adjoint_gains(gpt2, PROMPTS, directions).save(path)
+    whole = path.read_bytes()
+    draw = np.random.default_rng(0)
+    for bit in draw.integers(8 * len(whole), size=400).tolist():
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        with pytest.raises(FileError):
+            Gains.load(path)
+
+
+def test_results_that_are_not_whole_cannot_be_made(gpt2, directions):
+    gains, surrogate = adjoint_gains(gpt2, PROMPTS, directions), identify(gpt2, PROMPTS, directions, order=3)
+    for named, make in {
+        "per_prompt": lambda: replace(gains, per_prompt=np.full((2, 4), np.nan)),
+        "pairs": lambda: replace(gains, pairs=(0, 1)),
+        "borrowed": lambda: replace(gains, borrowed=(4,)),
+        "kind": lambda: replace(gains, kind="guessed"),
+        "amplitude": lambda: replace(gains, amplitude=-1.0),
+        "A has": lambda: replace(surrogate, A=surrogate.A[:, :2]),
+        "C has": lambda: replace(surrogate, C=surrogate.C[:2]),
+        "bases": lambda: replace(surrogate, bases=surrogate.bases[1:]),
+        "orders": lambda: replace(surrogate, orders=surrogate.orders + 9),
+        "length 2": lambda: with_borrowed(2 * directions, []),
+        "gaps": lambda: Directions(directions, np.ones(4), np.zeros(5), np.zeros(5, dtype=bool), "given"),
+    }.items():
+        with pytest.raises(InputError, match=named):
+            make()
+
+
+def test_directions_that_are_not_of_unit_length_would_scale_gains_and_are_refused(gpt2, directions):
+    with pytest.raises(InputError, match=r"directions\[0\] has length 2"):
+        identify(gpt2, PROMPTS, 2 * directions)
+
+
+def test_tokens_stand_in_for_prompts(gpt2, directions):
+    tokens = tokenize(gpt2, PROMPTS)
+    shape = np.ones(4)
+    for function in (
+        measured_gains,
+        adjoint_gains,
+        lambda *arguments: identify(*arguments, order=3),
+        lambda *arguments: required_energy(*arguments, shape, 0.5),
+    ):
+        for name, value in vars(function(gpt2, PROMPTS, directions)).items():
+            again = getattr(function(gpt2, tokens, directions), name)
+            assert np.array_equal(value, again) if isinstance(value, np.ndarray) else value == again
+    assert torch.equal(concept_directions(gpt2, tokens).vectors, concept_directions(gpt2, PROMPTS).vectors)

@@ -500,7 +500,7 @@ def test_parquet_must_be_there_and_whole(tmp_path: Path) -> None:
 def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "folder.parquet").mkdir()
     os.mkfifo(tmp_path / "pipe.parquet")
-    (tmp_path / "endless.parquet").symlink_to("/dev/zero")
+    (tmp_path / "endless.parquet").symlink_to("/dev/urandom")
     for name in ("folder", "pipe", "endless"):
         with pytest.raises(InputError, match=f"name=.*{name}.parquet': this is a folder or a device, no file"):
             load_task(tmp_path / f"{name}.parquet")

@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from string import ascii_letters
+from subprocess import PIPE
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
-from llvlit import load_model
-from llvlit.errors import InputError, NumericalError
-from llvlit.training import run as training_run
-from llvlit.training import train
+from llvlit import files, load_model
+from llvlit.errors import FileError, InputError, LlvlitError, NumericalError
 from llvlit.training.corpus import (
     END_OF_TEXT,
     RATINGS,
     SUFFIX,
     Corpus,
     WindowStream,
-    load_corpus,
+    fingerprint_of,
     read_reviews,
-    save_corpus,
     tokenize_corpus,
     train_tokenizer,
     window_streams,
 )
-from llvlit.training.run import train_family
-from llvlit.training.train import Recipe, Size, TrainingState, build_model, train_model
+from llvlit.training.family import train_family
+from llvlit.training.loop import TrainingState, losses, train_model
+from llvlit.training.recipe import SIZES, Recipe, Size, build_model
 
 WORDS = (
     "the",
@@ -81,21 +85,21 @@ def streams(corpus: Corpus, tokenizer: Tokenizer) -> tuple[WindowStream, WindowS
 @pytest.fixture(autouse=True)
 def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """One size of the family that trains in no time."""
-    monkeypatch.setitem(train.SIZES, "tiny", Size(n_layers=2, hidden_size=16, n_heads=2))
+    monkeypatch.setitem(SIZES, "tiny", Size(n_layers=2, hidden_size=16, n_heads=2))
 
 
 # Reading
 
 
 def write_acl_imdb(folder: Path) -> None:
-    files = {
+    written = {
         "train/pos/0_9.txt": "Loved it.<br /><br />Twice!",
         "train/pos/10_10.txt": "Superb",
         "train/neg/123_1.txt": " Awful \n film<br/>really ",
         "train/unsup/5_0.txt": "Né en été.",
         "test/pos/7_8.txt": "not for training",
     }
-    for name, text in files.items():
+    for name, text in written.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -130,6 +134,62 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
             list(read_reviews(folder))
 
 
+def odd_corpora(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Folders that are no corpora, and what is said of each."""
+    whole = gzip.compress(b"9\ta fine film\n" * 50)
+    lines = {
+        "latin": (gzip.compress("7\tdéjà vu\n".encode("latin-1")), "cannot be read as gzipped lines in UTF-8"),
+        "cut": (whole[:-20], "cannot be read as gzipped lines in UTF-8"),
+        "plain": (b"9\ta fine film\n", "cannot be read as gzipped lines in UTF-8"),
+        "rating": (gzip.compress(b"11\ta fine film\n"), "has the rating '11'; expected one of 1, 2, 3"),
+        "unmarked": (gzip.compress(b"a fine film\n"), "has the rating 'a fine film'"),
+        "endless": (gzip.compress(b"0" * 2_000_000), "has a line of over"),
+        "empty": (gzip.compress(b""), "holds no review"),
+    }
+    for name, (content, message) in lines.items():
+        (folder / name).mkdir()
+        (folder / name / "part.tsv.gz").write_bytes(content)
+        yield folder / name, message
+    reviews_in = {
+        "latin": "in UTF-8",
+        "folder": "no regular file",
+        "pipe": "no regular file",
+        "endless": "no regular file",
+    }
+    for name, message in {**reviews_in, "name": "has the rating 'review'"}.items():
+        part = folder / f"files-{name}" / "train" / "pos"
+        part.mkdir(parents=True)
+        path = part / ("review.txt" if name == "name" else "1_9.txt")
+        if name == "folder":
+            path.mkdir()
+        elif name == "pipe":
+            os.mkfifo(path)
+        elif name == "endless":
+            path.symlink_to("/dev/urandom")
+        else:
+            path.write_bytes(b"d\xe9j\xe0 vu")
+        yield folder / f"files-{name}", message
+    (folder / "pipes").mkdir()
+    os.mkfifo(folder / "pipes" / "part.txt.gz")
+    yield folder / "pipes", "no regular file"
+    (folder / "no-reviews" / "train").mkdir(parents=True)
+    yield folder / "no-reviews", "holds no review"
+    (folder / "file").write_bytes(b"")
+    yield folder / "file", "neither a train/ folder"
+    yield Path("/dev/urandom"), "neither a train/ folder"
+
+
+def test_odd_corpora_are_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "corpora").mkdir()
+    began = time.perf_counter()
+    for folder, message in odd_corpora(tmp_path / "corpora"):
+        with pytest.raises(LlvlitError, match=message) as told:
+            train_family(folder, tmp_path / "run", sizes=["tiny"], steps=1, device="cpu")
+        assert folder.name in str(told.value)
+    assert time.perf_counter() - began < 10
+    assert not (tmp_path / "run").exists()
+
+
 # Tokens
 
 
@@ -152,15 +212,13 @@ def test_verdicts_differ_in_the_token_after_the_suffix(tokenizer: Tokenizer) -> 
     assert len(firsts) == len(RATINGS)
 
 
-def test_corpus_round_trip(corpus: Corpus, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    save_corpus(corpus, tmp_path / "corpus.safetensors")
-    loaded = load_corpus(tmp_path / "corpus.safetensors")
-    assert loaded.fingerprint == corpus.fingerprint
+def test_corpus_holds_its_reviews(corpus: Corpus, tokenizer: Tokenizer) -> None:
     for row, (text, rating) in enumerate(reviews()):
-        assert tokenizer.decode(loaded.review(row).tolist()) == text
-        assert loaded.ratings[row] == rating
+        assert tokenizer.decode(corpus.review(row).tolist()) == text
+        assert corpus.ratings[row] == rating
     others = [*reviews()[:-1], (reviews()[-1][0], reviews()[-1][1] % 10 + 1)]
     assert tokenize_corpus(others, tokenizer).fingerprint != corpus.fingerprint
+    assert len({fingerprint_of(read) for read in (reviews(), others, reviews()[::-1])}) == 3
 
 
 # Windows
@@ -253,7 +311,7 @@ def fit(
     recipe: Recipe = RECIPE,
     *,
     progress: Callable[[int, int, str], None] | None = None,
-    corpus_fingerprint: str = "tiny",
+    corpus: str = "tiny",
 ) -> tuple[dict[str, torch.Tensor], TrainingState]:
     model, state = train_model(
         "tiny",
@@ -261,7 +319,7 @@ def fit(
         streams,
         checkpoint,
         vocabulary=VOCABULARY,
-        corpus_fingerprint=corpus_fingerprint,
+        inputs={"corpus": corpus},
         checkpoint_every=3,
         progress=progress,
     )
@@ -319,19 +377,15 @@ def test_killed_run_continues_bit_for_bit(
 
 
 def test_verdicts_weigh_more_from_late_from_on(
-    streams: tuple[WindowStream, WindowStream], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, tokenizer: Tokenizer, streams: tuple[WindowStream, WindowStream], tmp_path: Path
 ) -> None:
-    losses = train._losses
-    seen: list[set[float]] = []
-
-    def spy(model: torch.nn.Module, tokens: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if torch.is_grad_enabled():
-            seen.append(set(weights.unique().tolist()))
-        return losses(model, tokens, weights)
-
-    monkeypatch.setattr(train, "_losses", spy)
-    fit(streams, tmp_path / "checkpoint.safetensors")
-    assert seen == [{1.0, 4.0}] * 5 + [{1.0, 40.0}] * 5
+    """As if the stream had given them that weight, from that step on and not before."""
+    heavy = window_streams(corpus, tokenizer, length=RECIPE.length, verdict_weight=40.0, seed=0)
+    short = replace(RECIPE, steps=3)
+    late, never = (fit(streams, tmp_path / f"{step}.safetensors", replace(short, late_from=step))[0] for step in (0, 3))
+    expected = fit(heavy, tmp_path / "heavy.safetensors", replace(short, late_from=3))[0]
+    assert all(torch.equal(late[name], expected[name]) for name in expected)
+    assert not all(torch.equal(never[name], expected[name]) for name in expected)
 
 
 def test_finished_run_is_loaded(streams: tuple[WindowStream, WindowStream], tmp_path: Path) -> None:
@@ -356,14 +410,14 @@ def test_another_recipe_is_refused(
     streams: tuple[WindowStream, WindowStream], halfway: Path, change: dict[str, float]
 ) -> None:
     before = halfway.read_bytes()
-    with pytest.raises(InputError, match=rf"trained with other settings \({next(iter(change))}\)"):
+    with pytest.raises(InputError, match="trained with {} .*, not {}".format(*next(iter(change.items())))):
         fit(streams, halfway, replace(RECIPE, **change))
     assert halfway.read_bytes() == before
 
 
 def test_another_corpus_is_refused(streams: tuple[WindowStream, WindowStream], halfway: Path) -> None:
-    with pytest.raises(InputError, match=r"other settings \(corpus\)"):
-        fit(streams, halfway, corpus_fingerprint="another")
+    with pytest.raises(InputError, match="trained with corpus tiny, not another"):
+        fit(streams, halfway, corpus="another")
 
 
 def test_steps_may_change_until_the_rate_falls(streams: tuple[WindowStream, WindowStream], halfway: Path) -> None:
@@ -393,19 +447,11 @@ def test_rate_rises_stays_and_falls() -> None:
     assert rates[-1] == pytest.approx(1 / 40)
 
 
-def test_diverged_run_keeps_the_last_good_checkpoint(
-    streams: tuple[WindowStream, WindowStream], halfway: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_diverged_run_keeps_the_last_good_checkpoint(streams: tuple[WindowStream, WindowStream], halfway: Path) -> None:
     before = halfway.read_bytes()
-    losses = train._losses
-
-    def diverging(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        loss, per_token = losses(*arguments)
-        return loss, per_token * float("nan")
-
-    monkeypatch.setattr(train, "_losses", diverging)
+    broken = replace(streams[0], verdict_weight=float("nan"))
     with pytest.raises(NumericalError, match=r"not finite at step 6.*last good checkpoint"):
-        fit(streams, halfway)
+        fit((broken, streams[1]), halfway)
     assert halfway.read_bytes() == before
 
 
@@ -415,7 +461,7 @@ def test_loss_weighs_the_verdict() -> None:
     tokens = torch.randint(VOCABULARY, (2, 7), generator=torch.Generator().manual_seed(0))
     weights = torch.ones(2, 7)
     weights[1, 4] = 4.0
-    loss, per_token = train._losses(model, tokens, weights)
+    loss, per_token = losses(model, tokens, weights)
     scores = model(tokens).logits.log_softmax(-1)
     expected = [[-scores[row, place - 1, tokens[row, place]].item() for place in range(1, 7)] for row in (0, 1)]
     np.testing.assert_allclose(per_token.numpy(), expected, rtol=1e-5)
@@ -436,11 +482,27 @@ def test_weights_depend_on_the_seed_and_touch_no_generator() -> None:
 # The family
 
 
-def test_family_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_run, "VOCABULARY", VOCABULARY)
+@pytest.fixture
+def corpus_folder(tmp_path: Path) -> Path:
     write_gzipped(tmp_path / "corpus", reviews())
+    return tmp_path / "corpus"
+
+
+def family(corpus: Path, out: Path, **options: object) -> dict[str, Any]:
+    """A family of one tiny model, trained for two steps."""
+    chosen = {"sizes": ["tiny"], "steps": 2, "seed": 7, "device": "cpu", "vocabulary": VOCABULARY}
+    return train_family(corpus, out, **{**chosen, **options})
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What lies in a folder, but for the lock."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_family_can_be_loaded(corpus_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    finals = train_family(tmp_path / "corpus", out, sizes=["tiny"], steps=2, seed=7, device="cpu")
+    finals = family(corpus_folder, out, keep=[0, 2])
     model = load_model(out / "models" / "tiny", device="cpu")
     assert (model.n_layers, model.hidden_size, model.max_positions) == (2, 16, 160)
     training = json.loads((out / "models" / "tiny" / "training.json").read_text())
@@ -449,19 +511,120 @@ def test_family_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (training["recipe"]["steps"], training["recipe"]["seed"]) == (2, 7)
     assert training["command"].endswith("--sizes tiny --steps 2 --seed 7")
     assert training["corpus"]["reviews"] == 60
-    trained = train_family(tmp_path / "corpus", out, sizes=["tiny"], steps=2, seed=7, device="cpu")
-    assert trained == finals  # from its checkpoint
     assert model.tokenizer.decode(model.tokenizer("dull Rating:")["input_ids"]) == "dull Rating:"
     assert model.tokenizer.eos_token == END_OF_TEXT
 
-    tensors, _ = train.load_tensors(out / "tiny" / "checkpoint.safetensors", kind="training")
+    tensors, _ = files.load_tensors(out / "tiny" / "checkpoint.safetensors", kind="training")
     for name, value in model.module.named_parameters():
         assert torch.equal(value, tensors[f"model.{name}"].to(torch.float16).float())
+    weights = [(out / "models" / name / "model.safetensors").read_bytes() for name in ("tiny-0", "tiny-2", "tiny")]
+    assert weights[0] != weights[1] == weights[2]
+
+    remnants = [out / ".tokenizer.json.abcdefgh", out / "models" / "tiny" / ".model.safetensors.a_c_e_g1"]
+    others = [out / ".notes.txt.abcdefgh", out / "models" / "tiny" / "notes.md"]
+    for path in (*remnants, *others):
+        path.write_text("")
+    before = files_of(out)
+    assert family(corpus_folder, out, keep=[0, 2]) == finals  # from its checkpoint
+    assert not any(path.exists() for path in remnants) and all(path.exists() for path in others)
+    kept = set(before) - {str(path.relative_to(out)) for path in remnants}
+    after = files_of(out)
+    assert set(after) == kept
+    assert {name for name in kept if after[name] != before[name]} <= {"models/tiny/training.json"}  # the environment
 
 
-def test_family_refuses_before_it_reads(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="Did you mean 'small'"):
-        train_family(tmp_path, tmp_path / "run", sizes=["smal"])
-    with pytest.raises(InputError, match="steps=0"):
-        train_family(tmp_path, tmp_path / "run", steps=0)
+def test_family_is_not_trained_on_another_corpus(corpus_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    family(corpus_folder, out)
+    before = files_of(out)
+    write_gzipped(tmp_path / "other", [(f"{text} indeed", rating) for text, rating in reviews()])
+    both = rf"made from corpus {fingerprint_of(read_reviews(corpus_folder))}, but .*other' now gives corpus {{}}"
+    with pytest.raises(InputError, match=both.format(fingerprint_of(read_reviews(tmp_path / "other")))):
+        family(tmp_path / "other", out)
+    with pytest.raises(InputError, match="absent"):
+        family(tmp_path / "absent", out)
+    with pytest.raises(InputError, match=r"made from vocabulary 320, but .* vocabulary 330"):
+        family(corpus_folder, out, vocabulary=330)
+    with pytest.raises(InputError, match="trained with seed 7, not 8"):
+        family(corpus_folder, out, seed=8)
+    tokenizer = out / "tokenizer.json"
+    text = tokenizer.read_text(encoding="utf-8")
+    tokenizer.write_text(text.replace('"add_prefix_space": false', '"add_prefix_space": true'), encoding="utf-8")
+    with pytest.raises(InputError, match=r"made from tokenizer [0-9a-f]{16}, but"):
+        family(corpus_folder, out)
+    tokenizer.write_text(text, encoding="utf-8")
+    assert files_of(out) == before
+
+
+def test_a_step_that_was_passed_cannot_be_kept(corpus_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    family(corpus_folder, out, keep=[1])
+    family(corpus_folder, out, keep=[1, 2])  # one lies there, the other is where the checkpoint stands
+    for keep in ([0], [0, 1]):
+        with pytest.raises(InputError, match=r"keep=0: tiny in .* stands at step 2 already.* was not kept"):
+            family(corpus_folder, out, keep=keep)
+    with pytest.raises(InputError, match="keep=3"):
+        family(corpus_folder, out, keep=[3])
+    (out / "tiny" / "checkpoint.safetensors").unlink()  # as if another run had been killed before its first
+    family(corpus_folder, out, seed=8)
+    with pytest.raises(InputError, match="keep=1: tiny"):
+        family(corpus_folder, out, seed=8, keep=[1])
+
+
+def test_what_llvlit_did_not_write_stays(corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with models of somebody else, and a corpus that is none."""
+    (tmp_path / "models" / "precious").mkdir(parents=True)
+    (tmp_path / "models" / "precious" / "model.safetensors").write_bytes(b"weights")
+    before = files_of(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for corpus in (corpus_folder, tmp_path):
+        with pytest.raises(LlvlitError, match=r"which llvlit did not write|neither a train/ folder"):
+            family(corpus, Path("."))
+    assert files_of(tmp_path) == before
+
+
+def test_a_run_has_its_folder_for_itself(corpus_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    files.own(out, "training run")
+    before = files_of(out)
+    script = (
+        "import sys; from llvlit.files import locked\nwith locked(sys.argv[1]): print('has it', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, out], stdin=PIPE, stdout=PIPE) as other:
+        assert other.stdout.readline() == b"has it\n"
+        with pytest.raises(FileError, match=f"run is in use by process {other.pid}"):
+            family(corpus_folder, out)
+        other.communicate(b"\n")
+    assert files_of(out) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": ["smal"]}, "Did you mean 'small'"),
+        ({"sizes": "small"}, "sizes='small'"),
+        ({"sizes": [3]}, "size=3"),
+        ({"sizes": ["1x99999968"]}, "size='1x99999968' has over 1000000000 parameters"),
+        ({"steps": 0}, "steps=0"),
+        ({"steps": 1.5}, r"steps=1\.5"),
+        ({"seed": -1}, "seed=-1"),
+        ({"device": "cpux"}, "device='cpux'"),
+        ({"device": "cuda"}, "device='cuda'"),
+        ({"device": 1}, "device=1"),
+        ({"keep": [-1]}, "keep=-1"),
+        ({"keep": 3}, "keep=3"),
+        ({"compiled": "yes"}, "compiled='yes'"),
+        ({"vocabulary": 10}, "vocabulary=10"),
+        ({"corpus": 3}, "corpus=3"),
+        ({"out": None}, "out=None"),
+    ],
+    ids=str,
+)
+def test_family_refuses_before_it_reads(
+    options: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    arguments = {"corpus": tmp_path / "absent", "out": tmp_path / "run", **options}
+    with pytest.raises(InputError, match=message):
+        train_family(**arguments)
     assert list(tmp_path.iterdir()) == []

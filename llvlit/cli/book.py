@@ -57,10 +57,9 @@ def mount(commands: Any) -> None:
 
 def book(options: argparse.Namespace) -> None:
     """Execute every chapter and build the book."""
-    from llvlit.publishing.browser import take_screenshots
+    from llvlit.publishing.browser import take_screenshots, write_pdf
     from llvlit.publishing.build import build_book
     from llvlit.publishing.pages import read_pages
-    from llvlit.publishing.pdf import write_pdf
 
     built = build_book(
         options.root,

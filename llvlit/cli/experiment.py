@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from llvlit.cli.options import add_data_dir, add_device, count, seed
@@ -11,8 +12,7 @@ from llvlit.cli.terminal import terminal_width
 
 if TYPE_CHECKING:
     from llvlit.engine.models import LanguageModel
-    from llvlit.method.concepts import Directions
-    from llvlit.tasks.task import Splits
+    from llvlit.engine.tokens import TokenizedPrompts
 
 
 def add_experiment(command: argparse.ArgumentParser) -> None:
@@ -25,30 +25,25 @@ def add_experiment(command: argparse.ArgumentParser) -> None:
     add_device(command)
 
 
-def load_experiment(options: argparse.Namespace) -> tuple[LanguageModel, Splits]:
-    """The model and the splits of the task that the options name; the task first, since it is read sooner."""
+def load_experiment(options: argparse.Namespace) -> tuple[LanguageModel, dict[str, TokenizedPrompts]]:
+    """The model that the options name, and the tokens of the task's splits: concept, operating, evaluation."""
     from llvlit.engine.models import load_model
+    from llvlit.engine.tokens import tokenize
     from llvlit.tasks.task import load_task
 
     n = options.prompts
-    task = load_task(options.task, data_dir=options.data_dir)
+    task = load_task(options.task, data_dir=options.data_dir)  # before the model, which takes longer
     splits = task.split(concept=2 * n, operating=n, evaluation=n, seed=options.seed)
-    return load_model(options.model, device=options.device), splits
+    model = load_model(options.model, device=options.device)
+    return model, {name: tokenize(model, getattr(splits, name)) for name in ("concept", "operating", "evaluation")}
 
 
-def borrowed_states(directions: Directions) -> list[int]:
-    """States whose direction is that of another state."""
-    states: list[int] = directions.borrowed.nonzero()[0].tolist()
-    return states
-
-
-def borrowed_note(directions: Directions) -> str:
-    """A sentence that names the states whose direction is borrowed; empty if there are none."""
-    states = borrowed_states(directions)
-    if not states:
+def borrowed_note(layers: Sequence[int]) -> str:
+    """A line or two on the layers that are pushed along a borrowed direction; empty if none are."""
+    if not layers:
         return ""
     return textwrap.fill(
-        f"* Borrowed: at state{'s' * (len(states) > 1)} {', '.join(map(str, states))} the class gap is within chance; "
-        "the direction there is that of the next state whose gap is not.",
+        f"* Borrowed directions before layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}: the class gap "
+        "there is within chance, so the push goes along the next state's own direction, and its sign means nothing.",
         terminal_width(),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llvlit.cli.experiment import add_experiment, borrowed_note, borrowed_states, load_experiment
+from llvlit.cli.experiment import add_experiment, borrowed_note, load_experiment
 from llvlit.cli.options import command, count, length
 from llvlit.cli.terminal import bar, encodes_blocks, show, sparkline
 from llvlit.errors import InputError
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llvlit.method.agreement import Agreement
-    from llvlit.method.concepts import Directions
     from llvlit.method.gains import Gains
     from llvlit.method.surrogate import LLV
 
@@ -31,7 +30,6 @@ class Profile:
     model: str
     task: str
     basis: str
-    directions: Directions
     measured: Gains
     adjoint: Gains
     surrogate: LLV
@@ -93,34 +91,34 @@ def compute(options: argparse.Namespace) -> Profile:
     from llvlit.method.identification import identify
 
     model, splits = load_experiment(options)
-    directions = concept_directions(model, splits.concept)
+    directions = concept_directions(model, splits["concept"])
     order = min(32, model.hidden_size) if options.order is None else options.order
-    surrogate = identify(model, splits.operating, directions, order=order, basis=options.basis)
-    measured = measured_gains(model, splits.evaluation, directions, amplitude=options.amplitude)
-    adjoint = adjoint_gains(model, splits.operating, directions)
+    surrogate = identify(model, splits["operating"], directions, order=order, basis=options.basis)
+    measured = measured_gains(model, splits["evaluation"], directions, amplitude=options.amplitude)
     return Profile(
         model=model.name,
         task=options.task,
         basis=options.basis,
-        directions=directions,
-        measured=measured,
-        adjoint=adjoint,
         surrogate=surrogate,
+        measured=measured,
+        adjoint=adjoint_gains(model, splits["operating"], directions),
         agreement=agreement(surrogate.gains(), measured),
     )
 
 
 def data(profile: Profile, figure: str | None) -> dict[str, Any]:
-    """A profile as ``--json`` prints it."""
+    """A profile as ``--json`` prints it, with what it was computed with."""
+    from llvlit.provenance import environment
+
     return {
         "measured": profile.measured.mean.tolist(),
         "interval": profile.measured.interval().tolist(),
         "predicted": profile.predicted.tolist(),
         "adjoint": profile.adjoint.mean.tolist(),
-        "borrowed": borrowed_states(profile.directions),
+        "borrowed": profile.measured.borrowed,
         "agreement": profile.agreement.row(),
         "figure": figure,
-        "metadata": profile.surrogate.metadata,
+        "metadata": {**environment(), **profile.surrogate.metadata},
     }
 
 
@@ -136,10 +134,10 @@ def text(profile: Profile) -> str:
     largest = float(abs(measured[1:]).max(initial=0.0)) or float(abs(measured).max()) or 1.0
     for layer, gain in enumerate(measured):
         bounds = f"[{low[layer]:.3f}, {high[layer]:.3f}]"
-        mark = "*" if profile.directions.borrowed[layer] else " "
+        mark = "*" if layer in profile.measured.borrowed else " "
         numbers = f"{layer:>5}{mark}{gain:>9.3f} {bounds:>18} {predicted[layer]:>13.3f} {adjoint[layer]:>9.3f}"
         lines.append(f"{numbers}  {bar(gain, largest, BAR, blocks=blocks)}".rstrip())
-    if note := borrowed_note(profile.directions):
+    if note := borrowed_note(profile.measured.borrowed):
         lines.append(note)
     if len(measured) > 1:  # layer 0 often stands far from all others
         small = {"measured": measured[1:], profile.basis: predicted[1:]}
@@ -161,13 +159,15 @@ def draw(profile: Profile, path: Path) -> None:
     from llvlit.plots import figures
 
     figure, (axes,) = figures.new()
-    predictions = {profile.basis: profile.predicted.tolist(), "adjoint": profile.adjoint.mean.tolist()}
-    title = f"{profile.title}, order {profile.surrogate.order}".replace("$", r"\$")
-    gains = profile.measured.mean
-    figures.gain_profile(gains.tolist(), profile.measured.interval().tolist(), predictions, axes=axes, title=title)
-    if borrowed := [state for state in borrowed_states(profile.directions) if state < len(gains)]:
-        axes.plot(borrowed, gains[borrowed], "ko", markersize=9, fillstyle="none", label="borrowed direction")
-        axes.legend()
+    predictions = {profile.basis: profile.predicted, "adjoint": profile.adjoint.mean}
+    figures.gain_profile(
+        profile.measured.mean,
+        profile.measured.interval(),
+        predictions,
+        axes=axes,
+        title=f"{profile.title}, order {profile.surrogate.order}",
+        borrowed=profile.measured.borrowed,
+    )
     figures.save(figure, path)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from llvlit.cli import book, gains, lists, steer, study, train
-from llvlit.cli.terminal import complain, write
+from llvlit.cli.terminal import complain, printing, write
 from llvlit.errors import InputError, LlvlitError
 
 FIRST_STEPS = """\
@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not words:
             write(FIRST_STEPS)
             return DONE
-        options = parser().parse_args(words)
+        with printing():
+            options = parser().parse_args(words)
         logging.getLogger("transformers").setLevel(logging.ERROR)
         options.run(options)
         return DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -38,9 +39,9 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def named(value: str) -> str:
-    """What may name a file, a folder, a model or a task."""
+    """What may name a file, a folder, a model or a task; ``~`` is the home folder."""
     _checked(lambda checks: checks.path("name", checks.text("name", value)))
-    return value
+    return os.path.expanduser(value)
 
 
 def text(value: str) -> str:

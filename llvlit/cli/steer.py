@@ -6,17 +6,17 @@ import argparse
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llvlit.cli.experiment import add_experiment, borrowed_note, borrowed_states, load_experiment
+from llvlit.cli.experiment import add_experiment, borrowed_note, load_experiment
 from llvlit.cli.options import command, count, number, text
 from llvlit.cli.terminal import show, side_by_side, terminal_width
-from llvlit.errors import InputError
+from llvlit.errors import InputError, NumericalError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from llvlit.engine.models import LanguageModel
     from llvlit.method.concepts import Directions
-    from llvlit.tasks.task import Splits
+    from llvlit.method.gains import Gains
 
 PROMPT = "The plot was thin and"
 
@@ -70,17 +70,23 @@ def mount(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Print continuations side by side: unsteered, by the cheapest push, by a uniform one of the same energy."""
+    from llvlit.engine.depth import last_token_states
     from llvlit.method.concepts import concept_directions
+    from llvlit.method.control import relative_weights
+    from llvlit.method.gains import adjoint_gains
 
     model, splits = load_experiment(options)
     encoded = _encoded(model, options)
-    directions = concept_directions(model, splits.concept)
+    directions = concept_directions(model, splits["concept"])
+    gains = adjoint_gains(model, splits["operating"], directions)
+    weights = None
+    if options.energy == "relative":
+        weights = relative_weights(last_token_states(model, splits["operating"]))
     continuations = {
         name: replace(continuation, text=_continue(model, directions, continuation.inputs, encoded, options.tokens))
-        for name, continuation in pushes(model, splits, directions, options).items()
+        for name, continuation in pushes(model, directions, gains, weights, options).items()
     }
     cost = continuations["optimal"].energy
-    rows = {name: asdict(continuation) for name, continuation in continuations.items()}
     columns = {name: f"{continuation.facts}\n\n{continuation.text}" for name, continuation in continuations.items()}
     show(
         options,
@@ -88,57 +94,50 @@ def run(options: argparse.Namespace) -> None:
             "target": options.target,
             "energy": cost,
             "metric": options.energy,
-            "borrowed": borrowed_states(directions),
-            **rows,
+            "borrowed": gains.borrowed,
+            **{name: asdict(continuation) for name, continuation in continuations.items()},
         },
         f"{side_by_side(columns, terminal_width())}\n\n"
         f"Target: {options.target:+g} class gaps of {options.task} at the output of {model.name}.\n"
         f"Both pushes have the {options.energy} energy {cost:.3g}. Predicted: by the linear gains.\n"
         "Measured: in the full model, at the prompt's last token. A gap: the distance of the classes' means.\n"
-        f"{borrowed_note(directions)}".rstrip(),
+        f"{borrowed_note(gains.borrowed)}".rstrip(),
     )
 
 
 def pushes(
-    model: LanguageModel, splits: Splits, directions: Directions, options: argparse.Namespace
+    model: LanguageModel,
+    directions: Directions,
+    gains: Gains,
+    weights: np.ndarray | None,
+    options: argparse.Namespace,
 ) -> dict[str, Continuation]:
-    """No push, the cheapest for the target, and a uniform one, with what they cost and do; no texts yet."""
+    """No push, the cheapest for the target, and a uniform one of its energy, with what they do; no texts yet."""
     import numpy as np
 
-    from llvlit.engine.depth import depth_system, last_token_states
-    from llvlit.method.control import energy, minimum_energy, relative_weights
-    from llvlit.method.gains import adjoint_gains
+    from llvlit.engine.depth import depth_system
+    from llvlit.method.control import energy, minimum_energy, schedules
+    from llvlit.method.gains import check_resolution
     from llvlit.method.verification import output_shifts
     from llvlit.prompts import Prompts
 
-    gains, gap = adjoint_gains(model, splits.operating, directions).mean, float(directions.gaps[-1])
-    weights = np.ones(model.n_layers)
-    if options.energy == "relative":
-        weights = relative_weights(last_token_states(model, splits.operating))
-    optimal = minimum_energy(gains, options.target * gap, weights=weights)
-    with np.errstate(over="ignore"):  # told below
-        uniform = equal_energy(1 / np.sqrt(weights), gains, optimal, weights)
-    inputs = {"plain": np.zeros(model.n_layers), "optimal": optimal, "uniform": uniform}
+    gap = float(directions.gaps[-1])
     system = depth_system(model, Prompts((options.prompt,), (1,)))
-    vectors = directions.vectors.to(model.device, model.dtype)
-    shifts = output_shifts(system, vectors, np.stack([*inputs.values()])[None])[0] / gap
-    if not np.isfinite(shifts).all():
-        raise InputError(
-            f"target={options.target} is so large that the model's numbers overflow. Choose a smaller one."
-        )
+    if options.target:
+        check_resolution("--target", options.target, float(system.states[0, -1].norm()) / gap, model.dtype)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused below
+            optimal = minimum_energy(gains, options.target * gap, weights=weights)
+            uniform = schedules(gains, weights=weights)["uniform"] * energy(optimal, weights=weights) ** 0.5
+            uniform *= np.sign((gains.mean @ uniform) * options.target) or 1.0  # predicted to push the same way
+        inputs = {"plain": np.zeros(model.n_layers), "optimal": optimal, "uniform": uniform}
+        shifts = output_shifts(system, directions, np.stack([*inputs.values()])[None])[0] / gap
+    except (InputError, NumericalError) as error:
+        raise InputError(f"--target {options.target:g} cannot be reached: {error}") from error
     return {
-        name: Continuation("", energy(u, weights=weights), float(gains @ u) / gap, float(shift), u.tolist())
+        name: Continuation("", energy(u, weights=weights), float(gains.mean @ u) / gap, float(shift), u.tolist())
         for (name, u), shift in zip(inputs.items(), shifts, strict=True)
     }
-
-
-def equal_energy(shape: np.ndarray, gains: np.ndarray, rival: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """A shape ``(n_layers,)`` scaled to its rival's energy, and turned so that it is predicted to push the same way."""
-    from llvlit.method.control import energy
-
-    way = -1.0 if (gains @ shape) * (gains @ rival) < 0 else 1.0
-    scaled: np.ndarray = way * shape * (energy(rival, weights=weights) / energy(shape, weights=weights)) ** 0.5
-    return scaled
 
 
 def _encoded(model: LanguageModel, options: argparse.Namespace) -> dict[str, Any]:

@@ -9,8 +9,8 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from typing import Any, TextIO
 
@@ -38,16 +38,25 @@ def write(text: str) -> None:
     BrokenPipeError
         If whoever reads has left.
     """
-    stream = sys.stdout
-    if stream is None or stream.closed:
+    if sys.stdout is None or sys.stdout.closed:
         raise FileError("Standard output is closed: nothing was printed. What was written to files is whole.")
-    encoding = stream.encoding or "utf-8"
-    try:
+    encoding = sys.stdout.encoding or "utf-8"
+    with printing() as stream:
         stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
-        stream.flush()
+
+
+@contextmanager
+def printing() -> Iterator[TextIO]:
+    """Standard output, flushed at the end; errors as :func:`write` raises them."""
+    try:
+        try:
+            yield sys.stdout
+        finally:  # on the way out of --help, too
+            if sys.stdout is not None and not sys.stdout.closed:
+                sys.stdout.flush()
     except OSError as error:
         with suppress(OSError):  # a stream without a file; else what is left is not tried again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise
         raise FileError(

@@ -30,7 +30,7 @@ def mount(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Train the family."""
-    from llvlit.training.run import train_family
+    from llvlit.training.family import train_family
 
     losses = train_family(
         options.corpus,

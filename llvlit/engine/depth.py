@@ -200,7 +200,7 @@ class DepthSystem:
     def step(self, layer: int, candidates: torch.Tensor) -> torch.Tensor:
         """Next states of candidates, ``(n_prompts, k, hidden_size)``.
 
-        See :meth:`llvlit.engine.layer.FrozenLayer.step`.
+        See :meth:`~llvlit.engine.layer.FrozenLayer.step`.
         """
         return self.layer(layer).step(candidates)
 
@@ -230,11 +230,11 @@ class DepthSystem:
         return candidates
 
     def jvp(self, layer: int, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
-        """Jacobian-vector products; see :meth:`llvlit.engine.layer.FrozenLayer.jvp`."""
+        """Jacobian-vector products; see :meth:`~llvlit.engine.layer.FrozenLayer.jvp`."""
         return self.layer(layer).jvp(tangents, method=method)
 
     def vjp(self, layer: int, cotangents: torch.Tensor) -> torch.Tensor:
-        """Vector-Jacobian products; see :meth:`llvlit.engine.layer.FrozenLayer.vjp`."""
+        """Vector-Jacobian products; see :meth:`~llvlit.engine.layer.FrozenLayer.vjp`."""
         return self.layer(layer).vjp(cotangents)
 
     def jacobian(self, layer: int) -> torch.Tensor:
@@ -278,10 +278,10 @@ def depth_system(
     """
     tokenized = tokens_of(model, prompts, max_tokens)
     layers = tuple(sweep(model, tokenized, max_tokens=max_tokens, final_norm=final_norm, description="depth system"))
-    for layer in layers:
-        replayed = layer.step(layer.states.unsqueeze(1)).squeeze(1)
-        if not agrees(layer.next_states, replayed, layer.states):
-            raise refusal(model, layer.index, "gives another next state on replay")
     states = torch.stack([layers[0].states, *(layer.next_states for layer in layers)], dim=1)
+    replayed = torch.cat([layer.step(layer.states.unsqueeze(1)) for layer in layers], dim=1)
+    if not agrees(states[:, 1:], replayed, states[:, :-1]):
+        wrong = next(i for i in range(len(layers)) if not agrees(states[:, i + 1], replayed[:, i], states[:, i]))
+        raise refusal(model, wrong, "gives another next state on replay")
     assert all(torch.equal(a.next_states, b.states) for a, b in pairwise(layers))
     return DepthSystem(states, layers, tokenized.n_cut)

@@ -84,7 +84,7 @@ def agreement(predicted: Gains | np.ndarray, measured: Gains | np.ndarray, *, se
     intervals = {}
     if isinstance(measured, Gains) and len(set(measured.pairs)) > 1:
         means = resampled_means(measured.per_prompt, measured.pairs, seed=seed)
-        bounds = interval(np.stack(compare(np.broadcast_to(h, means.shape), means), axis=-1))
+        bounds = interval(np.stack(compare(h[None], means), axis=-1))
         intervals = {name: (float(low), float(high)) for name, low, high in zip(MEASURES, *bounds, strict=True)}
     spearman, pearson, error = (float(value[0]) for value in compare(h[None], g[None]))
     layers = {layer for gains in (predicted, measured) if isinstance(gains, Gains) for layer in gains.borrowed}
@@ -92,7 +92,7 @@ def agreement(predicted: Gains | np.ndarray, measured: Gains | np.ndarray, *, se
 
 
 def compare(predicted: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Spearman, Pearson and relative error ``(n,)`` of rows ``(n, n_layers)``; NaN where a row is constant."""
+    """Spearman, Pearson and relative error ``(n,)`` of rows ``(n or 1, n_layers)``; NaN where a row is constant."""
     size = np.maximum(np.linalg.norm(measured, axis=-1), np.finfo(float).tiny)
     error = np.linalg.norm(predicted - measured, axis=-1) / size
     ranks = [rankdata(rows, axis=-1) for rows in (predicted, measured)]
@@ -100,7 +100,7 @@ def compare(predicted: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson's correlation ``(n,)`` of rows ``(n, n_layers)``."""
+    """Pearson's correlation ``(n,)`` of rows ``(n or 1, n_layers)``."""
     constant = (np.ptp(a, axis=-1) == 0) | (np.ptp(b, axis=-1) == 0)
     a, b = (rows - rows.mean(axis=-1, keepdims=True) for rows in (a, b))
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)

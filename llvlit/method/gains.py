@@ -236,10 +236,9 @@ def _several(directions: Any) -> list[Directions]:
 def check_resolution(argument: str, value: float, size: float, dtype: torch.dtype) -> None:
     """Refuse a step, target or tolerance that drowns in the rounding of numbers of this size.
 
-    At the smallest one taken, an output of unit gain is off by about a tenth: rounding moves ``y = v_L^T x_L`` by some
-    0.2 epsilon of the state's norm.
+    Rounding moves the output by some 0.2 epsilon of the state's norm: a gain of one is then off by a few percent.
     """
-    smallest = torch.finfo(dtype).eps * size
+    smallest = 4 * torch.finfo(dtype).eps * size
     if abs(value) < smallest:
         raise InputError(
             f"{argument}={value:g} drowns in rounding: in {str(dtype).removeprefix('torch.')}, with numbers of size "

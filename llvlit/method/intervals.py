@@ -7,6 +7,7 @@ prompts stand seeds (which draw the prompts), above seeds tasks; :func:`mean_ove
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,12 +15,13 @@ N_DRAWS = 1000
 N_NESTED_DRAWS = 2000
 
 
-def unit_weights(pairs: Sequence[int] | np.ndarray, *, seed: int) -> np.ndarray:
+@lru_cache(maxsize=2)  # many profiles of the same prompts stand in one table
+def unit_weights(pairs: tuple[int, ...], seed: int) -> np.ndarray:
     """How often each draw of units with replacement holds each prompt, ``(1000, n_prompts)``.
 
     Parameters
     ----------
-    pairs : (n_prompts,)
+    pairs
         The independent unit of each prompt, as in :class:`llvlit.Prompts`.
     """
     _, unit = np.unique(pairs, return_inverse=True)
@@ -28,7 +30,7 @@ def unit_weights(pairs: Sequence[int] | np.ndarray, *, seed: int) -> np.ndarray:
     return counts[:, unit]
 
 
-def resampled_means(values: np.ndarray, pairs: Sequence[int] | np.ndarray, *, seed: int) -> np.ndarray:
+def resampled_means(values: np.ndarray, pairs: Sequence[int], *, seed: int) -> np.ndarray:
     """Means ``(1000, n)`` of values ``(n_prompts, n)`` over drawn units.
 
     Examples
@@ -38,11 +40,11 @@ def resampled_means(values: np.ndarray, pairs: Sequence[int] | np.ndarray, *, se
     >>> interval(resampled_means(twins, [0, 0, 1, 1], seed=0)).ravel().tolist()
     [0.0, 0.0]
     """
-    weights = unit_weights(pairs, seed=seed)
+    weights = unit_weights(tuple(pairs), seed)
     return np.asarray(weights @ values / weights.sum(axis=1, keepdims=True))
 
 
-def resampled_medians(values: np.ndarray, pairs: Sequence[int] | np.ndarray, *, seed: int) -> np.ndarray:
+def resampled_medians(values: np.ndarray, pairs: Sequence[int], *, seed: int) -> np.ndarray:
     """Medians ``(1000,)`` of values ``(..., n_prompts)`` over drawn units and all leading axes; infinite values may be.
 
     Halfway between the two infinities there is none: NaN.
@@ -54,7 +56,7 @@ def resampled_medians(values: np.ndarray, pairs: Sequence[int] | np.ndarray, *, 
     [1.0, 2.0, 3.0]
     """
     order = np.argsort(values, axis=None)
-    held = unit_weights(pairs, seed=seed)[:, order % values.shape[-1]].cumsum(axis=1)  # sorted values up to each
+    held = unit_weights(tuple(pairs), seed)[:, order % values.shape[-1]].cumsum(axis=1)  # sorted values up to each
     total = held[:, -1:]
     middles = [(held > count).argmax(axis=1) for count in ((total - 1) // 2, total // 2)]
     with np.errstate(invalid="ignore"):

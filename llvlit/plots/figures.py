@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape, unescape
+from importlib.resources import files
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,46 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llvlit import checks
 from llvlit.errors import InputError
 from llvlit.files import write_atomically
-from llvlit.plots.styles import DIRECTIONS as DIRECTIONS
-from llvlit.plots.styles import MEASURED, MODEL_STYLES, PREDICTORS, STYLE
-from llvlit.plots.styles import METRICS as METRICS
-from llvlit.plots.styles import SCHEDULES as SCHEDULES
-from llvlit.plots.styles import short_name as short_name
 
+STYLE = mpl.rc_params_from_file(str(files("llvlit") / "data" / "llvlit.mplstyle"), use_default_template=False)
+MEASURED: dict[str, Any] = {"color": "#000000", "linestyle": "-", "marker": "o"}
+PREDICTORS: dict[str, dict[str, Any]] = {
+    "adjoint": {"color": "#2f8fc6", "marker": "D"},
+    "krylov": {"color": "#d55e00", "marker": "s"},
+    "reachability": {"color": "#009e73", "marker": "^"},
+    "random": {"color": "#8a8a8a", "marker": "x"},
+    "pca": {"color": "#0072b2", "marker": "v"},
+    "null": {"color": "#c46a99", "marker": "."},
+}
+MODEL_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#0072b2", "marker": "o"},
+    {"color": "#b87d00", "marker": "s"},
+    {"color": "#009e73", "marker": "^"},
+    {"color": "#c46a99", "marker": "D"},
+    {"color": "#7a6a58", "marker": "v"},
+)
+DIRECTIONS: dict[str, dict[str, Any]] = {
+    "mean_difference": {"color": "#7a5195", "marker": "o"},
+    "lda": {"color": "#b4572a", "marker": "s"},
+    "logistic": {"color": "#4d7c0f", "marker": "^"},
+    "principal_component": {"color": "#0e7490", "marker": "D"},
+}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "optimal": {"color": "#2f8fc6", "marker": "D"},
+    "optimal, not layer 0": {"color": "#0e7490", "marker": "v"},
+    "optimal, krylov": {"color": "#d55e00", "marker": "s"},
+    "uniform": {"color": "#7a5195", "marker": "^"},
+    "last layer": {"color": "#b4572a", "marker": "o"},
+    "best layer": {"color": "#4d7c0f", "marker": "P"},
+    "random layer": {"color": "#8a8a8a", "marker": "x"},
+}
+METRICS: dict[str, dict[str, Any]] = {
+    "absolute": {"color": "#8250c4", "marker": "o"},
+    "relative": {"color": "#0f8b8d", "marker": "s"},
+}
 WIDEST = 9.6
 """Inches, of a figure: in the book's column, letters then keep two thirds of their size."""
 
@@ -47,7 +80,7 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
     llvlit.errors.InputError: alt is empty; every figure has a name, an alt text and a caption.
     """
     for argument, value in (("name", name), ("alt", alt), ("caption", caption)):
-        if not value.strip():
+        if not checks.text(argument, value).strip():
             raise InputError(f"{argument} is empty; every figure has a name, an alt text and a caption.")
     buffer = io.StringIO()
     with mpl.rc_context(STYLE):
@@ -59,14 +92,11 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
     display(data, raw=True, metadata={"llvlit": {"name": name, "alt": alt, "caption": caption}})
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        with mpl.rc_context(STYLE):
-            figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
-
-    write_atomically(path, write)
+    path = checks.path("path", path)
+    with mpl.rc_context(STYLE):
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
     plt.close(figure)
     return path
 
@@ -85,8 +115,14 @@ def new(
     >>> len(axes)
     2
     """
+    n_columns, n_rows = (
+        checks.integer(argument, number, at_least=1, at_most=100)
+        for argument, number in (("n_columns", n_columns), ("n_rows", n_rows))
+    )
+    if width is None:
+        width = 6.4 if n_columns == 1 else 4.0 * n_columns
+    size = min(checks.number("width", width, above=0), WIDEST), checks.number("height", height, above=0, at_most=100)
     with mpl.rc_context(STYLE):
-        size = (min(width or (6.4 if n_columns == 1 else 4.0 * n_columns), WIDEST), height)
         figure, axes = plt.subplots(
             n_rows, n_columns, figsize=size, layout="constrained", squeeze=False, sharex=n_rows > 1
         )
@@ -108,8 +144,9 @@ def _code(found: re.Match[str]) -> str:
 
 
 def _cell(content: object) -> str:
-    """A table's cell as HTML: intervals unbroken, code between backticks."""
-    return re.sub("`([^`]+)`", _code, _WHOLE.sub(_unbroken, escape(str(content))))
+    """A table's cell as HTML: intervals unbroken, code between backticks, and dollars that start no formula."""
+    text = re.sub("`([^`]+)`", _code, _WHOLE.sub(_unbroken, escape(str(content))))
+    return text.replace("$", '<span class="tex2jax_ignore">$</span>')
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -128,6 +165,30 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
     body = "".join(line(row, "td") for row in rows)
     display(HTML(f'<table class="dataframe"><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table>'))
+
+
+def short_name(model: str) -> str:
+    """A model's name without its folder.
+
+    Examples
+    --------
+    >>> from llvlit.plots.figures import short_name
+    >>> short_name("embedded/large")
+    'large'
+    """
+    return model.rstrip("/").rpartition("/")[2]
+
+
+def plain(text: str) -> str:
+    r"""Text as a figure shows it letter for letter: a dollar sign starts no formula.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> figures.plain("a$b$c")
+    'a\\$b\\$c'
+    """
+    return re.sub(r"(?<!\\)\$", r"\$", text)
 
 
 def model_style(number: int) -> dict[str, Any]:
@@ -161,35 +222,58 @@ def layer_axis(axes: Axes, n_layers: int, *, label: str, title: str = "", states
 
 
 def gain_profile(
-    measured: Sequence[float],
-    bounds: Sequence[Sequence[float]] | None = None,
-    predicted: Mapping[str, Sequence[float]] | None = None,
+    measured: Sequence[float] | np.ndarray,
+    bounds: Sequence[Sequence[float]] | np.ndarray | None = None,
+    predicted: Mapping[str, Sequence[float] | np.ndarray] | None = None,
     *,
     axes: Axes,
     title: str = "",
     first: int = 0,
+    borrowed: Sequence[int] | np.ndarray = (),
 ) -> None:
     """Measured gains (solid, with their interval as a band) and predictions (dashed) from layer ``first`` on.
+
+    Layers in ``borrowed``, numbers or a mask, were pushed along a direction borrowed from a later state: their markers
+    are hollow, and the legend says so.
 
     Examples
     --------
     >>> from llvlit.plots import figures
     >>> figure, (axes,) = figures.new()
-    >>> figures.gain_profile([0.2, 0.5], predicted={"krylov": [0.1, 0.4]}, axes=axes)
-    >>> [line.get_linestyle() for line in axes.get_lines()]  # measured, predicted
-    ['-', '--']
+    >>> figures.gain_profile([0.2, 0.5], predicted={"krylov": [0.1, 0.4]}, axes=axes, borrowed=[0])
+    >>> [line.get_label() for line in axes.get_lines()]
+    ['measured', 'krylov', 'direction borrowed']
     """
-    layers = np.arange(first, len(measured))
-    axes.plot(layers, measured[first:], label="measured", zorder=3, **MEASURED)
+    gains = checks.array("measured", measured, ("n_layers",))
+    first = checks.integer("first", first, at_least=0, at_most=len(gains) - 1)
+    layers = np.arange(first, len(gains))
+    axes.plot(layers, gains[first:], label="measured", zorder=3, **MEASURED)
     if bounds is not None:
-        axes.fill_between(layers, bounds[0][first:], bounds[1][first:], color="black", alpha=0.15, linewidth=0)
+        low, high = checks.array("bounds", bounds, (2, len(gains)))
+        axes.fill_between(layers, low[first:], high[first:], color="black", alpha=0.15, linewidth=0)
     spare = cycle(MODEL_STYLES)
     for name, values in (predicted or {}).items():
         style = PREDICTORS.get(name) or next(spare)
-        axes.plot(layers, values[first:], linestyle="--", label=name, **style)
-    layer_axis(axes, len(measured), label="Gain (output per input)", title=title)
+        line = checks.array(f"predicted[{name!r}]", values, (len(gains),))
+        axes.plot(layers, line[first:], linestyle="--", label=plain(name), **style)
+    mask = _mask("borrowed", borrowed, len(gains))
+    if hollow := [layer for layer in layers if mask[layer]]:
+        style = {"linestyle": "none", "markerfacecolor": "white", "label": "direction borrowed", "zorder": 4}
+        axes.plot(hollow, gains[hollow], **(MEASURED | style))
+    layer_axis(axes, len(gains), label="Gain (output per input)", title=plain(title))
     axes.set_xlim(left=first - 0.5)
     axes.legend()
+
+
+def _mask(argument: str, chosen: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
+    """Mask ``(size,)`` of what is chosen, which is a mask already or numbers from 0."""
+    given = np.asarray(chosen)
+    if given.dtype == bool and given.shape == (size,):
+        return given
+    mask = np.zeros(size, dtype=bool)
+    numbers = list(chosen) if given.ndim == 1 else [chosen]
+    mask[[checks.integer(argument, number, at_least=0, at_most=size - 1) for number in numbers]] = True
+    return mask
 
 
 def heatmap(
@@ -213,6 +297,8 @@ def heatmap(
     >>> axes.get_ylabel()
     'Order'
     """
+    if np.ndim(values) != 2:
+        raise InputError(f"values has shape {np.shape(values)}; expected (n_rows, n_columns).")
     image = axes.imshow(values, origin="lower", cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
     axes.set_xlabel(x)
     axes.set_ylabel(y)

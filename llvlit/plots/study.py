@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from llvlit import checks
+from llvlit.errors import InputError
 from llvlit.plots import figures
-from llvlit.plots.styles import PREDICTORS
 
 
 def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = None) -> Figure:
@@ -36,17 +37,17 @@ def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = 
     1
     """
     values = values or {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
-    summary = summary[summary["layers"] == "all"]
+    summary = _rows(summary, ("model", "predictor"), values, layers="all")
     models = list(dict.fromkeys(summary["model"]))
-    predictors = [name for name in PREDICTORS if name in set(summary["predictor"])]
+    predictors = [name for name in figures.PREDICTORS if name in set(summary["predictor"])]
     figure, panels = figures.new(len(values), width=3.6 * len(values), height=3.6)
     for axes, (value, label) in zip(panels, values.items(), strict=True):
         for number, predictor in enumerate(predictors):
             rows = summary[summary["predictor"] == predictor].set_index("model").reindex(models)
             where = np.arange(len(models)) + 0.07 * (number - (len(predictors) - 1) / 2)
-            style = {**PREDICTORS[predictor], "linestyle": "-" if predictor == "null" else "--"}
+            style = {**figures.PREDICTORS[predictor], "linestyle": "-" if predictor == "null" else "--"}
             interval_line(where, rows, value, axes=axes, label=predictor, **style)
-        axes.set_xticks(range(len(models)), [figures.short_name(name) for name in models])
+        axes.set_xticks(range(len(models)), [figures.plain(figures.short_name(name)) for name in models])
         axes.set_xlabel("Model")
         axes.set_title(label, loc="left")
     panels[0].set_ylabel("Agreement with measured gains")
@@ -62,7 +63,10 @@ def interval_line(
     axes: Axes,
     label: str,
     band: bool = False,
-    **style: Any,
+    color: str | None = None,
+    marker: str | None = None,
+    linestyle: str = "-",
+    fillstyle: Literal["full", "none"] = "full",
 ) -> None:
     """A column of a summary against ``where``, with bars (or a ``band``) from ``VALUE_low`` to ``VALUE_high``.
 
@@ -77,14 +81,22 @@ def interval_line(
     >>> len(axes.containers)
     1
     """
+    rows = _rows(rows, (), (value,))
     middle = rows[value].to_numpy(float)
     bounds = np.stack([rows[f"{value}_low"].to_numpy(float), rows[f"{value}_high"].to_numpy(float)])
+    style: dict[str, Any] = {
+        "color": color,
+        "marker": marker,
+        "linestyle": linestyle,
+        "fillstyle": fillstyle,
+        "label": figures.plain(label),
+    }
     if band:
-        axes.plot(where, middle, label=label, **style)
-        axes.fill_between(where, *bounds, color=style.get("color"), alpha=0.15, linewidth=0)
+        axes.plot(where, middle, **style)
+        axes.fill_between(where, *bounds, color=color, alpha=0.15, linewidth=0)
         return
     spread = np.maximum(np.stack([middle - bounds[0], bounds[1] - middle]), 0)
-    axes.errorbar(where, middle, yerr=spread, label=label, capsize=2, elinewidth=0.9, **style)
+    axes.errorbar(where, middle, yerr=spread, capsize=2, elinewidth=0.9, **style)
 
 
 def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
@@ -100,7 +112,7 @@ def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
     >>> study_figures.energy_summary(summary).axes[0].get_xscale()
     'log'
     """
-    summary = summary[summary["layers"] == layers]
+    summary = _rows(summary, ("model", "schedule", "metric"), ("ratio",), layers=layers)
     schedules, metrics = list(dict.fromkeys(summary["schedule"])), list(dict.fromkeys(summary["metric"]))
     models = list(dict.fromkeys(summary["model"]))
     figure, panels = figures.new(len(metrics), width=4.6 * len(metrics), height=0.9 + 0.42 * len(schedules))
@@ -112,7 +124,7 @@ def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
             middle = rows["ratio"].to_numpy(float)
             spread = np.maximum([middle - rows["ratio_low"], rows["ratio_high"] - middle], 0)
             style = {**figures.model_style(number), "linestyle": "none"}
-            axes.errorbar(middle, heights, xerr=spread, label=figures.short_name(model), **style)
+            axes.errorbar(middle, heights, xerr=spread, label=figures.plain(figures.short_name(model)), **style)
         axes.axvline(1, color="#555555", linewidth=1)
         axes.set_xscale("log")
         axes.set_yticks(range(len(schedules)), schedules)
@@ -121,6 +133,28 @@ def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
         axes.set_title(f"{metric} energy", loc="left")
     _shared_legend(figure, panels)
     return figure
+
+
+def _rows(
+    summary: pd.DataFrame, columns: Iterable[str], values: Iterable[str], *, layers: str | None = None
+) -> pd.DataFrame:
+    """Rows of some ``layers``, with the columns that are drawn.
+
+    Raises
+    ------
+    InputError
+        If a column is missing, or no row is left.
+    """
+    checks.instance("summary", summary, pd.DataFrame, "a table, as llvlit.study.tables.summarize gives it")
+    needed = [*columns, *(f"{value}{end}" for value in values for end in ("", "_low", "_high"))]
+    if layers is not None:
+        needed.append("layers")
+    if missing := [column for column in needed if column not in summary]:
+        raise InputError(f"summary lacks {', '.join(missing)}; it has {', '.join(map(str, summary.columns))}.")
+    rows = summary if layers is None else summary[summary["layers"] == layers]
+    if rows.empty:
+        raise InputError(f"summary has no row{'' if layers is None else f' of layers={layers!r}'}; nothing to draw.")
+    return rows
 
 
 def _shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:

@@ -2,8 +2,9 @@
 
 Each chapter goes through jupytext (text to notebook) and papermill, the executed notebooks are staged beside
 the plain pages, and jupyter-book builds them with execution off, from clean doctrees, with every warning an
-error.  Everything lies in ``_build/``: ``executed/`` what papermill wrote, ``book/`` the staged source,
-``html/`` the book.
+error.  Everything lies in ``_build/``, which one build has at a time: ``executed/`` what papermill wrote, ``book/``
+the staged source, ``html/`` the book.  ``html/`` is the last book that was built as a whole: the next one grows
+beside it and takes its place at the end.
 """
 
 from __future__ import annotations
@@ -13,32 +14,45 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlparse
 
 import nbformat
+from bs4 import BeautifulSoup, Tag
 from nbformat import NotebookNode
 
-from llvlit.cli.main import parser
-from llvlit.errors import BuildError, InputError, unknown_name
-from llvlit.publishing.command_page import COMMAND_MARK, command_page
-from llvlit.publishing.directives import EXERCISE_MARK, exercise_table
-from llvlit.publishing.execution import ESCAPES, execute_chapters, executed_path, is_current, run_facts, write_notebook
-from llvlit.publishing.notebooks import install_cell, repository_url, runnable
-from llvlit.publishing.pages import (
-    STATUS_MARK,
-    Page,
-    cell_label,
-    link_to_notebooks,
-    present,
-    read_notebook,
-    read_pages,
-    status_table,
+from llvlit import checks
+from llvlit.errors import BuildError, InputError
+from llvlit.files import finish, locked, own, remove_owned, replaced, write_text
+from llvlit.publishing.execution import (
+    ESCAPES,
+    execute_chapters,
+    executed_path,
+    is_current,
+    read_executed,
+    run_facts,
+    write_notebook,
 )
-from llvlit.publishing.pages_html import html_faults, trim
-from llvlit.publishing.profiles import PROFILES, load_profile
-from llvlit.tasks.sources import HUB_MARK, hub_table
+from llvlit.publishing.notebooks import install_cell, repository_url, runnable
+from llvlit.publishing.pages import CONTENTS, Page, cell_label, present, read_notebook, read_pages, read_yaml
+from llvlit.publishing.settings import SETTINGS, load_settings
+
+CONFIG = "_config.yml"
+HTML = "book"
+"""Kind of the folder ``_build/html`` (:func:`llvlit.files.finished` tells whether it is whole)."""
+
+SCRATCH = "scratch of a build"
+PDF = "llvlit.pdf"
+_JUPYTER_BOOK = """
+import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+from jupyter_book.cli.main import main
+main()
+"""
+"""jupyter-book, which has no ``__main__``; it ends where the process that waits for it is killed."""
 
 _WARNING = re.compile(r"(WARNING|ERROR|CRITICAL|SEVERE): ")
 
@@ -88,81 +102,105 @@ def build_book(
     ------
     InputError
         If a profile or a chapter is unknown, or ``jobs`` is below 1.
+    FileError
+        If a file of the book cannot be read, ``_build`` is in use by another build or cannot be written, or
+        ``_build/html`` holds something else.
     BuildError
         If a page is malformed, a cell raises, a figure has no alt text, a reference is broken, or Sphinx
-        warns; the message names the page.
+        warns; the message names the page.  The last book that was whole stays in ``_build/html``.
     """
-    root = Path(root).resolve()
+    root = checks.path("root", root).resolve()
+    profile, device = checks.text("profile", profile), checks.text("device", device)
     pages = read_pages(root)
+    read_yaml(root / CONFIG, "the book's settings")
     chapter_pages = {page.name: page for page in pages if page.is_chapter}
     notebooks = {name: read_notebook(page) for name, page in chapter_pages.items()}
     chosen = _chosen(chapter_pages, chapters)
     run = run_facts(_profile(profile, root), device)
     if jobs is None:
         jobs = min(2, os.cpu_count() or 1) if run["device_kind"] == "cpu" else 1
-    if jobs < 1:
-        raise InputError(f"jobs={jobs} must be at least 1.")
+    jobs = checks.integer("jobs", jobs, at_least=1)
+    progress = checks.flag("progress", progress)
 
-    executed = root / "_build" / "executed"
-    stale = [page for name, page in chapter_pages.items() if name in chosen or not is_current(page, executed, run)]
-    execute_chapters(stale, notebooks, executed, run, jobs=jobs, progress=progress)
-    results = {name: nbformat.read(executed_path(executed, name), as_version=4) for name in notebooks}
-    stage = _stage(root, pages, results)
-    if progress:
-        print("Building the pages ...", flush=True)
-    html = _build_pages(root, stage, pages)
-    install = install_cell(repository_url(root))
-    for name in results:  # what the download button gives
-        notebook = runnable(nbformat.read(stage / f"{name}.ipynb", as_version=4), install)
-        write_notebook(notebook, html / "_sources" / f"{name}.ipynb")
+    build = root / "_build"
+    with locked(build), _scratch(build) as scratch:
+        executed = build / "executed"
+        stale = [page for name, page in chapter_pages.items() if name in chosen or not is_current(page, executed, run)]
+        execute_chapters(stale, notebooks, executed, run, root=root, scratch=scratch, jobs=jobs, progress=progress)
+        results = {name: read_executed(executed_path(executed, name)) for name in notebooks}
+        stage = _stage(root, pages, results)
+        if progress:
+            print("Building the pages ...", flush=True)
+        _run_sphinx(stage, scratch)
+        with replaced(build / "html", HTML) as html:
+            for path in (scratch / "_build" / "html").iterdir():
+                path.rename(html / path.name)
+            install = install_cell(repository_url(root))
+            for name in results:  # what the download button gives
+                notebook = runnable(nbformat.read(stage / f"{name}.ipynb", as_version=4), install)
+                write_notebook(notebook, html / "_sources" / f"{name}.ipynb")
+            faults = [fault for page in pages for fault in page_faults(html, page)]
+            if faults:
+                raise BuildError("\n".join(faults))
+            finish(html, HTML)
+            (build / PDF).unlink(missing_ok=True)  # of the book that this one replaces
     return BuiltBook(
-        index=html / "index.html",
+        index=build / "html" / "index.html",
         notebooks=tuple(stage / f"{name}.ipynb" for name in results),
-        seconds={name: float(results[name].metadata["llvlit"]["seconds"]) for name in results},
+        seconds={name: results[name].metadata["llvlit"]["seconds"] for name in results},
     )
 
 
 def _profile(profile: str, root: Path) -> str:
     """Profile as chapters get it: a folder of models relative to the book where it can be."""
-    if profile in PROFILES:
+    if profile in SETTINGS:
         return profile
-    load_profile(profile)  # a wrong one is refused before anything runs
+    load_settings(profile)  # a wrong one is refused before anything runs
     folder = Path(profile).resolve()
     return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 
 
 def _chosen(chapter_pages: Mapping[str, Page], chapters: Iterable[str] | None) -> set[str]:
-    names = {Path(name).name: name for name in chapter_pages}
-    wanted = list(names) if chapters is None else list(chapters)
-    for name in wanted:
-        if name not in names:
-            raise InputError(unknown_name("chapter", name, names))
+    names = {PurePosixPath(name).name: name for name in chapter_pages}
+    if isinstance(chapters, str) or not isinstance(chapters, Iterable | None):
+        raise InputError(f"chapters={checks.shown(chapters)} is no list of names. Pass such as ['gains', 'control'].")
+    wanted = names if chapters is None else [checks.choice("chapter", name, names) for name in chapters]
     return {names[name] for name in wanted}
 
 
-def _stage(root: Path, pages: Sequence[Page], results: dict[str, NotebookNode]) -> Path:
+@contextmanager
+def _scratch(build: Path) -> Iterator[Path]:
+    """An empty folder of this build, gone after it; if it is killed, the next build removes it."""
+    folder = build / "scratch"
+    remove_owned(folder, SCRATCH)
+    own(folder, SCRATCH)
+    try:
+        yield folder
+    finally:
+        remove_owned(folder, SCRATCH)
+
+
+def _stage(root: Path, pages: Sequence[Page], results: Mapping[str, NotebookNode]) -> Path:
     """Lay out what jupyter-book reads: executed chapters, plain pages, settings, and nothing else."""
     stage = root / "_build" / "book"
-    shutil.rmtree(stage, ignore_errors=True)
-    shutil.copytree(root / "book", stage / "book", ignore=shutil.ignore_patterns("*.md", "*.ipynb", "_static", ".*"))
+    remove_owned(stage, HTML)
+    own(stage, HTML)
+    shutil.copytree(
+        root / "book",
+        stage / "book",
+        ignore=shutil.ignore_patterns("*.md", "*.ipynb", "_static", ".*"),
+    )
     if (root / "book" / "_static").is_dir():
         shutil.copytree(root / "book" / "_static", stage / "_static")
-    for name in ("_config.yml", "_toc.yml"):
+    for name in (CONFIG, CONTENTS):
         shutil.copy(root / name, stage / name)
-    table = status_table((page, results[page.name].metadata["llvlit"]) for page in pages if page.is_chapter)
     faults = []
     for page in pages:
         if not page.is_chapter:
-            path = stage / page.source
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = link_to_notebooks(page.text, page, results).replace(STATUS_MARK, table)
-            text = text.replace(COMMAND_MARK, command_page(parser()))
-            text = text.replace(HUB_MARK, hub_table())
-            text = text.replace(EXERCISE_MARK, exercise_table(pages))
-            path.write_text(text, encoding="utf-8")
+            write_text(stage / page.source, page.text)
             continue
         try:
-            write_notebook(present(results[page.name], page, results), stage / f"{page.name}.ipynb")
+            write_notebook(present(results[page.name], page), stage / f"{page.name}.ipynb")
         except BuildError as error:
             faults.append(str(error))
     if faults:
@@ -170,33 +208,26 @@ def _stage(root: Path, pages: Sequence[Page], results: dict[str, NotebookNode]) 
     return stage
 
 
-def _build_pages(root: Path, stage: Path, pages: Sequence[Page]) -> Path:
-    """Run jupyter-book from clean doctrees, then look at the pages it made."""
-    build = root / "_build"
-    html = build / "html"
-    for stale in (html, build / ".doctrees", build / "jupyter_execute"):
-        shutil.rmtree(stale, ignore_errors=True)
-    call = "from jupyter_book.cli.main import main; main()"  # the package has no __main__
-    command = [sys.executable, "-c", call, "build", str(stage), "--path-output", str(root)]
-    done = subprocess.run(
+def _run_sphinx(stage: Path, scratch: Path) -> None:
+    """Let jupyter-book make pages of ``stage`` in ``scratch/_build/html``; every warning is an error."""
+    command = [sys.executable, "-c", _JUPYTER_BOOK, "build", str(stage), "--path-output", str(scratch)]
+    with subprocess.Popen(
         [*command, "-W", "-n", "--keep-going"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
-        env={**os.environ, "NO_COLOR": "1", "PYTHONUTF8": "1"},
-    )
-    lines = ESCAPES.sub("", done.stdout).splitlines()
+        env={**os.environ, "NO_COLOR": "1", "PYTHONUTF8": "1", "TMPDIR": str(scratch)},
+    ) as process:
+        output = process.stdout.read() if process.stdout else ""
+        process.wait()
+    cause = "\nThe above exception was the direct cause"  # what follows is jupyter-book's own way
+    lines = ESCAPES.sub("", output).partition(cause)[0].splitlines()
     warnings = list(dict.fromkeys(_readable(line, stage) for line in lines if _WARNING.search(line)))
-    if done.returncode != 0 or warnings:
+    if process.returncode != 0 or warnings:
         told = warnings or [_readable(line, stage) for line in lines[-25:]]
         raise BuildError("jupyter-book could not build the book without warnings:\n" + "\n".join(told))
-    trim(html)
-    faults = html_faults(html, pages)
-    if faults:
-        raise BuildError("\n".join(faults))
-    return html
 
 
 def _readable(line: str, stage: Path) -> str:
@@ -211,3 +242,28 @@ def _readable(line: str, stage: Path) -> str:
     notebook = nbformat.read(stage / f"{name}.ipynb", as_version=4)
     index = min(int(number) // 10_000 - 1, len(notebook.cells) - 1)
     return f"{name}.md, {cell_label(notebook, max(index, 0))}: {message}"
+
+
+def page_faults(html: Path, page: Page) -> list[str]:
+    """What is wrong with a built page: pictures without alt text, anything fetched from another host."""
+    path = html / f"{page.name}.html"
+    if not path.is_file():
+        return [f"{page.source}: was not built"]
+    soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    wordless = [f"image {image.get('src')}" for image in soup.find_all("img") if not _has_words(image)]
+    for drawing in soup.select("svg:not([aria-hidden=true])"):
+        if drawing.get("role") != "img" or not str(drawing.get("aria-label", "")).strip():
+            wordless.append("an inline svg without role=img and aria-label")
+    fetched = [str(found["src"]) for found in soup.select(":is(script, img, iframe, source, video, audio, embed)[src]")]
+    kept = ":is([rel~=canonical], [rel~=search], [rel~=next], [rel~=prev], [rel~=author])"
+    fetched += [str(found["href"]) for found in soup.select(f"link[href]:not({kept})")]
+    return [
+        *(f"{page.source}: no alt text: {what}" for what in wordless),
+        *(f"{page.source}: needs the network: {address}" for address in fetched if urlparse(address).netloc),
+    ]
+
+
+def _has_words(image: Tag) -> bool:
+    """Whether a picture has an alt text that is not just its file's name."""
+    alt, source = (str(image.get(name, "")).strip() for name in ("alt", "src"))
+    return bool(alt) and alt != source and PurePosixPath(alt).name != PurePosixPath(source).name

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import chdir, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
 import papermill
-import torch
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from llvlit.errors import BuildError, InputError
-from llvlit.files import write_atomically
+from llvlit.engine.models import torch_device
+from llvlit.errors import BuildError, LlvlitError
+from llvlit.files import foreign, read_text, write_text
 from llvlit.provenance import device_name, environment
-from llvlit.publishing.pages import Page, cell_label
+from llvlit.publishing.pages import Page, cell_label, escaped
 
-KERNEL = "llvlit-book"
 PUBLIC_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+VERSIONS = ("python", "torch", "transformers", "numpy", "scipy", "llvlit")
+FACTS = {
+    **dict.fromkeys(("profile", "device_asked", "device_kind", "device", "commit", "date", "source", *VERSIONS), str),
+    "threads": int,
+    "seconds": float,
+}
+"""What an executed chapter says of its run, under ``"llvlit"`` in its metadata."""
 
 
 def run_facts(profile: str, device: str) -> dict[str, str]:
@@ -41,18 +46,9 @@ def run_facts(profile: str, device: str) -> dict[str, str]:
     InputError
         If this machine has no such device.
     """
-    name = device
-    if device == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        resolved = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device={device!r} is not known: {error}. Try 'auto', 'cpu' or 'cuda'.") from None
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device={device!r}: there is no CUDA device here. Use 'auto' or 'cpu'.")
-    model = device_name(resolved) if resolved.type == "cuda" else f"{platform.machine()} {resolved.type.upper()}"
-    asked = {"profile": profile, "device_asked": device, "device_kind": resolved.type, "device": model}
-    return {**environment(), **asked}
+    kind = torch_device(device).type
+    name = device_name(torch_device(device)) if kind == "cuda" else f"{platform.machine()} {kind.upper()}"
+    return {**environment(), "profile": profile, "device_asked": device, "device_kind": kind, "device": name}
 
 
 def executed_path(executed: Path, name: str) -> Path:
@@ -60,30 +56,55 @@ def executed_path(executed: Path, name: str) -> Path:
     return executed / f"{name}.ipynb"
 
 
-def _digest(page: Page) -> str:
-    return hashlib.sha256(page.text.encode()).hexdigest()[:16]
+def write_notebook(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook, whole or not at all."""
+    write_text(path, nbformat.writes(notebook))
+
+
+def read_executed(path: Path) -> NotebookNode:
+    """A notebook that was executed, with whole facts about its run.
+
+    Raises
+    ------
+    FileError
+        If it is absent, no notebook, or lacks facts.
+    """
+    text = read_text(path, "an executed notebook")
+    with foreign(path, "an executed notebook", remedy="Execute its chapter again."):
+        notebook = nbformat.reads(text, as_version=4)
+        nbformat.validate(notebook)
+        facts = notebook.metadata["llvlit"]
+        lacking = [name for name, kind in FACTS.items() if not isinstance(facts.get(name), kind)]
+        if lacking:
+            raise ValueError(f"it does not tell {', '.join(lacking)}")
+    return notebook
 
 
 def is_current(page: Page, executed: Path, run: Mapping[str, str]) -> bool:
     """Whether a chapter has been executed since its text and the settings last changed."""
     try:
-        facts = nbformat.read(executed_path(executed, page.name), as_version=4).metadata["llvlit"]
-        asked = all(facts[key] == run[key] for key in ("profile", "device_asked"))
-        return bool(asked and facts["source"] == _digest(page))
-    except (OSError, KeyError, ValueError):
+        facts = read_executed(executed_path(executed, page.name)).metadata["llvlit"]
+    except LlvlitError:
         return False
+    return facts["source"] == _digest(page) and all(facts[key] == run[key] for key in ("profile", "device_asked"))
+
+
+def _digest(page: Page) -> str:
+    return hashlib.sha256(page.text.encode()).hexdigest()[:16]
 
 
 def execute_chapters(
     pages: Sequence[Page],
-    notebooks: dict[str, NotebookNode],
+    notebooks: Mapping[str, NotebookNode],
     executed: Path,
     run: Mapping[str, str],
     *,
+    root: Path,
+    scratch: Path,
     jobs: int,
     progress: bool,
 ) -> None:
-    """Execute chapters, ``jobs`` at once; all of them, also after a failure, so that one build tells all.
+    """Execute chapters in ``root``, ``jobs`` at once; all of them, also after a failure, so that one build tells all.
 
     Raises
     ------
@@ -92,16 +113,23 @@ def execute_chapters(
     """
     failures = []
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    facts = {**run, "threads": threads}
     silent = not progress or not sys.stderr.isatty()
+    options = {
+        "kernel_manager_class": _kernel_manager(scratch, threads, offline=run["profile"] != "paper"),
+        "resources": {"metadata": {"path": str(root)}},
+    }
+
+    def execute(page: Page) -> float:
+        bar = {"progress_bar": False if silent else {"desc": page.name, "leave": False}}
+        notebook = _execute(page, notebooks[page.name], {**run, "threads": threads}, {**options, **bar})
+        write_notebook(notebook, executed_path(executed, page.name))
+        return float(notebook.metadata["llvlit"]["seconds"])
+
     with (
-        _kernel(threads, offline=run["profile"] != "paper"),
-        chdir(executed.parents[1]),
         ThreadPoolExecutor(jobs) as pool,
-        tqdm(total=len(pages), desc="Chapters", unit="chapter", disable=silent) as bar,
+        tqdm(total=len(pages), desc="Chapters", unit="chapter", disable=silent) as chapters,
     ):
-        futures = [pool.submit(_execute_chapter, page, notebooks[page.name], executed, facts, silent) for page in pages]
-        for page, future in zip(pages, futures, strict=True):
+        for page, future in [(page, pool.submit(execute, page)) for page in pages]:
             try:
                 seconds = future.result()
             except BuildError as error:
@@ -109,49 +137,33 @@ def execute_chapters(
             else:
                 if progress:
                     tqdm.write(f"{page.source}: executed in {seconds:.1f} s")
-            bar.update()
+            chapters.update()
     if failures:
         raise BuildError("\n\n".join(failures))
 
 
-@contextmanager
-def _kernel(threads: int, *, offline: bool) -> Iterator[None]:
-    """A kernel of this interpreter, found before any installed one, with its share of the cores."""
-    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+def _kernel_manager(scratch: Path, threads: int, *, offline: bool) -> type[AsyncKernelManager]:
+    """Starts kernels of this interpreter, whichever are installed, each with its share of the cores."""
+    variables = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "TMPDIR": str(scratch)}
     variables["TOKENIZERS_PARALLELISM"] = "false"
     if offline:
         variables["HF_HUB_OFFLINE"] = "1"
-    # Log level 40: errors only; the kernel's notes on its transport are not the reader's concern.
-    arguments = [sys.executable, "-m", "ipykernel_launcher", "--log-level=40", "-f", "{connection_file}"]
-    spec = {"argv": arguments, "display_name": "llvlit", "language": "python", "env": variables}
-    before = os.environ.get("JUPYTER_PATH")
-    with TemporaryDirectory() as folder:
-        place = Path(folder) / "kernels" / KERNEL
-        place.mkdir(parents=True)
-        (place / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
-        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, (folder, before)))
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ["JUPYTER_PATH"]
-            else:
-                os.environ["JUPYTER_PATH"] = before
+    # Log level 50: what a kernel notes on its transport, or on being stopped at the end, is not the reader's concern.
+    arguments = [sys.executable, "-m", "ipykernel_launcher", "--log-level=50", "-f", "{connection_file}"]
+
+    class Manager(AsyncKernelManager):
+        kernel_spec = KernelSpec(argv=arguments, env=variables, display_name="llvlit", language="python")
+
+    return Manager
 
 
-def _execute_chapter(page: Page, notebook: NotebookNode, executed: Path, run: Mapping[str, Any], quiet: bool) -> float:
-    """Execute one chapter and keep its notebook; return the seconds it took."""
-    output = executed_path(executed, page.name)
-    output.parent.mkdir(parents=True, exist_ok=True)
+def _execute(
+    page: Page, notebook: NotebookNode, run: Mapping[str, str | int], options: Mapping[str, Any]
+) -> NotebookNode:
+    """One chapter, executed, with the facts of its run."""
     parameters = {"profile": run["profile"], "device": run["device_asked"]}
     try:
-        done = papermill.execute_notebook(
-            notebook,
-            str(output),
-            parameters=parameters,
-            kernel_name=KERNEL,
-            progress_bar=False if quiet else {"desc": page.name, "leave": False},
-        )
+        done = papermill.execute_notebook(notebook, None, parameters, kernel_name=PUBLIC_KERNEL["name"], **options)
     except PapermillExecutionError as error:
         number = max(1, (error.exec_count or 1) - 1)  # the injected parameter cell stands in no source
         place = f"code cell {number} ({error.source.strip().splitlines()[0]})"
@@ -175,15 +187,19 @@ def _execute_chapter(page: Page, notebook: NotebookNode, executed: Path, run: Ma
         "seconds": facts["duration"],
         "date": facts["end_time"][:16].replace("T", " "),
     }
-    write_notebook(done, output)
-    return float(facts["duration"])
+    return done
 
 
-def write_notebook(notebook: NotebookNode, path: Path) -> None:
-    """Write a notebook, whole or not at all."""
-    text = nbformat.writes(notebook)
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    write_atomically(path, write)
+def status_table(runs: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
+    """Markdown of how chapters were executed, from their names and the facts of their runs: a table, then versions."""
+    lines = ["| Chapter | Seconds | Profile | Device | Commit | Date (UTC) |", "|---|---:|---|---|---|---|"]
+    versions: dict[str, list[str]] = {}
+    for name, run in runs:
+        threads = f", {run['threads']} thread{'s' * (run['threads'] > 1)}" if run["device_kind"] == "cpu" else ""
+        cells = (run["profile"], run["device"] + threads, run["commit"], run["date"])
+        lines.append(f"| {{doc}}`/{name}` | {run['seconds']:.1f} | {' | '.join(map(escaped, cells))} |")
+        used = ", ".join(f"{package} {run[package]}" for package in VERSIONS)
+        versions.setdefault(used, []).append(f"{{doc}}`/{name}`")
+    for used, names in versions.items():
+        lines += ["", f"Versions{'' if len(versions) == 1 else ' of ' + ', '.join(names)}: {escaped(used)}."]
+    return "\n".join(lines)

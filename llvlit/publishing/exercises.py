@@ -7,23 +7,25 @@ an empty code cell in its place.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 import nbformat
 from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from llvlit import checks
 from llvlit.errors import BuildError, FileError
-from llvlit.files import write_atomically
 from llvlit.publishing.directives import STAR, Directive, Exercise, blocks, read_exercises
 from llvlit.publishing.notebooks import install_cell, repository_url
 from llvlit.publishing.pages import Page, read_notebook, read_pages
-from llvlit.publishing.plain_markdown import References, collect_references, plain_markdown
+from llvlit.publishing.plain_markdown import Writer, collect_references
 
 GRADES = {1: "a few lines", 2: "needs the chapter's idea", 3: "a small project"}
 ANSWER = "# your answer"
+READERS = {"student": "Student's notebook", "instructor": "Instructor's notebook, with solutions"}
 _GATE = re.compile("exercise|solution(-start|-end)?")
 _HIDDEN = {"hide-input", "remove-input", "remove-cell"}
 
@@ -58,118 +60,139 @@ def write_exercises(root: str | Path = ".", out: str | Path = "exercises", *, fo
 
     Raises
     ------
+    InputError
+        If an argument is of the wrong kind.
     BuildError
         If the book cannot be read, or a solution's gates do not match; the message names page and label.
     FileError
-        If a notebook in ``out`` differs and ``force`` is false, or a file cannot be written.
+        If a notebook in ``out`` differs and ``force`` is false, or a file cannot be read or written.
     """
-    root, out = Path(root), Path(out)
+    root, out, force = checks.path("root", root), checks.path("out", out), checks.flag("force", force)
     pages = read_pages(root)
     references = collect_references(root, pages)
-    chapters = [page for page in pages if page.is_chapter]
     install = install_cell(repository_url(root))
-    exercises = {page.name: read_exercises(page) for page in chapters}
-    texts: dict[Path, str] = {}
-    for page in chapters:
-        for reader in ("student", "instructor"):
-            notebook = class_notebook(page, references, exercises[page.name], install, solutions=reader == "instructor")
-            texts[out / reader / f"{Path(page.name).name}.ipynb"] = nbformat.writes(notebook) + "\n"
-    edited = [path for path, text in texts.items() if path.is_file() and path.read_text(encoding="utf-8") != text]
+    exercises: list[Exercise] = []
+    notebooks: dict[Path, str] = {}
+    for page in (page for page in pages if page.is_chapter):
+        of_page = read_exercises(page)
+        exercises += of_page
+        for reader, notebook in class_notebooks(Writer(page, references), of_page, install).items():
+            notebooks[out / reader / f"{PurePosixPath(page.name).name}.ipynb"] = nbformat.writes(notebook) + "\n"
+    edited = [str(path.relative_to(out)) for path, text in notebooks.items() if _holds_something_else(path, text)]
     if edited and not force:
         raise FileError(
-            f"{len(edited)} of {len(texts)} notebooks are in {out} already and differ: "
-            f"{', '.join(str(path.relative_to(out)) for path in edited)}. Somebody may have worked in them. "
-            "Nothing was written. Name another folder, or replace them with --force."
+            f"{len(edited)} of {len(notebooks)} notebooks are in {out} already and differ: {', '.join(edited)}. "
+            "Somebody may have worked in them. Nothing was written. Name another folder, or replace them with --force."
         )
-    for path, text in texts.items():
-        write_atomically(path, partial(_write, text=text))
-    made = {reader: tuple(path for path in texts if path.parent.name == reader) for reader in ("student", "instructor")}
-    return ClassNotebooks(**made, exercises=tuple(one for found in exercises.values() for one in found))
+    _write_all(out, notebooks)
+    made = {reader: tuple(path for path in notebooks if path.parent.name == reader) for reader in READERS}
+    return ClassNotebooks(**made, exercises=tuple(exercises))
 
 
-def _write(path: Path, *, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def _holds_something_else(path: Path, text: str) -> bool:
+    try:
+        return path.exists() and not (path.is_file() and path.read_bytes() == text.encode())
+    except OSError as error:
+        raise FileError(f"{path} cannot be read ({error}). Name another folder.") from error
 
 
-def class_notebook(
-    page: Page, references: References, exercises: tuple[Exercise, ...], install: NotebookNode, *, solutions: bool
-) -> NotebookNode:
-    """A chapter as an unexecuted notebook (nbformat 4.5) in plain Markdown, with or without its solutions.
+def _write_all(out: Path, notebooks: Mapping[Path, str]) -> None:
+    """Write every notebook beside its place, then move all of them there: a full disk leaves all as it was."""
+    n_written = 0
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=out, prefix=".exercises.") as folder:
+            drafts = {path: Path(folder, f"{number}.ipynb") for number, path in enumerate(notebooks)}
+            for path, draft in drafts.items():
+                draft.write_text(notebooks[path], encoding="utf-8", newline="\n")
+                path.parent.mkdir(exist_ok=True)
+            for path, draft in drafts.items():
+                draft.replace(path)
+                n_written += 1
+    except OSError as error:
+        raise FileError(
+            f"Could not write {out}: {error}. {n_written} of {len(notebooks)} notebooks were written; the others are "
+            "as they were. Free some space or choose another folder."
+        ) from error
 
-    The same text gives the same notebook to the byte.
+
+def class_notebooks(writer: Writer, exercises: tuple[Exercise, ...], install: NotebookNode) -> dict[str, NotebookNode]:
+    """A chapter as unexecuted notebooks (nbformat 4.5) in plain Markdown, by reader: with or without its solutions.
+
+    The same text gives the same notebooks to the byte.
 
     Raises
     ------
     BuildError
         If the gates of a solution do not match.
     """
-    source = read_notebook(page)
-    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": dict(source.metadata.get("kernelspec", {}))})
-    notebook.cells = [nbformat.v4.new_markdown_cell(_preface(page, references, exercises, solutions)), install]
-    notebook.cells += _cells(source, page, references, {one.label: one for one in exercises}, solutions)
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number}"
-    nbformat.validate(notebook)
-    return notebook
+    source = read_notebook(writer.page)
+    body = list(_cells(source, writer, {exercise.label: exercise for exercise in exercises}))
+    notebooks = {}
+    for reader in READERS:
+        cells = [new_markdown_cell(_preface(writer, exercises, reader)), install]
+        cells += [cell for cell, only in body if only in (None, reader)]
+        cells = [NotebookNode({**cell, "id": f"cell-{number}"}) for number, cell in enumerate(cells)]
+        notebooks[reader] = new_notebook(cells=cells, metadata={"kernelspec": dict(source.metadata.kernelspec)})
+        nbformat.validate(notebooks[reader])
+    return notebooks
 
 
-def _preface(page: Page, references: References, exercises: tuple[Exercise, ...], solutions: bool) -> str:
-    reader = "Instructor's notebook, with solutions" if solutions else "Student's notebook"
-    lines = [f"*{reader}.* Chapter: **{references.pages[page.name][0]}** The next cell installs what is missing."]
-    if "committed(" in page.text:
+def _preface(writer: Writer, exercises: tuple[Exercise, ...], reader: str) -> str:
+    title = writer.references.pages[writer.page.name][0]
+    lines = [f"*{READERS[reader]}.* Chapter: **{title}** The next cell installs what is missing."]
+    if "committed(" in writer.page.text:
         lines += ["", "It reads tables from `results/`, so keep it in a checkout of the repository."]
     if exercises:
-        lines += ["", f"Exercises ({', '.join(f'{STAR * n} {what}' for n, what in GRADES.items())}):", ""]
-        lines += [f"- {STAR * one.stars} {one.title} (`{one.label}`)".replace("-  ", "- ") for one in exercises]
+        lines += ["", f"Exercises ({', '.join(f'{STAR * stars} {what}' for stars, what in GRADES.items())}):", ""]
+        lines += ["- " + _joined(STAR * each.stars, each.title, f"(`{each.label}`)") for each in exercises]
     return "\n".join(lines)
 
 
+def _joined(*words: str) -> str:
+    return " ".join(word for word in words if word)
+
+
 def _cells(
-    source: NotebookNode, page: Page, references: References, exercises: dict[str, Exercise], solutions: bool
-) -> Iterator[NotebookNode]:
-    """The cells of the class notebook, in order."""
-    inside = ""  # label of the solution that is open
-
-    def markdown(*parts: str | Directive) -> Iterator[NotebookNode]:
-        text = plain_markdown(parts, page, references)
-        if text and (solutions or not inside):
-            yield nbformat.v4.new_markdown_cell(text)
-
+    source: NotebookNode, writer: Writer, exercises: Mapping[str, Exercise]
+) -> Iterator[tuple[NotebookNode, str | None]]:
+    """The cells of the class notebooks in order, each with the one reader who gets it, or None for both."""
+    label = ""  # of the solution that is open
     for cell in source.cells:
-        if cell.cell_type == "code" and (solutions or not inside):
+        if cell.cell_type == "code":
             tags = set(cell.metadata.get("tags", ()))
             hidden = {"jupyter": {"source_hidden": True}} if tags & _HIDDEN and "parameters" not in tags else {}
-            yield nbformat.v4.new_code_cell(cell.source, metadata={**cell.metadata, **hidden})
-        if cell.cell_type == "code":
+            metadata = {**cell.metadata, **hidden}
+            yield new_code_cell(cell.source, metadata=metadata), "instructor" if label else None
             continue
-        between: list[str | Directive] = []
-        for block in blocks(cell.source):
-            if not isinstance(block, Directive) or not _GATE.fullmatch(block.name):
-                between.append(block)
+        parts: list[str | Directive] = []  # what will be one cell
+        for block in (*blocks(cell.source), None):
+            gate = isinstance(block, Directive) and _GATE.fullmatch(block.name)
+            if block is not None and not gate:
+                parts.append(block)
                 continue
-            yield from markdown(*between)
-            between = []
-            now = _checked(block, page, exercises, inside)
+            if text := writer.text(parts):
+                yield new_markdown_cell(text), "instructor" if label else None
+            if not isinstance(block, Directive):
+                break
+            parts = []
+            exercise = _checked(block, writer.page, exercises, label)
+            label = exercise.label if block.name == "solution-start" else ""
             if block.name == "exercise":
-                title = " ".join(filter(None, ("### Exercise:", STAR * now.stars, now.title)))
-                yield from markdown(f"{title}\n\n`{now.label}`", *blocks(block.body))
-            elif block.name == "solution-end":
-                inside = ""
-            else:
-                if solutions:
-                    yield from markdown(f"#### Solution to {now.title}", *blocks(block.body))
-                else:
-                    yield nbformat.v4.new_code_cell(ANSWER)
-                inside = now.label if block.name == "solution-start" else ""
-        yield from markdown(*between)
-    if inside:
-        raise BuildError(f"{page.source}: the solution of {inside!r} has no solution-end. Add it.")
+                title = _joined("### Exercise:", STAR * exercise.stars, exercise.title)
+                yield new_markdown_cell(writer.text([f"{title}\n\n`{exercise.label}`", *blocks(block.body)])), None
+            elif block.name != "solution-end":
+                title = f"#### Solution to {exercise.title}"
+                yield new_markdown_cell(writer.text([title, *blocks(block.body)])), "instructor"
+                yield new_code_cell(ANSWER), "student"
+    if label:
+        raise BuildError(f"{writer.page.source}: the solution of {label!r} has no solution-end. Add it.")
 
 
-def _checked(block: Directive, page: Page, exercises: dict[str, Exercise], inside: str) -> Exercise:
+def _checked(gate: Directive, page: Page, exercises: Mapping[str, Exercise], inside: str) -> Exercise:
     """The exercise that a gate belongs to, where the gate may stand here."""
-    closes = block.name == "solution-end"
-    label = inside if closes else block.options["label"] if block.name == "exercise" else block.argument
+    closes = gate.name == "solution-end"
+    label = inside if closes else gate.options.get("label", "") if gate.name == "exercise" else gate.argument
     if closes and not inside:
         raise BuildError(f"{page.source}: a solution-end closes nothing. Put a solution-start above it.")
     if inside and not closes:

@@ -21,7 +21,7 @@ from llvlit.method.control import relative_weights
 from llvlit.method.gains import measured_gains
 from llvlit.method.identification import Plan, identify_all
 from llvlit.method.surrogate import LLV
-from llvlit.plots.styles import short_name
+from llvlit.plots.figures import short_name
 from llvlit.tasks.task import Splits
 
 FORMAT_VERSION = 1

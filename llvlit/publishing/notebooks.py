@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import nbformat
-import yaml
 from nbformat import NotebookNode
+
+from llvlit.files import foreign
+from llvlit.publishing.pages import read_yaml
 
 REPOSITORY = "https://github.com/llvlit/llvlit"
 """Where a book whose configuration names no repository gets the package from."""
@@ -20,11 +22,16 @@ _INSTALL = """\
 # Does nothing where llvlit is installed. Elsewhere, as on Colab, it installs the version of this notebook.
 import importlib.util
 import pathlib
+import subprocess
 
 if importlib.util.find_spec("llvlit") is None:
-    !git init --quiet {folder}
-    !git -C {folder} fetch --quiet --depth 1 {repository} {revision}
-    !git -C {folder} checkout --quiet FETCH_HEAD
+    pathlib.Path("{folder}").mkdir(exist_ok=True)
+    for command in (
+        ["init", "--quiet"],
+        ["fetch", "--quiet", "--depth", "1", "--", {repository!r}, {revision!r}],
+        ["checkout", "--quiet", "FETCH_HEAD"],
+    ):
+        subprocess.run(["git", *command], cwd="{folder}", check=True)
     %pip install --quiet ./{folder}
 if pathlib.Path("{folder}").is_dir():
     %cd -q {folder}
@@ -33,14 +40,17 @@ if pathlib.Path("{folder}").is_dir():
 
 def repository_url(root: Path) -> str:
     """Address of the repository that the book's configuration names, or ours."""
-    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8")) or {}
-    return str(config.get("repository", {}).get("url", REPOSITORY))
+    path = root / "_config.yml"
+    config = read_yaml(path, "the book's settings")
+    with foreign(path, "the book's settings"):
+        return str(config.get("repository", {}).get("url", REPOSITORY))
 
 
 def install_cell(repository: str, revision: str = "HEAD") -> NotebookNode:
     """Code cell that fetches a revision of the repository and installs it, if llvlit is missing.
 
-    The folder that it fetches also holds the tables in ``results/`` that some chapters read.
+    The folder that it fetches also holds the tables in ``results/`` that some chapters read.  Address and revision
+    stand in it as Python strings and reach git without a shell, whatever they hold.
 
     Parameters
     ----------

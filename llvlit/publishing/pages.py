@@ -6,9 +6,8 @@ notebook kept as text.  Every check here names the page, and the cell where ther
 
 from __future__ import annotations
 
-import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,13 +17,17 @@ import nbformat
 import yaml
 from nbformat import NotebookNode
 
+from llvlit.checks import shown
 from llvlit.errors import BuildError
+from llvlit.files import foreign, read_text
 
-_LINK = re.compile(r"\]\(([\w./-]+)\.md(#[^)\s]*)?\)")
-WIDE = 500  # points; a figure of one panel is narrower
-STATUS_MARK = "<!-- status-table -->"
+CONTENTS = "_toc.yml"
 INDEX = "genindex"
 """Name of the page that Sphinx fills with the index; the table of contents may list it, and no file holds it."""
+
+MOST_YAML = 100_000  # bytes
+MOST_BRACKETS = 1000
+WIDE = 500  # points; a figure of one panel is narrower
 
 
 @dataclass(frozen=True)
@@ -42,35 +45,76 @@ class Page:
         return f"{self.name}.md"
 
 
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty one.
+
+    Raises
+    ------
+    FileError
+        If it is not YAML, holds something else, or an alias, by which a few lines can stand for billions.
+    """
+    text = read_text(path, what, most=MOST_YAML)
+    with foreign(path, what):
+        if text.count("[") + text.count("{") > MOST_BRACKETS:  # nested, they take the square of their number to read
+            raise ValueError(f"it has more than {MOST_BRACKETS} brackets; put lists and keys on lines of their own")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it has an alias, such as *name; write out what that stands for")
+        content = yaml.safe_load(text)
+        if not isinstance(content, dict | None):
+            raise TypeError(f"it holds a {type(content).__name__}, not keys with values")
+    return content or {}
+
+
 def read_pages(root: Path) -> tuple[Page, ...]:
     """Every page of ``_toc.yml``, in reading order.
 
     Raises
     ------
     BuildError
-        If ``_toc.yml`` is absent or lists no root, a page does not exist, or a page has code cells but no
-        front matter (it would be shown, never executed).
+        If ``_toc.yml`` is absent or lists what cannot be a page, a page does not exist, or a page has code cells
+        but no front matter (it would be shown, never executed).
+    FileError
+        If ``_toc.yml`` or a page cannot be read.
     """
-    try:
-        contents = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))
-        names = [contents["root"], *_files(contents)]
-    except FileNotFoundError:
+    return tuple(_read_page(root, name) for name in read_contents(root))
+
+
+def read_contents(root: Path) -> tuple[str, ...]:
+    """Names of the pages in ``_toc.yml``, in reading order; no two have the same last part, which names notebooks.
+
+    Raises
+    ------
+    BuildError, FileError
+        As for :func:`read_pages`.
+    """
+    if not (root / CONTENTS).is_file():
         raise BuildError(
-            f"There is no book in {root.resolve()}: it has no _toc.yml. Call it in the repository's folder."
-        ) from None
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise BuildError(f"_toc.yml cannot be read: {error}. It must name `root` and its `chapters`.") from error
-    return tuple(_read_page(root, name) for name in names)
+            f"There is no book in {root.resolve()}: it has no {CONTENTS}. Call it in the repository's folder."
+        )
+    contents = read_yaml(root / CONTENTS, "the book's contents")
+    names: dict[str, str] = {}  # by what they are called without their folder, on any file system
+    for name in (contents.get("root"), *_listed(contents)):
+        parts = PurePosixPath(name).parts if isinstance(name, str) and "\0" not in name else ()
+        if not parts or parts[0] == "/" or ".." in parts:
+            raise BuildError(
+                f"{CONTENTS} lists {shown(name)} as a page. It must name `root` and its `chapters`, each a file "
+                "below the book's folder, without `.md`."
+            )
+        twin = names.setdefault(parts[-1].casefold(), name)
+        if twin is not name:
+            raise BuildError(f"{CONTENTS} lists {twin} and {name}, whose notebooks would have one name. Rename one.")
+    return tuple(names.values())
 
 
-def _files(contents: Any) -> Iterator[str]:
+def _listed(contents: Any) -> Iterator[Any]:
+    """What stands under ``file``, at any depth."""
     if isinstance(contents, dict):
         if "file" in contents:
             yield contents["file"]
         contents = [value for value in contents.values() if isinstance(value, list)]
     if isinstance(contents, list):
         for part in contents:
-            yield from _files(part)
+            yield from _listed(part)
 
 
 def _read_page(root: Path, name: str) -> Page:
@@ -78,8 +122,8 @@ def _read_page(root: Path, name: str) -> Page:
     if name == INDEX:
         return Page(name=name, path=path, text="# Index\n", is_chapter=False)
     if not path.is_file():
-        raise BuildError(f"_toc.yml lists {name}, but there is no file {name}.md.")
-    text = path.read_text(encoding="utf-8")
+        raise BuildError(f"{CONTENTS} lists {name}, but there is no file {name}.md.")
+    text = read_text(path, "a page of the book")
     front = text.split("\n---", 1)[0] if text.startswith("---\n") else ""
     is_chapter = "jupytext:" in front and "kernelspec:" in front
     if "```{code-cell}" in text and not is_chapter:
@@ -97,22 +141,30 @@ def read_notebook(page: Page) -> NotebookNode:
     ------
     BuildError
         If it has no cell tagged ``parameters``, or that cell would be shown to readers.
+    FileError
+        If the text is no notebook.
     """
-    notebook = jupytext.reads(page.text, fmt="md:myst")
-    if "```{code-cell}" in page.text and not any(cell.cell_type == "code" for cell in notebook.cells):
+    with foreign(page.path, "a notebook kept as text", remedy="Mend its front matter and the options of its cells."):
+        notebook = jupytext.reads(page.text, fmt="md:myst")
+        nbformat.validate(notebook)
+        cells = [(cell, _tags(cell)) for cell in notebook.cells if cell.cell_type == "code"]
+    if "```{code-cell}" in page.text and not cells:
         raise BuildError(f"{page.source}: its code cells are not read as such. Check the front matter.")
-    tags = [set(cell.metadata.get("tags", ())) for cell in notebook.cells if cell.cell_type == "code"]
-    parameters = [found for found in tags if "parameters" in found]
-    if len(parameters) != 1 or "remove-cell" not in parameters[0]:
+    parameters = [(cell, tags) for cell, tags in cells if "parameters" in tags]
+    if len(parameters) != 1 or "remove-cell" not in parameters[0][1]:
         raise BuildError(
             f"{page.source} needs exactly one parameter cell: "
             "`:tags: [parameters, remove-cell]` with `profile` and `device`."
         )
-    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
-    absent = [name for name in ("profile", "device") if not re.search(rf"^{name} *=", cell.source, re.MULTILINE)]
+    source = parameters[0][0].source
+    absent = [name for name in ("profile", "device") if not re.search(rf"^{name} *=", source, re.MULTILINE)]
     if absent:
         raise BuildError(f"{page.source}: its parameter cell does not set {' and '.join(absent)}.")
     return notebook
+
+
+def _tags(cell: NotebookNode) -> set[str]:
+    return set(cell.metadata.get("tags", ()))
 
 
 def cell_label(notebook: NotebookNode, index: int) -> str:
@@ -121,13 +173,17 @@ def cell_label(notebook: NotebookNode, index: int) -> str:
     lines = [line for line in cell.source.splitlines() if line.strip()]
     if cell.cell_type != "code":
         return f"below {lines[0]!r}" if lines else f"block {index + 1}"
-    injected = "injected-parameters"
-    earlier = [c for c in notebook.cells[: index + 1] if c.cell_type == "code"]
-    number = sum(injected not in c.metadata.get("tags", ()) for c in earlier)
+    earlier = [other for other in notebook.cells[: index + 1] if other.cell_type == "code"]
+    number = sum("injected-parameters" not in _tags(other) for other in earlier)
     return f"code cell {number} ({lines[0] if lines else 'empty'})"
 
 
-def present(notebook: NotebookNode, page: Page, chapters: Iterable[str]) -> NotebookNode:
+def escaped(text: str) -> str:
+    """Plain text as Markdown in which nothing is markup."""
+    return re.sub(r"([\\`*_{}\[\]<>$|~^#])", r"\\\1", " ".join(text.split()))
+
+
+def present(notebook: NotebookNode, page: Page) -> NotebookNode:
     """An executed chapter as readers get it: set-up cells hidden, figures with name, alt text and caption.
 
     ``llvlit.plots.figures.show`` puts ``{"name", "alt", "caption"}`` under ``"llvlit"`` in the output's metadata;
@@ -141,7 +197,6 @@ def present(notebook: NotebookNode, page: Page, chapters: Iterable[str]) -> Note
     notebook = nbformat.from_dict(notebook)
     for index, cell in enumerate(notebook.cells):
         if cell.cell_type != "code":
-            cell.source = link_to_notebooks(cell.source, page, chapters)
             continue
         tags = cell.metadata.setdefault("tags", [])
         if {"parameters", "injected-parameters"} & set(tags) and "remove-cell" not in tags:
@@ -149,18 +204,6 @@ def present(notebook: NotebookNode, page: Page, chapters: Iterable[str]) -> Note
         if "remove-cell" not in tags and "remove-output" not in tags:
             _lift_figure(cell, f"{page.source}, {cell_label(notebook, index)}")
     return notebook
-
-
-def link_to_notebooks(text: str, page: Page, chapters: Iterable[str]) -> str:
-    """Markdown whose relative links to a chapter's ``.md`` lead to its executed ``.ipynb``."""
-    folder = PurePosixPath(page.name).parent
-    names = set(chapters)
-
-    def replace(found: re.Match[str]) -> str:
-        target = posixpath.normpath(str(folder / found[1]))
-        return f"]({found[1]}.ipynb{found[2] or ''})" if target in names else found[0]
-
-    return _LINK.sub(replace, text)
 
 
 def _lift_figure(cell: NotebookNode, place: str) -> None:
@@ -187,19 +230,3 @@ def _is_wide(data: Mapping[str, Any]) -> bool:
     """Whether an SVG has panels side by side, which a phone shows in part, to be scrolled."""
     width = re.search(r'<svg[^>]* width="([\d.]+)pt"', str(data.get("image/svg+xml", "")))
     return width is not None and float(width[1]) > WIDE
-
-
-def status_table(rows: Iterable[tuple[Page, Mapping[str, Any]]]) -> str:
-    """Markdown of how each chapter was executed, from its notebook's metadata: a table, then the versions."""
-    lines = ["| Chapter | Seconds | Profile | Device | Commit | Date (UTC) |", "|---|---:|---|---|---|---|"]
-    versions: dict[str, list[str]] = {}
-    for page, run in rows:
-        threads = f", {run['threads']} thread{'s' * (run['threads'] > 1)}" if run["device_kind"] == "cpu" else ""
-        cells = (run["profile"], run["device"] + threads, run["commit"], run["date"])
-        lines.append(f"| {{doc}}`/{page.name}` | {run['seconds']:.1f} | {' | '.join(map(str, cells))} |")
-        packages = ("python", "torch", "transformers", "numpy", "scipy", "llvlit")
-        used = ", ".join(f"{package} {run[package]}" for package in packages)
-        versions.setdefault(used, []).append(f"{{doc}}`/{page.name}`")
-    for used, names in versions.items():
-        lines += ["", f"Versions{'' if len(versions) == 1 else ' of ' + ', '.join(names)}: {used}."]
-    return "\n".join(lines)

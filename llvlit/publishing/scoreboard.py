@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from llvlit.plots.styles import short_name
+from llvlit.plots.figures import short_name
 from llvlit.study.tables import (
     AGREEMENT,
     CELL,
@@ -65,6 +65,12 @@ def _both(row: pd.Series) -> str:
     return " / ".join(interval(row, key) for key in ("spearman", "pearson"))
 
 
+def _of_basis(study: StudyTables, paper: Paper) -> pd.DataFrame:
+    """Agreements of the paper's basis at the paper's setting."""
+    rows = at_setting(study, paper)
+    return rows[rows["predictor"] == paper["setting"]["basis"]]
+
+
 def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
     """By rank in size: the paper's model, its numbers, the same model run here, our model, its numbers, their extent.
 
@@ -79,24 +85,20 @@ def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     >>> rows[0][0], rows[0][2].partition(":")[0]
     ('GPT-2, 124 M', 'not run here')
     """
-    found = {}
+    run = {}
     for study in filter(None, (ours, theirs)):
-        rows = at_setting(study, paper)
-        rows = rows[rows["predictor"] == paper["setting"]["basis"]]
-        for _, row in means(rows, ["model"], list(AGREEMENT)).iterrows():
-            found[row["model"]] = _both(row), extent(row["n_tasks"], row["n_pairs"])
-    table = []
-    for model, mine in zip(paper["models"], ours.models, strict=False):
-        table.append(
-            [
-                f"{model['name']}, {model['parameters'] / 1e6:.0f} M",
-                f"{model['spearman']:g} / {model['pearson']:g}",
-                ", ".join(found[model["hub"]]) if model["hub"] in found else _absent(paper_command(model["hub"])),
-                f"{short_name(mine)}, {ours.parameters(mine) / 1e6:.1f} M",
-                *found[mine],
-            ]
-        )
-    return table
+        for _, row in means(_of_basis(study, paper), ["model"], list(AGREEMENT)).iterrows():
+            run[row["model"]] = [_both(row), extent(row["n_tasks"], row["n_pairs"])]
+    return [
+        [
+            f"{model['name']}, {model['parameters'] / 1e6:.0f} M",
+            f"{model['spearman']:g} / {model['pearson']:g}",
+            ", ".join(run.get(model["hub"]) or [_absent(paper_command(model["hub"]))]),
+            f"{short_name(mine)}, {ours.parameters(mine) / 1e6:.1f} M",
+            *run[mine],
+        ]
+        for model, mine in zip(paper["models"], ours.models, strict=False)
+    ]
 
 
 def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
@@ -115,45 +117,39 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     >>> rows[0][0], rows[-1][0]
     ('Amazon polarity', 'tweeteval_offensive')
     """
-    mine = ours.models[-1]
-    own, same = (_by_task(paper, study, model) for study, model in ((ours, mine), (theirs, paper["tasks_of"])))
+    own, again = _by_task(paper, ours, ours.models[-1]), _by_task(paper, theirs, paper["tasks_of"])
     named = {row["task"]: row for row in paper["tasks"]}
-    others = sorted(set(ours.cells["task"]) - set(named))
     table = []
-    for task in [*named, *others]:
+    for task in [*named, *sorted(set(ours.cells["task"]) - set(named))]:
         row = named.get(task)
-        lengths = [
-            study.cells.loc[study.cells["task"] == task, "length_auc"].mean() for study in (ours, theirs) if study
-        ]
-        length = next((f"{x:.2f}" for x in lengths if not np.isnan(x)), DASH)
-        theirs_now = same[task] if task in same else (_absent(paper_command(paper["tasks_of"], task)), "")
-        told = own.get(task) or (_absent(our_command()), DASH)
+        cells = (study.cells[study.cells["task"] == task] for study in (ours, theirs) if study is not None)
+        lengths = [length for part in cells if not np.isnan(length := part["length_auc"].mean())]
+        run = again.get(task) or [_absent(paper_command(paper["tasks_of"], task)) if row else DASH]
         table.append(
             [
                 row["name"] if row else task,
-                length,
+                f"{lengths[0]:.2f}" if lengths else DASH,
                 f"{row['spearman']:.2f} / {row['pearson']:.2f}" if row else DASH,
-                *told,
-                theirs_now[0] if row or task in same else DASH,
+                *(own.get(task) or [_absent(our_command()), DASH]),
+                run[0],
             ]
         )
     return table
 
 
-def _by_task(paper: Paper, study: StudyTables | None, model: str) -> dict[str, tuple[str, str]]:
+def _by_task(paper: Paper, study: StudyTables | None, model: str) -> dict[str, list[str]]:
     """Spearman and Pearson of a model on every task that it was run on, and at how many seeds it shows the concept."""
     if study is None:
         return {}
-    rows = at_setting(study, paper)
-    rows = rows[(rows["model"] == model) & (rows["predictor"] == paper["setting"]["basis"])]
-    of_task = {row["task"]: row for _, row in summarize(rows, ["task"], list(AGREEMENT)).iterrows()}
-    cells = study.cells[study.cells["model"] == model]
+    rows = _of_basis(study, paper)
+    summary = summarize(rows[rows["model"] == model], ["task"], list(AGREEMENT))
+    of_task = {row["task"]: _both(row) for _, row in summary.iterrows()}
     return {
-        task: (
-            _both(of_task[task]) if task in of_task else "concept not visible",
+        task: [
+            of_task.get(task, "concept not visible"),
             f"{part['visible'].astype(bool).sum()} of {part['seed'].nunique()}",
-        )
-        for task, part in cells.groupby("task")
+        ]
+        for task, part in study.cells[study.cells["model"] == model].groupby("task")
     }
 
 
@@ -172,31 +168,25 @@ def energy_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> 
     ['uniform', 'last layer', 'random layer']
     """
     own = _ratios(ours, ours.models)
-    same = _ratios(theirs, [paper["energies_of"]]) if theirs is not None else {}
-    table = []
-    for entry in paper["energies"]:
-        key = ("absolute", "all", entry["schedule"])
-        run = interval(same[key], "ratio", digits=1) if key in same else _absent(paper_command(paper["energies_of"]))
-        row = own[key]
-        table.append(
-            [
-                entry["schedule"],
-                f"{entry['low']} to {entry['high']}",
-                run,
-                interval(row, "ratio", digits=1),
-                _place(row, entry["low"], entry["high"]),
-            ]
-        )
-    return table
+    again = {} if theirs is None else _ratios(theirs, [paper["energies_of"]])
+    absent = _absent(paper_command(paper["energies_of"]))
+    return [
+        [
+            entry["schedule"],
+            f"{entry['low']} to {entry['high']}",
+            interval(again[entry["schedule"]], "ratio", digits=1) if entry["schedule"] in again else absent,
+            interval(own[entry["schedule"]], "ratio", digits=1),
+            _place(own[entry["schedule"]], entry["low"], entry["high"]),
+        ]
+        for entry in paper["energies"]
+    ]
 
 
-def _ratios(study: StudyTables, models: Sequence[str]) -> dict[tuple[str, str, str], pd.Series]:
-    """Energy ratios by metric, layers and schedule."""
+def _ratios(study: StudyTables, models: Sequence[str]) -> dict[str, pd.Series]:
+    """Energy ratios by schedule, as the paper counts: absolute energy, all layers."""
     rows = study.energy[study.energy["model"].isin(models)]
-    if not len(rows):
-        return {}
-    found = summarize_energies(rows, ["metric", "layers", "schedule"])
-    return {(row["metric"], row["layers"], row["schedule"]): row for _, row in found.iterrows()}
+    rows = rows[(rows["metric"] == "absolute") & (rows["layers"] == "all")]
+    return {row["schedule"]: row for _, row in summarize_energies(rows, ["schedule"]).iterrows()} if len(rows) else {}
 
 
 def _place(row: pd.Series, low: float, high: float) -> str:
@@ -210,12 +200,14 @@ def _place(row: pd.Series, low: float, high: float) -> str:
 
 def ablations_of(study: StudyTables, paper: Paper) -> dict[tuple[str, str], tuple[str, str, str]]:
     """By setting and comparison: change of Spearman, what it says, over how much."""
-    basis, setting, found = paper["setting"]["basis"], paper["setting"], {}
+    basis, setting, told = paper["setting"]["basis"], paper["setting"], {}
     reference = at_setting(study, paper)
     for other in ("random", "reachability", "pca"):
         if other in set(reference["predictor"]):
             row = paired(reference, "predictor", basis, other)
-            found["basis", f"{basis} minus {other}"] = row, verdict(row, f"{basis} is better", f"{basis} is worse")
+            told["basis", f"{basis} minus {other}"] = _told(
+                row, verdict(row, f"{basis} is better", f"{basis} is worse")
+            )
     near = study.agreement[np.isclose(study.agreement["amplitude"], setting["amplitude"])]
     near = near[near["predictor"] == basis]
     orders = sorted(near["order"].dropna().unique())
@@ -223,25 +215,22 @@ def ablations_of(study: StudyTables, paper: Paper) -> dict[tuple[str, str], tupl
     for before, after in pairwise(steps):
         if before < after:
             row = paired(near, "order", after, before)
-            found["order", f"{basis}, d = {before:g} to {after:g}"] = row, verdict(row, "rises", "falls")
+            told["order", f"{basis}, d = {before:g} to {after:g}"] = _told(row, verdict(row, "rises", "falls"))
     low, high = paper["stable_amplitudes"]
     for name in (basis, "adjoint"):
         part = study.agreement[(study.agreement["predictor"] == name) & study.agreement["amplitude"].between(low, high)]
         part = part[part["order"].isna() | (part["order"] == part.groupby("model")["order"].transform("max"))]
         wide = part.pivot_table(index=list(CELL), columns="amplitude", values="spearman")
         if wide.shape[1] > 1:
-            change = wide.sub(wide[setting["amplitude"]], axis=0).abs().max(axis=1).rename("value").reset_index()
-            row = mean_of(change)
+            change = wide.sub(wide[setting["amplitude"]], axis=0).abs().max(axis=1)
+            row = mean_of(change.rename("value").reset_index())
             title = f"{name}, largest change over {', '.join(f'{a:g}' for a in wide)}"
-            found["amplitude", title] = row, _stable(row)
-    return {
-        key: (
-            interval(row, "value", sign="" if key[0] == "amplitude" else "+"),
-            so,
-            extent(row["n_tasks"], row["n_pairs"]),
-        )
-        for key, (row, so) in found.items()
-    }
+            told["amplitude", title] = _told(row, _stable(row), sign="")
+    return told
+
+
+def _told(row: pd.Series, says: str, *, sign: str = "+") -> tuple[str, str, str]:
+    return interval(row, "value", sign=sign), says, extent(row["n_tasks"], row["n_pairs"])
 
 
 def _stable(row: pd.Series) -> str:
@@ -266,13 +255,13 @@ def ablation_rows(paper: Paper, ours: Sequence[StudyTables], theirs: StudyTables
     >>> sorted({row[0] for row in rows})
     ['basis', 'order']
     """
-    same = ablations_of(theirs, paper) if theirs is not None else {}
-    run = {key: f"{change}: {so} ({over})" for key, (change, so, over) in same.items()}
-    found: dict[tuple[str, str], tuple[str, str, str]] = {}
+    again = {} if theirs is None else ablations_of(theirs, paper)
+    own: dict[tuple[str, str], tuple[str, str, str]] = {}
     for study in ours:
-        found = ablations_of(study, paper) | found
-    order = list(paper["claims"])
+        own = ablations_of(study, paper) | own
+    run = {key: f"{change}: {says} ({over})" for key, (change, says, over) in again.items()}
+    settings = list(paper["claims"])
     return [
-        [*key, run.get(key) or _absent(paper_command()), *found[key]]
-        for key in sorted(found, key=lambda key: order.index(key[0]))
+        [*key, run.get(key) or _absent(paper_command()), *own[key]]
+        for key in sorted(own, key=lambda key: settings.index(key[0]))
     ]

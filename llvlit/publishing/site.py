@@ -3,31 +3,36 @@
 The site is what GitHub Pages serves.  ``latest/`` is the book of the main branch, ``v0.1.0/`` that of a tag; each
 holds the pages, the executed notebooks that the launch buttons open, the tables these read, the PDF if it was built,
 and ``SHA256SUMS``.  Above them stand ``versions.json``, a redirect to the newest release, and what Binder needs.
+
+A site grows beside the old one and takes its place at the end; a folder that llvlit did not write is never replaced.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
-import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
-import yaml
 from packaging.version import Version
 
+from llvlit import checks
 from llvlit.errors import BuildError, FileError, InputError
-from llvlit.publishing.archives import SUMS, write_archive, write_sums
-from llvlit.publishing.execution import write_notebook
+from llvlit.files import MARK, finish, finished, foreign, locked, read_text, replaced, write_text
+from llvlit.publishing.archives import write_archive, write_sums
+from llvlit.publishing.build import CONFIG, HTML, PDF
+from llvlit.publishing.execution import read_executed
 from llvlit.publishing.notebooks import install_cell, runnable
-from llvlit.publishing.pages import read_pages
+from llvlit.publishing.pages import read_pages, read_yaml
 
 LATEST = "latest"
-PDF = "llvlit.pdf"
-_TAG = re.compile(r"v\d+\.\d+\.\d+(rc\d+)?")
+_TAG = re.compile(r"v\d+\.\d+\.\d+(rc\d+)?", re.ASCII)
+_REVISION = re.compile(r"\w[\w./+-]*", re.ASCII)
 _PLACEHOLDER = 'const version = "";'
 _REDIRECT = """\
 <!DOCTYPE html>
@@ -70,9 +75,11 @@ def publish_book(
     version : str
         ``"latest"``, or a tag such as ``"v0.1.0"``; its folder alone is replaced.
     site : path, optional
-        Folder to write; an older site in it is replaced.  Default: ``_build/site``.
+        Folder to write: a new or empty one, or a site that llvlit wrote, which is replaced.  Default:
+        ``_build/site``.  What a release attaches is written beside it, with ``-release`` in its name.
     previous : path, optional
         Site whose other versions are kept, such as a checkout of the published branch; an empty folder will do.
+        Its history (``.git``) is not copied.
     revision : str, optional
         Commit or tag that the notebooks install.  Default: the tag, or the commit of ``root``.
 
@@ -83,44 +90,74 @@ def publish_book(
     Raises
     ------
     InputError
-        If the version has no such form, or ``site`` is a folder that holds something else.
+        If an argument is of the wrong kind, or ``site`` lies in a folder that is copied.
     FileError
-        If ``previous`` is neither empty nor a site.
+        If ``site`` holds what llvlit did not write, ``previous`` is neither empty nor a site, a folder that is copied
+        holds a symbolic link, or a file cannot be read or written.
     BuildError
-        If the book is not built, or a launch button leads to a notebook that the site does not hold.
+        If no whole book is built, or a launch button leads to a notebook that the site does not hold.
     """
-    root = Path(root).resolve()
-    site = Path(site or root / "_build" / "site").resolve()
-    if version != LATEST and not _TAG.fullmatch(version):
-        raise InputError(f"version={version!r} is neither 'latest' nor a tag such as 'v0.1.0'.")
-    if not (root / "_build" / "html" / "index.html").is_file():
-        raise BuildError(f"There is no built book in {root}. Run `llvlit book` first.")
-    if site.exists() and not _is_site(site):
-        raise InputError(f"site={str(site)!r} holds something that is no site. Name a folder that is new or empty.")
-    site.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=site.parent, prefix=".site.") as name:
-        draft = Path(name) / "site"
-        _copy_previous(previous, draft)
+    root = checks.path("root", root).resolve()
+    build = root / "_build"
+    site = Path(os.path.abspath(build / "site" if site is None else checks.path("site", site)))
+    previous = None if previous is None else checks.path("previous", previous).resolve()
+    if checks.text("version", version) != LATEST and not _TAG.fullmatch(version):
+        raise InputError(f"version={checks.shown(version)} is neither 'latest' nor a tag such as 'v0.1.0'.")
+    if revision is not None and not _REVISION.fullmatch(checks.text("revision", revision)):
+        raise InputError(f"revision={checks.shown(revision)} is no name of a commit, a tag or a branch.")
+    for copied in (build / "html", root / "results", root / ".binder", *filter(None, [previous])):
+        if site != previous and site.resolve().is_relative_to(copied):
+            raise InputError(f"site={str(site)!r} lies in {copied}, which is copied. Name a folder outside.")
+    if finished(build / "html", HTML) is None:
+        raise BuildError(f"There is no whole book in {build / 'html'}. Run `llvlit book` first, to its end.")
+
+    name = f"llvlit-book-{version}"
+    release = site.with_name(f"{site.name}-release")
+    with locked(build), replaced(site, "site") as draft, replaced(release, "release") as package:
+        if previous is not None:
+            _take_over(previous, draft)
         shutil.rmtree(draft / version, ignore_errors=True)
-        notebooks = _lay_out(root, draft, version, revision or _revision(root, version))
+        notebooks = _lay_out(root, draft / version, revision or _revision(root, version))
         versions = _write_root(root, draft, version)
-        shutil.rmtree(site, ignore_errors=True)
-        draft.rename(site)
-    archive = _write_release(site / version, site.with_name(f"{site.name}-release"), version)
-    return PublishedBook(site, site / version, archive, tuple(site / path for path in notebooks), versions)
+        write_archive(draft / version, package / f"{name}.tar.gz", name=name)
+        if (draft / version / PDF).is_file():
+            shutil.copy(draft / version / PDF, package / f"{name}.pdf")
+        write_sums(package)
+        finish(package, "release")
+        finish(draft, "site")
+    places = tuple(site / version / "notebooks" / name for name in notebooks)
+    return PublishedBook(site, site / version, release / f"{name}.tar.gz", places, versions)
 
 
-def _is_site(folder: Path) -> bool:
-    return folder.is_dir() and ((folder / "versions.json").is_file() or not any(folder.iterdir()))
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder without repositories in it and without llvlit's mark; refuse what is no file and no folder."""
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        out = {".git", MARK} & set(names)
+        for path in (Path(folder, name) for name in names if name not in out):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise FileError(
+                    f"{path} is a symbolic link or no regular file, and would publish what it stands for. "
+                    "Nothing was published; remove it, or put the file itself there."
+                )
+        return out
+
+    shutil.copytree(source, target, ignore=left_out, dirs_exist_ok=True)
 
 
-def _copy_previous(previous: str | Path | None, draft: Path) -> None:
-    if previous is None:
-        draft.mkdir()
-        return
-    if not _is_site(Path(previous)):
+def _take_over(previous: Path, draft: Path) -> None:
+    """Copy a published site, or an empty folder, into the new one."""
+    listed = previous / "versions.json"
+    if not previous.is_dir() or (not listed.is_file() and {path.name for path in previous.iterdir()} - {".git"}):
         raise FileError(f"previous={str(previous)!r} is no published site: it has no versions.json, and is not empty.")
-    shutil.copytree(previous, draft, ignore=shutil.ignore_patterns(".git"))
+    _copy(previous, draft)
+    if listed.is_file():
+        text = read_text(listed, "the list of versions")
+        with foreign(listed, "the list of versions of a site"):
+            names = [str(row["version"]) for row in json.loads(text)]
+            absent = [name for name in names if not (draft / name / "index.html").is_file()]
+            if absent or not names:
+                raise ValueError(f"the folders of {', '.join(absent) or 'all versions'} are not there")
 
 
 def _revision(root: Path, version: str) -> str:
@@ -134,69 +171,62 @@ def _revision(root: Path, version: str) -> str:
         return "HEAD"
 
 
-def _lay_out(root: Path, site: Path, version: str, revision: str) -> list[Path]:
-    """Write the folder of this version; return its notebooks, relative to the site."""
-    build, folder = root / "_build", site / version
-    repository = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
-    shutil.copytree(build / "html", folder)
-    install = install_cell(repository["url"], revision)
-    notebooks = []
-    for page in (page for page in read_pages(root) if page.is_chapter):
-        notebook = runnable(nbformat.read(build / "book" / f"{page.name}.ipynb", as_version=4), install)
-        for place in ("notebooks", "_sources"):  # the launch buttons open the one, the download button the other
-            write_notebook(notebook, folder / place / f"{page.name}.ipynb")
-        notebooks.append(Path(version, "notebooks", f"{page.name}.ipynb"))
+def _lay_out(root: Path, folder: Path, revision: str) -> list[str]:
+    """Write the folder of this version; return the names of its notebooks."""
+    settings = root / CONFIG
+    config = read_yaml(settings, "the book's settings")
+    with foreign(settings, "the book's settings"):
+        address, branch, place = (str(config["repository"][key]) for key in ("url", "branch", "path_to_book"))
+    build = root / "_build"
+    _copy(build / "html", folder)
+    install = install_cell(address, revision)
+    notebooks = [f"{page.name}.ipynb" for page in read_pages(root) if page.is_chapter]
+    for name in notebooks:
+        downloaded = folder / "_sources" / name  # the download button opens it, the launch buttons its copy
+        text = nbformat.writes(runnable(read_executed(downloaded), install))
+        for path in (downloaded, folder / "notebooks" / name):
+            write_text(path, text)
     if (root / "results").is_dir():
-        shutil.copytree(root / "results", folder / "results")
-    if (build / PDF).is_file():
+        _copy(root / "results", folder / "results")
+    if (build / PDF).is_file() and not (build / PDF).is_symlink():
         shutil.copy(build / PDF, folder / PDF)
     switcher = folder / "_static" / "versions.js"
-    text = switcher.read_text(encoding="utf-8")
-    switcher.write_text(text.replace(_PLACEHOLDER, f"const version = {json.dumps(version)};"), encoding="utf-8")
-    _point_buttons(site, folder, repository)
+    if switcher.is_file():
+        text = read_text(switcher, "the menu of versions")
+        write_text(switcher, text.replace(_PLACEHOLDER, f"const version = {json.dumps(folder.name)};"))
+    _point_buttons(folder, f"/{branch}", f"/{place}/", notebooks)
     write_sums(folder)
     return notebooks
 
 
-def _point_buttons(site: Path, folder: Path, repository: dict[str, str]) -> None:
+def _point_buttons(folder: Path, branch: str, place: str, notebooks: Iterable[str]) -> None:
     """Let the launch buttons open this version's notebooks, each of which must be there."""
-    branch, built_for = (re.escape(repository[key]) for key in ("branch", "path_to_book"))
-    link = re.compile(rf"(/{branch}(?:\?urlpath=lab/tree)?)/{built_for}/([^\"?#]+\.ipynb)")
+    link = re.compile(rf"({re.escape(branch)}(?:\?urlpath=lab/tree)?){re.escape(place)}([^\"?#]+\.ipynb)")
+    known = set(notebooks)
     for page in sorted(folder.rglob("*.html")):
-        text = page.read_text(encoding="utf-8")
+        text = read_text(page, "a page of the book")
         for found in link.finditer(text):
-            if not (folder / "notebooks" / found[2]).is_file():
-                raise BuildError(f"{page.relative_to(site)}: its launch button opens {found[2]}, which is no chapter.")
-        page.write_text(link.sub(rf"\g<1>/{folder.name}/notebooks/\g<2>", text), encoding="utf-8")
+            if found[2] not in known:
+                name = page.relative_to(folder.parent).as_posix()
+                raise BuildError(f"{name}: its launch button opens {found[2]}, which is no chapter.")
+        write_text(page, link.sub(rf"\g<1>/{folder.name}/notebooks/\g<2>", text))
 
 
 def _write_root(root: Path, site: Path, version: str) -> tuple[str, ...]:
     """Write what stands above the versions; return these, ``latest`` first, then from new to old."""
-    tags = [path.name for path in site.iterdir() if _TAG.fullmatch(path.name)]
+    tags = [path.name for path in site.iterdir() if _TAG.fullmatch(path.name) and path.is_dir()]
     tags.sort(key=Version, reverse=True)
     versions = [LATEST] * (site / LATEST).is_dir() + tags
     released = [tag for tag in tags if not Version(tag).is_prerelease]
     preferred = (released or versions)[0]
-    rows = [{"version": name, "url": f"{name}/", "preferred": name == preferred} for name in versions]
-    for row in rows:
-        row["pdf"] = (site / str(row["version"]) / PDF).is_file()
-    (site / "versions.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (site / "index.html").write_text(_REDIRECT.format(version=preferred), encoding="utf-8")
-    (site / ".nojekyll").touch()  # Pages would drop folders whose names begin with an underscore
+    rows = [
+        {"version": name, "url": f"{name}/", "preferred": name == preferred, "pdf": (site / name / PDF).is_file()}
+        for name in versions
+    ]
+    write_text(site / "versions.json", json.dumps(rows, indent=1) + "\n")
+    write_text(site / "index.html", _REDIRECT.format(version=preferred))
+    write_text(site / ".nojekyll", "")  # Pages would drop folders whose names begin with an underscore
     if (root / ".binder").is_dir() and (version == LATEST or not (site / ".binder").is_dir()):
-        shutil.copytree(root / ".binder", site / ".binder", dirs_exist_ok=True)
-        shutil.copy(root / "constraints.txt", site / "constraints.txt")
+        _copy(root / ".binder", site / ".binder")
+        write_text(site / "constraints.txt", read_text(root / "constraints.txt", "the versions that Binder installs"))
     return tuple(versions)
-
-
-def _write_release(folder: Path, release: Path, version: str) -> Path:
-    """Write what a release attaches: an archive of a version's folder, its PDF, and the checksums of both."""
-    release.mkdir(exist_ok=True)
-    for old in [*release.glob("llvlit-book-*"), release / SUMS]:
-        old.unlink(missing_ok=True)
-    name = f"llvlit-book-{version}"
-    archive = write_archive(folder, release / f"{name}.tar.gz", name=name)
-    if (folder / PDF).is_file():
-        shutil.copy(folder / PDF, release / f"{name}.pdf")
-    write_sums(release)
-    return archive

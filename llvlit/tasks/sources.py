@@ -297,7 +297,6 @@ HUB_READING = (
     "Of each task the first rows of the stream are read, shuffled with a fixed seed, until each class has "
     f"{HubTask.per_class} distinct texts; rows without a text or a label are passed over."
 )
-HUB_MARK = "<!-- hub-tasks -->"
 
 
 def hub_table() -> str:

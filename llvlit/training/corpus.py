@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
-from llvlit.errors import InputError
-from llvlit.files import save_tensors
+from llvlit import checks
+from llvlit.errors import FileError, InputError
+from llvlit.files import foreign, read_bytes, read_text
 
 END_OF_TEXT = "<|endoftext|>"
 SUFFIX = " Rating:"
 RATINGS = (1, 2, 3, 4, 7, 8, 9, 10)
 SHORTEST_EXCERPT = 8
 HELD_OUT_FRACTION = 0.01
+MOST_REVIEWS, MOST_LETTERS, LONGEST_LINE = 1_000_000, 2**29, 2**20
+"""Of a corpus, and of a review on a line; what has more is none, or has no end."""
 
 
 def read_reviews(folder: str | Path) -> Iterator[tuple[str, int]]:
@@ -41,32 +47,61 @@ def read_reviews(folder: str | Path) -> Iterator[tuple[str, int]]:
     ------
     InputError
         If the folder holds neither layout.
+    FileError
+        If a file is not what its name says, or there is no end to the reviews.
     """
-    folder = Path(folder)
-    if (folder / "train").is_dir():
-        for part in ("pos", "neg", "unsup"):
-            for path in sorted((folder / "train" / part).glob("*.txt")):
-                rating = 0 if part == "unsup" else int(path.stem.rpartition("_")[2])
-                yield _one_line(path.read_text(encoding="utf-8")), rating
-        return
-    paths = sorted([*folder.glob("*.txt.gz"), *folder.glob("*.tsv.gz")])
+    folder = checks.path("corpus", folder)
+    read = _read_files if os.path.isdir(folder / "train") else _read_lines
+    n_letters = 0
+    for number, (text, rating) in enumerate(read(folder)):
+        n_letters += len(text)
+        if number >= MOST_REVIEWS or n_letters > MOST_LETTERS:
+            raise FileError(
+                f"corpus={str(folder)!r} has over {MOST_REVIEWS} reviews or {MOST_LETTERS} letters. Take a part of it."
+            )
+        yield text, rating
+
+
+def _read_files(folder: Path) -> Iterator[tuple[str, int]]:
+    for part in ("pos", "neg", "unsup"):
+        for path in sorted((folder / "train" / part).glob("*.txt")):
+            rating = 0 if part == "unsup" else _rating(path.stem.rpartition("_")[2], path)
+            text = read_text(path, "a review")
+            yield re.sub(r"\s+", " ", re.sub(r"<br\s*/?>", " ", text)).strip(), rating
+
+
+def _read_lines(folder: Path) -> Iterator[tuple[str, int]]:
+    paths = sorted([*folder.glob("*.txt.gz"), *folder.glob("*.tsv.gz")]) if os.path.isdir(folder) else []
     if not paths:
         raise InputError(
             f"corpus={str(folder)!r} has neither a train/ folder (aclImdb) nor *.txt.gz or *.tsv.gz files. "
             "Name the folder of the Large Movie Review Dataset, or of gzipped lines."
         )
     for path in paths:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            for line in lines:
+        packed = io.BytesIO(read_bytes(path, "gzipped lines"))
+        with foreign(path, "gzipped lines in UTF-8"), gzip.open(packed, "rt", encoding="utf-8") as lines:
+            while line := lines.readline(LONGEST_LINE):
+                if len(line) == LONGEST_LINE:
+                    raise FileError(f"{path} has a line of over {LONGEST_LINE - 1} letters, which is no review.")
                 if path.name.endswith(".tsv.gz"):
                     mark, _, text = line.rstrip("\n").partition("\t")
-                    yield text, int(mark)
+                    yield text, _rating(mark, path)
                 else:
                     yield line.rstrip("\n"), 0
 
 
-def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<br\s*/?>", " ", text)).strip()
+def _rating(mark: str, path: Path) -> int:
+    if mark not in map(str, RATINGS):
+        raise FileError(f"{path} has the rating {checks.shown(mark)}; expected one of {', '.join(map(str, RATINGS))}.")
+    return int(mark)
+
+
+def fingerprint_of(reviews: Iterable[tuple[str, int]]) -> str:
+    """SHA-256 of texts and ratings, first 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for review in reviews:
+        digest.update(json.dumps(review).encode())
+    return digest.hexdigest()[:16]
 
 
 def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 4096) -> Tokenizer:
@@ -97,14 +132,17 @@ class Corpus:
         Review i is ``tokens[starts[i]:starts[i + 1]]``.
     ratings : (n_reviews,) int64
         1 to 10, or 0 for none.
-    fingerprint : str
-        SHA-256 of the tokens and ratings, first 16 digits.
     """
 
     tokens: np.ndarray
     starts: np.ndarray
     ratings: np.ndarray
-    fingerprint: str
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokens and ratings, first 16 digits."""
+        digest = hashlib.sha256(self.tokens.tobytes() + self.starts.tobytes() + self.ratings.tobytes())
+        return digest.hexdigest()[:16]
 
     def review(self, index: int) -> np.ndarray:
         """Tokens of one review."""
@@ -114,26 +152,10 @@ class Corpus:
 def tokenize_corpus(reviews: Sequence[tuple[str, int]], tokenizer: Tokenizer) -> Corpus:
     """Corpus of the given reviews, in their order."""
     encoded = tokenizer.encode_batch_fast([text for text, _ in reviews], add_special_tokens=False)
-    lengths = np.array([len(one.ids) for one in encoded], dtype=np.int64)
-    tokens = np.concatenate([np.asarray(one.ids, dtype=np.uint16) for one in encoded])
+    lengths = np.array([len(review.ids) for review in encoded], dtype=np.int64)
+    tokens = np.concatenate([np.asarray(review.ids, dtype=np.uint16) for review in encoded])
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    return _fingerprinted(tokens, starts, np.array([rating for _, rating in reviews], dtype=np.int64))
-
-
-def _fingerprinted(tokens: np.ndarray, starts: np.ndarray, ratings: np.ndarray) -> Corpus:
-    digest = hashlib.sha256(tokens.tobytes() + starts.tobytes() + ratings.tobytes())
-    return Corpus(tokens, starts, ratings, digest.hexdigest()[:16])
-
-
-def save_corpus(corpus: Corpus, path: Path) -> None:
-    """Write the token arrays as safetensors."""
-    save_tensors(path, {"tokens": corpus.tokens, "starts": corpus.starts, "ratings": corpus.ratings}, {})
-
-
-def load_corpus(path: Path) -> Corpus:
-    """Read what :func:`save_corpus` wrote."""
-    arrays = load_file(path)
-    return _fingerprinted(arrays["tokens"], arrays["starts"], arrays["ratings"])
+    return Corpus(tokens, starts, np.array([rating for _, rating in reviews], dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -215,7 +237,10 @@ def window_streams(
     def stream(members: np.ndarray, stream_seed: int) -> WindowStream:
         is_rated = corpus.ratings[members] > 0
         if not is_rated.any():
-            raise InputError("The corpus holds no rated review; the windows need some (see read_reviews).")
+            raise InputError(
+                f"The corpus holds {(corpus.ratings > 0).sum()} rated reviews of {len(order)}, and no rated review is "
+                "left for one of training and held-out windows. Add some (see read_reviews)."
+            )
         return WindowStream(
             corpus=corpus,
             suffix=encode(SUFFIX),

@@ -131,6 +131,14 @@ def read_csv(data: bytes) -> pd.DataFrame:
     return read_table(temporary(data, "agreement.csv").parent, "agreement")
 
 
+def table_kinds(frame: pd.DataFrame) -> str:
+    """Whether a table has numbers where numbers belong."""
+    right = read_csv(AGREEMENT)
+    numbers = [name for name in right if right[name].dtype.kind in "if" and name in frame]
+    wrong = [name for name in numbers if frame[name].dtype.kind not in "if" or np.isinf(frame[name]).any()]
+    return f"no numbers in {', '.join(wrong)}" if wrong else ""
+
+
 def report(changed: dict[str, bytes | None]) -> str:
     """The report of a study folder with some files changed."""
     files = {name: data for name, data in STUDY.items() if not name.startswith("report/")} | changed

@@ -38,6 +38,10 @@ MEMORY = 3 * 2**30
 FOREIGN, HANG, WRONG = COLUMNS = ("foreign", "hang", "wrong")
 
 
+OTHER_NAMES = {"vectors": ("directions",), "task": ("name",)}
+"""How errors may name an argument that is passed on under another name."""
+
+
 class TooLong(BaseException):
     """No ``except Exception`` must catch it."""
 
@@ -59,6 +63,10 @@ class Case:
         The documentation allows NaN or infinity in the result.
     about : str
         What faults of one kind share: the callable and the argument.
+    argument : str
+        Name that an error must tell, if any.
+    memory : bool
+        The call asks for so much memory that the system may say so.
     """
 
     call: str
@@ -67,6 +75,8 @@ class Case:
     right: str = ""
     oracle: Callable[[Any], str] | None = None
     undefined: bool = False
+    argument: str = ""
+    memory: bool = False
 
 
 @dataclasses.dataclass
@@ -120,12 +130,23 @@ def judged(case: Case, names: dict[str, Any]) -> tuple[str, str]:
         if case.right and not same(result, right := outcome(case.right, names)):
             return WRONG, f"another result: {shown(result)} where {case.right} gives {shown(right)}"
     except LlvlitError as error:
-        return ("refused", str(error)) if str(error).strip() else (FOREIGN, "an error of ours without words")
+        message = str(error)
+        names_it = any(word in message for word in (case.argument, *OTHER_NAMES.get(case.argument, ())))
+        if not message.strip() or not names_it:
+            return WRONG, f"refused without a word on {case.argument or 'why'}: {message}"
+        return "refused", message
     except TooLong as error:
         return HANG, str(error)
     except (KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:  # a panic of Rust is no Exception
+        frames = traceback.extract_tb(error.__traceback__)
+        if frames[-1].name in ("put", "drop", "flip", "header") or (
+            isinstance(error, (NameError, AttributeError, SyntaxError)) and frames[-1].filename == "<string>"
+        ):
+            raise  # a mistake in the case itself
+        if case.memory and (isinstance(error, MemoryError) or "allocate" in str(error)):
+            return "fine", "no memory"
         return FOREIGN, f"{type(error).__name__}: {error} [{where(error)}]"
     return "fine", ""
 

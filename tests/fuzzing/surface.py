@@ -25,11 +25,12 @@ INSTANCES = {
     "Agreement": "match",
     "Cell": "llvlit.study.grid.Grid('g', 'd', ('gpt2',), ('a',)).cells()[0]",
     "DepthSystem": "system",
+    "Directions": "directions",
     "FrozenLayer": "system.layers[1]",
     "Gains": "gains",
     "Grid": "llvlit.study.grid.Grid('g', 'd', ('gpt2',), ('a',))",
     "LLV": "surrogate",
-    "Profile": "llvlit.publishing.profiles.Profile('p', ('m',), ('t',), 3, 2, 2)",
+    "Settings": "llvlit.publishing.settings.Settings('p', ('m',), ('t',), 3, 2, 2)",
     "Prompts": "prompts",
     "RequiredEnergy": "required",
     "StudyTables": "llvlit.study.tables.read_study('real', start=ROOT)",
@@ -49,7 +50,7 @@ RIGHT = {
     "bases": "surrogate.bases",
     "basis": "'reachability'",
     "before": "'y'",
-    "borrowed": "directions.borrowed",
+    "borrowed": "(0,)",
     "bounds": "[[0.0, 0, 0], [1.0, 1, 1]]",
     "by": "['model']",
     "candidates": "system.states[:, :1]",
@@ -175,6 +176,7 @@ OWN = {
     "Cell.model": "'gpt2'",
     "Cell.suffix": "None",
     "Directions.method": "'mean_difference'",
+    "Directions.borrowed": "directions.borrowed",
     "DepthSystem.jvp.method": "'jvp'",
     "DepthSystem.propagate.inputs": "torch.zeros(4, 8)",
     "FrozenLayer.dense.method": "'jvp'",
@@ -218,7 +220,7 @@ OWN = {
     "layer_axis.states": "False",
     "load_grid.name": "'embedded'",
     "load_model.name": "MODEL_FOLDER",
-    "load_profile.name": "'embedded'",
+    "load_settings.name": "'embedded'",
     "load_subject.name": "'untrained:' + MODEL_FOLDER",
     "load_task.name": "'film-sentiment'",
     "markov_parameters.output": "surrogate.C",
@@ -254,6 +256,9 @@ UNDEFINED = {
     *("summarize_energies", "table", "verdict", "parameters"),
 }
 """Callables whose documentation says where NaN, or an infinite energy, is the answer."""
+
+MAY_BE_NAN = {"Directions(gaps)"}
+"""Arguments whose documentation says what NaN means."""
 
 LIMITS = {  # least and largest value, bounds included
     "amplitude": (1e-12, None),
@@ -302,6 +307,7 @@ GENERIC = {
         "Collection": "sequence",
     },
 }
+ALIASES = {"DirectionsLike": {"Directions", "array", "tensor", "sequence"}}
 KNOWN = {
     *("LanguageModel", "Prompts", "TokenizedPrompts", "Directions", "Gains", "LLV", "Splits", "Task", "DepthSystem"),
     *("StudyTables", "DataFrame", "Series", "Axes", "Figure", "Generator", "Settings", "Module", "ModuleList"),
@@ -351,7 +357,7 @@ def kinds_of(annotation: Any) -> frozenset[str]:
         if not n:
             break
     names = [part.strip().strip("'\"").rpartition(".")[2] for part in text.split("|")]
-    kinds = {GENERIC.get(name, name) for name in names}
+    kinds = set().union(*(ALIASES.get(name, {GENERIC.get(name, name)}) for name in names))
     return frozenset(kinds | ({"array", "tensor"} if kinds & {"array", "tensor"} else set()))
 
 

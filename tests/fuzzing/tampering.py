@@ -17,7 +17,7 @@ def cut(data: bytes, at: int) -> bytes:
 
 def flip(data: bytes, bit: int) -> bytes:
     """One bit turned."""
-    at, shift = divmod(bit, 8)
+    at, shift = divmod(bit % (8 * len(data)), 8)
     return data[:at] + bytes([data[at] ^ (1 << shift)]) + data[at + 1 :]
 
 

@@ -1,4 +1,4 @@
-"""Training of the shipped family: GPT-2-architecture models that differ in size alone.
+"""Training of one model of the family, from scratch or from its checkpoint.
 
 Matrices inside the layers are optimized with Muon, everything else with AdamW; the learning rate rises
 linearly, stays, and falls linearly to zero.  A run continues from its checkpoint after a kill, on the very
@@ -7,9 +7,8 @@ batches it would have seen.  Checkpoints are safetensors, the optimizers' state 
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,62 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
-from llvlit.errors import InputError, NumericalError, unknown_name
+from llvlit.errors import InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
 from llvlit.training.corpus import WindowStream
-
-
-@dataclass(frozen=True)
-class Size:
-    """Shape of one member of the family."""
-
-    n_layers: int
-    hidden_size: int
-    n_heads: int
-
-
-HEAD_SIZE = 32
-SIZES = {
-    "small": Size(n_layers=12, hidden_size=64, n_heads=2),
-    "medium": Size(n_layers=18, hidden_size=96, n_heads=3),
-    "large": Size(n_layers=24, hidden_size=128, n_heads=4),
-}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that the members of a family share.
-
-    Attributes
-    ----------
-    verdict_weight, late_verdict_weight : float
-        Weight of a verdict token in the loss: modest while the model learns the language, large from step
-        ``late_from`` on, when there is something to read a verdict from.
-    learning_rate : float
-        Peak of both optimizers (Muon's update is scaled to AdamW's root mean square).
-    warmup, decay : float
-        Fractions of ``steps`` in which the learning rate rises and falls.
-    """
-
-    steps: int = 1800
-    n_windows: int = 16
-    length: int = 160
-    verdict_weight: float = 4.0
-    late_verdict_weight: float = 40.0
-    late_from: int = 1000
-    learning_rate: float = 1e-2
-    weight_decay: float = 0.05
-    warmup: float = 0.03
-    decay: float = 0.4
-    seed: int = 0
-
-    def rate(self, step: int) -> float:
-        """Learning rate at a step, relative to the peak."""
-        rise = (step + 1) / max(1.0, self.warmup * self.steps)
-        fall = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return min(1.0, rise, fall)
+from llvlit.training.recipe import Recipe, build_model, shape_of
 
 
 @dataclass(frozen=True)
@@ -82,45 +31,6 @@ class TrainingState:
     step: int
     seconds: float
     curve: tuple[dict[str, float], ...]
-
-
-def shape_of(size: str) -> Size:
-    """Shape of a member by name, or by ``LAYERSxHIDDEN`` such as ``24x64`` (32 numbers a head, as in all members).
-
-    Raises
-    ------
-    InputError
-        If there is no such member, or the hidden size is no multiple of 32.
-    """
-    if size in SIZES:
-        return SIZES[size]
-    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", size)
-    if not numbers or int(numbers[2]) % HEAD_SIZE:
-        raise InputError(
-            unknown_name("size", size, SIZES, hint="Or LAYERSxHIDDEN, such as 24x64, hidden a multiple of 32.")
-        )
-    return Size(int(numbers[1]), int(numbers[2]), int(numbers[2]) // HEAD_SIZE)
-
-
-def build_model(size: str, *, vocabulary: int, length: int, seed: int) -> GPT2LMHeadModel:
-    """Untrained model of a size of the family, its weights drawn from ``seed``."""
-    shape = shape_of(size)
-    config = GPT2Config(
-        vocab_size=vocabulary,
-        n_positions=length,
-        n_embd=shape.hidden_size,
-        n_layer=shape.n_layers,
-        n_head=shape.n_heads,
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return GPT2LMHeadModel(config)
 
 
 def _optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -138,7 +48,7 @@ def _optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Opti
     ]
 
 
-def _losses(model: GPT2LMHeadModel, tokens: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def losses(model: GPT2LMHeadModel, tokens: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted mean loss, and the loss of every predicted token ``(n_windows, length - 1)``, in nats."""
     logits = model(tokens, use_cache=False).logits[:, :-1].float()
     loss = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
@@ -154,7 +64,7 @@ def held_out_loss(model: GPT2LMHeadModel, stream: WindowStream, *, n_batches: in
     with torch.no_grad():
         for index in range(n_batches):
             tokens, weights = (torch.from_numpy(a).to(device) for a in stream.batch(index, n_windows))
-            _, loss = _losses(model, tokens, weights)
+            _, loss = losses(model, tokens, weights)
             verdict = weights[:, 1:] > 1
             for name, values in (
                 ("plain", loss[0::2]),
@@ -173,7 +83,7 @@ def train_model(
     checkpoint: Path,
     *,
     vocabulary: int,
-    corpus_fingerprint: str,
+    inputs: Mapping[str, str],
     device: str = "cpu",
     compiled: bool = False,
     checkpoint_every: int = 100,
@@ -186,7 +96,9 @@ def train_model(
     ----------
     checkpoint
         Written every ``checkpoint_every`` steps; if it exists, the run continues there.  It must come from
-        the same recipe and corpus; only ``steps`` may differ, and only before the learning rate falls.
+        the same size, recipe and inputs; only ``steps`` may differ, and only before the learning rate falls.
+    inputs
+        What else the run is made from, by name, such as the corpus' fingerprint.
     compiled
         Run ``torch.compile`` first (needs a C++ compiler on the CPU).
     visit
@@ -195,18 +107,23 @@ def train_model(
     Raises
     ------
     InputError
-        If the checkpoint belongs to another recipe or corpus.
+        If the checkpoint belongs to another size, recipe or input.
     NumericalError
         If the loss is not finite.
     """
     model = build_model(size, vocabulary=vocabulary, length=recipe.length, seed=recipe.seed)
     torch.nn.Module.to(model, device)
     optimizers = _optimizers(model, recipe)
-    identity = {"size": size, "corpus": corpus_fingerprint, **asdict(replace(recipe, steps=0))}
+    identity = {
+        **inputs,
+        "size": asdict(shape_of(size)),
+        "vocabulary": vocabulary,
+        **asdict(replace(recipe, steps=0)),
+    }
     state = TrainingState(0, 0.0, ())
     if checkpoint.is_file():
         state = _restore(checkpoint, model, optimizers, identity, recipe)
-    losses = torch.compile(_losses) if compiled else _losses
+    loss_of = torch.compile(losses) if compiled else losses
     training, held_out = streams
     curve = list(state.curve)
     began = time.perf_counter() - state.seconds
@@ -220,7 +137,7 @@ def train_model(
         tokens, weights = (torch.from_numpy(a).to(device) for a in training.batch(step, recipe.n_windows))
         if step >= recipe.late_from:
             weights = torch.where(weights > 1, recipe.late_verdict_weight, weights)
-        loss, per_token = losses(model, tokens, weights)
+        loss, per_token = loss_of(model, tokens, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -271,11 +188,10 @@ def _restore(
 ) -> TrainingState:
     tensors, metadata = load_tensors(path, kind="training")
     stored = metadata["identity"]
-    differing = sorted(key for key in identity if stored.get(key) != identity[key])
+    differing = [f"{key} {stored.get(key)}, not {now}" for key, now in identity.items() if stored.get(key) != now]
     if differing:
         raise InputError(
-            f"{path} was trained with other settings ({', '.join(differing)}). "
-            "Choose another --out, or the settings of that run."
+            f"{path} was trained with {'; '.join(differing)}. Choose another --out, or the settings of that run."
         )
     done = metadata["state"]["step"]
     planned = replace(recipe, steps=metadata["steps"])
