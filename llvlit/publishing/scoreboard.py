@@ -10,7 +10,7 @@ import pandas as pd
 
 from llvlit.checks import checked
 from llvlit.plots.figures import short_name
-from llvlit.study.comparison import (
+from llvlit.study.tables import (
     AGREEMENT,
     CELL,
     DASH,
@@ -22,9 +22,10 @@ from llvlit.study.comparison import (
     mean_of,
     means,
     paired,
+    summarize,
+    summarize_energies,
     verdict,
 )
-from llvlit.study.tables import summarize, summarize_energies
 
 ABSENT = "not run here"
 STABLE = 0.05
@@ -80,7 +81,7 @@ def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     --------
     >>> import json
     >>> from llvlit.study.tables import committed
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.publishing.scoreboard import size_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
     >>> rows = size_rows(paper, read_study("real"), None)
@@ -112,7 +113,7 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.study.tables import committed
     >>> from llvlit.publishing.scoreboard import task_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
@@ -163,7 +164,7 @@ def energy_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> 
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.study.tables import committed
     >>> from llvlit.publishing.scoreboard import energy_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
@@ -252,7 +253,7 @@ def ablation_rows(paper: Paper, ours: Sequence[StudyTables], theirs: StudyTables
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.study.tables import committed
     >>> from llvlit.publishing.scoreboard import ablation_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
