@@ -270,7 +270,7 @@ def gain_profile(
     axes: Axes,
     title: str = "",
     first: int = 0,
-    borrowed: Sequence[int] | np.ndarray = (),
+    borrowed: Sequence[int] | Sequence[bool] = (),
 ) -> None:
     """Measured gains (solid, with their interval as a band) and predictions (dashed) from layer ``first`` on.
 
