@@ -173,7 +173,7 @@ def test_odd_values_of_the_right_kind(request):
 RESULTS = [
     ("Gains.load", "read_gains", "GAINS", documents.GAINS),
     ("LLV.load", "read_llv", "LLV", documents.LLV),
-    ("Experiment.load", "read_cell", "as_json(CELL)", documents.as_json(documents.CELL)),
+    ("load_results", "read_cell", "as_json(CELL)", documents.as_json(documents.CELL)),
     ("read_table", "read_csv", "AGREEMENT", documents.AGREEMENT),
 ]
 
@@ -430,15 +430,13 @@ def publications(draw: st.DrawFn) -> Case:
         link = draw(st.sampled_from(("v0.1.0/id", "id", "v0.1.0/folder", "folder", "v0.2.0", "latest")))
         return Case(f"published({{}}, {{}}, {link!r}, {version})", "publish link")
     if kind == 1:
-        place = draw(
-            st.sampled_from(("versions.json", "index.html", "v0.1.0", "v0.1.0/index.html", "vx", "CNAME", "v9.9.9"))
-        )
+        place = draw(st.sampled_from(("versions.json", "index.html", "v0.1.0/index.html", "vx", "CNAME", "v9.9.9")))
         return Case(
             f"published({{}}, {{{place!r}: {draw(st.sampled_from(ODD_FILES))}}}, '', {version})", "publish previous"
         )
     if kind == 2:
         change = f"as_json({draw(document_changes('NOTEBOOK', documents.NOTEBOOK))})"
-        return Case(f"published({{'_build/book/book/sums.ipynb': {change}}})", "publish notebook")
+        return Case(f"published({{'_build/html/_sources/book/sums.ipynb': {change}}})", "publish notebook")
     change = draw(st.one_of(st.sampled_from(ODD_FILES), byte_changes(f"BUILT[{name!r}]", len(documents.BUILT[name]))))
     return Case(f"published({{{name!r}: {change}}})", f"publish {name}")
 
