@@ -196,11 +196,8 @@ def principal_basis(
     states = torch.from_numpy(array("states", states, ("n_prompts", len(direction))))
     centred = states - states.mean(dim=0)
     _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
-    return orthonormal_basis(
-        [direction, *components[sizes > float(tolerance) * states.norm(dim=-1).max().item()]],
-        order=order,
-        tolerance=tolerance,
-    )
+    components = components[sizes > float(tolerance) * states.norm(dim=-1).max().item()]
+    return _orthonormal([direction, *components], order, tolerance)
 
 
 def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
