@@ -152,7 +152,7 @@ def path(argument: str, value: object) -> Path:
     try:
         result = Path(place).expanduser()
         result.stat()
-    except RuntimeError as error:  # no such user
+    except (RuntimeError, UnicodeEncodeError) as error:  # no such user; no bytes of a name
         raise InputError(f"{argument}={shown(value)} is no path here ({error}).") from None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
