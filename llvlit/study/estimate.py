@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from llvlit.engine.layer import rows_per_call
+from llvlit.engine.models import LanguageModel
 from llvlit.study.grid import Cell
 from llvlit.tasks.sources import HUB_TASKS
-from llvlit.engine.models import LanguageModel
 from llvlit.tasks.task import load_task
 
 EFFICIENCY = 0.24
