@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,22 +36,27 @@ def hub_reachable(*, timeout: float = 2.0) -> bool:
         return False
 
 
-_MISSING = re.compile(r"[A-Z]\w+ Not Found for url: \S*[^\s.]|Unable to find '[^']+'")
-
-
 def failure(error: BaseException) -> str:
     """Cause of an error of a hub client, in one line: what is missing, or that the transfer broke off.
 
     The clients wrap the cause several times over; the links of ``__cause__`` and ``__context__`` are searched.
     """
+    from huggingface_hub import errors  # here, since it is slow to import
+
+    missing = {
+        errors.RepositoryNotFoundError: "Repository",
+        errors.RevisionNotFoundError: "Revision",
+        errors.RemoteEntryNotFoundError: "Entry",
+    }
     link: BaseException | None = error
     while link is not None:
-        if found := _MISSING.search(str(link)):
-            return found[0]
-        if type(link).__module__.split(".")[0] in ("httpx", "httpx2"):
+        for kind, what in missing.items():
+            if isinstance(link, kind):
+                return f"{what} Not Found for url: {link.response.url}"
+        if isinstance(link, errors.HTTPError):
             return f"the transfer broke off: {link}"
         link = link.__cause__ or link.__context__
-    return shorten((str(error).splitlines() or [""])[0], 300) or type(error).__name__
+    return shorten(" ".join(str(error).split()), 300) or type(error).__name__
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from llvlit.checks import integer, refuse, shown, text
+from llvlit.checks import array, integer, refuse, shown, text
 from llvlit.errors import InputError
 
 
@@ -122,7 +122,7 @@ def auc(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
 
     Computed from ranks (Mann and Whitney), ties counted half.
     """
-    labels = np.asarray(labels)
+    labels = array("labels", labels, ("n_prompts",))
     n_positive, n_negative = int((labels == 1).sum()), int((labels == 0).sum())
     if len(labels) != len(scores) or not n_positive or not n_negative:
         raise InputError(

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import string
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -263,9 +265,32 @@ def test_borrowed_directions_are_marked_in_the_figure(run, monkeypatch: pytest.M
     monkeypatch.setattr("llvlit.plots.figures.save", lambda figure, path: drawn.append(figure))
     borrowed = run("gains", *SMALL, "--order", 2, "--json")["borrowed"]
     (axes,) = drawn[0].axes
-    marked = next(line for line in axes.get_lines() if line.get_label() == "borrowed direction")
+    marked = next(line for line in axes.get_lines() if "borrowed" in line.get_label())
     assert marked.get_xdata().tolist() == borrowed
-    assert "borrowed direction" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert marked.get_label() in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("name", ["modèle à gogo", "价格 $5$ % {x}", "a'b\"c"])
+def test_any_name_of_a_model_and_a_task(name: str, run, last_words: Path, tmp_path: Path) -> None:
+    model, task = tmp_path / name, tmp_path / f"{name}.parquet"
+    tiny_module("gpt2", dtype=torch.float32).save_pretrained(model)
+    byte_tokenizer().save_pretrained(model)
+    shutil.copy(last_words, task)
+    asked = ("--model", model, "--task", task, "--prompts", 12, "--device", "cpu")
+    text = run("gains", *asked, "--order", 4, "--save", tmp_path / f"{name}.safetensors")
+    (figure,) = tmp_path.glob("gains-*.png")
+    assert f"{model} on {task}" in text and f"Figure: {figure.name}" in text
+    assert LLV.load(tmp_path / f"{name}.safetensors").metadata["model"] == str(model)
+    assert name in run("steer", *asked, "--tokens", 2)
+    assert run("gains", *asked, "--order", 4, "--json", "--no-plot")["metadata"]["model"] == str(model)
+
+
+def test_a_prompt_of_one_token_is_named_with_what_to_do(fail, tmp_path: Path) -> None:
+    texts = [*string.ascii_lowercase, *string.digits]  # a token each
+    path = tmp_path / "short.parquet"
+    parquet.write_table(pa.table({"text": texts, "label": [row % 2 for row in range(len(texts))]}), path)
+    line = fail("gains", *SMALL, "--task", path, "--prompts", 4)
+    assert "fewer than two tokens" in line and "leave it out" in line
 
 
 def test_steer_by_nothing_changes_nothing(run) -> None:

@@ -28,7 +28,7 @@ from llvlit.method.concepts import (
     random_directions,
     separation,
 )
-from llvlit.tasks.task import Prompts
+from llvlit.prompts import Prompts
 
 
 def labelled(labels, pairs=None):
@@ -102,7 +102,7 @@ def test_directions_that_do_not_fit_are_errors(gpt2):
         as_directions(torch.eye(24)[:3]).on(gpt2)
     zero = torch.eye(24)[:5]
     zero[2] = 0
-    with pytest.raises(InputError, match=r"directions\[2\]"):
+    with pytest.raises(InputError, match=r"vectors\[2\] of the directions"):
         as_directions(zero)
     zero[2] = float("nan")
     with pytest.raises(InputError, match="not finite"):

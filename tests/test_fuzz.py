@@ -87,8 +87,10 @@ def test_the_call_with_right_values_works(callee):
 def own_kinds(argument: surface.Argument) -> tuple[str, ...]:
     """Kinds that strategies are drawn from: of arrays and tensors the one that the right value is."""
     kinds = set(argument.kinds)
+    right = eval(argument.right or "None", NAMES)
+    kinds -= {"mapping"} if not hasattr(right, "items") else set()
+    kinds -= {"sequence"} if not hasattr(right, "__len__") else set()
     if kinds & {"array", "tensor"}:
-        right = eval(argument.right or "None", NAMES)
         kinds -= {"array", "tensor"}
         kinds |= {"tensor"} if isinstance(right, things.torch.Tensor) else set()
         kinds |= {"array"} if isinstance(right, things.np.ndarray) else set()
@@ -428,15 +430,13 @@ def publications(draw: st.DrawFn) -> Case:
         link = draw(st.sampled_from(("v0.1.0/id", "id", "v0.1.0/folder", "folder", "v0.2.0", "latest")))
         return Case(f"published({{}}, {{}}, {link!r}, {version})", "publish link")
     if kind == 1:
-        place = draw(
-            st.sampled_from(("versions.json", "index.html", "v0.1.0", "v0.1.0/index.html", "vx", "CNAME", "v9.9.9"))
-        )
+        place = draw(st.sampled_from(("versions.json", "index.html", "v0.1.0/index.html", "vx", "CNAME", "v9.9.9")))
         return Case(
             f"published({{}}, {{{place!r}: {draw(st.sampled_from(ODD_FILES))}}}, '', {version})", "publish previous"
         )
     if kind == 2:
         change = f"as_json({draw(document_changes('NOTEBOOK', documents.NOTEBOOK))})"
-        return Case(f"published({{'_build/book/book/sums.ipynb': {change}}})", "publish notebook")
+        return Case(f"published({{'_build/html/_sources/book/sums.ipynb': {change}}})", "publish notebook")
     change = draw(st.one_of(st.sampled_from(ODD_FILES), byte_changes(f"BUILT[{name!r}]", len(documents.BUILT[name]))))
     return Case(f"published({{{name!r}: {change}}})", f"publish {name}")
 

@@ -20,7 +20,7 @@ import pytest
 from hub_server import LAYOUTS, Hub, client_environment, expected_text, serve, write_task_repositories
 
 from conftest import byte_tokenizer, tiny_module
-from llvlit.engine.models import load_model, wrap_model
+from llvlit.engine.models import REVISIONS, load_model, wrap_model
 from llvlit.hub import hub_reachable
 from llvlit.tasks.sources import HUB_TASKS
 
@@ -98,6 +98,19 @@ def test_model_loads_by_its_old_name_and_again_without_the_hub(hub: Hub, client:
     asked = len(hub.requests)
     assert client.ask("load_model", "gpt2")["fingerprint"] == first["fingerprint"]
     assert len(hub.requests) == asked, "a cached model is loaded without a word to the hub"
+
+
+def test_models_have_revisions(hub: Hub, client: Client) -> None:
+    client.ask("load_model", "gpt2")
+    assert any(f"/resolve/{REVISIONS['gpt2']}/config.json" in request for request in hub.requests)
+    assert not any("/gpt2/resolve/main/" in request for request in hub.requests)
+    expected = client.ask("load_model", "gpt2")["fingerprint"]
+    for name, options in (("gpt2@main", {}), ("gpt2", {"revision": "main"}), ("gpt2", {"revision": "2" * 40})):
+        assert client.ask("load_model", name, **options)["fingerprint"] == expected
+    assert any("/gpt2/resolve/main/" in request for request in hub.requests)
+    answer = client.ask("load_model", "gpt2@no-such-tag")
+    assert answer["error"] == "ModelError"
+    assert re.search("gpt2@no-such-tag.*Revision Not Found for url: .*no-such-tag", answer["message"])
 
 
 def test_transfer_broken_off_once_goes_on(hub: Hub, client: Client) -> None:

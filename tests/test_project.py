@@ -131,6 +131,24 @@ def test_ci_script_can_be_run():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
+def test_a_commit_is_checked_by_the_tools_of_make_lint():
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    entries = {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in hooks}
+    assert lint and set(re.findall(r"\$\(BIN\)/(\S+)", lint[1])) <= entries
+    assert {hook["language"] for hook in hooks} == {"system"}  # no version of their own beside constraints.txt
+    assert all((Path(sys.executable).parent / entry).is_file() for entry in entries)
+
+
+def test_contributing_names_every_room_and_only_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = {path.parent.name for path in (ROOT / "llvlit").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `(\w+)/`", text, re.MULTILINE)) == rooms
+    for path in re.findall(r"`((?:llvlit|tests|engine|method|tasks|plots|cli|book)/[\w/.]+)`", text):
+        assert (ROOT / path).exists() or (ROOT / "llvlit" / path).exists(), path
+    assert len(text.splitlines()) < 80
+
+
 def test_every_page_is_in_the_contents():
     listed = {page.name for page in read_pages(ROOT)}
     assert listed == {INDEX, *(f"book/{path.stem}" for path in (ROOT / "book").glob("*.md"))}

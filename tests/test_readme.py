@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from llvlit.cli.main import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,8 +30,23 @@ def test_local_links_exist():
 
 
 def test_every_command_in_the_table_exists():
-    from llvlit.cli.main import parser
+    named = set(re.findall(r"`llvlit (\w+)", README))
+    listed = set(re.findall(r"^    (\w+)", parser().format_help(), re.MULTILINE))
+    assert named == listed
 
-    commands = set(re.findall(r"`llvlit (\w+)", README))
-    (choices,) = [action.choices for action in parser()._actions if action.choices]
-    assert commands == set(choices)
+
+def test_every_command_line_parses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^(?:llvlit|.* && llvlit) .*", README, re.MULTILINE)
+    assert len(lines) > 6
+    for line in lines:
+        for command in line.partition("#")[0].split("&&"):
+            program, *words = shlex.split(command)
+            assert program == "llvlit" and parser().parse_args(words).command in words
+
+
+def test_local_links_of_contributing_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [
+        link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link and not (ROOT / link).exists()
+    ] == []

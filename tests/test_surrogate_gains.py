@@ -23,7 +23,7 @@ from llvlit.method.gains import Gains, adjoint_gains, measured_gains
 from llvlit.method.identification import JACOBIANS, Plan, identify, identify_all
 from llvlit.method.surrogate import LLV
 from llvlit.method.verification import required_energy
-from llvlit.tasks.task import Prompts
+from llvlit.prompts import Prompts
 
 FLOAT32 = 2e-6
 """Single prompts' operators are stored in float32."""
@@ -424,7 +424,7 @@ def test_results_that_are_not_whole_cannot_be_made(gpt2, directions):
 
 
 def test_directions_that_are_not_of_unit_length_would_scale_gains_and_are_refused(gpt2, directions):
-    with pytest.raises(InputError, match=r"directions\[0\] has length 2"):
+    with pytest.raises(InputError, match=r"vectors\[0\] of the directions has length 2"):
         identify(gpt2, PROMPTS, 2 * directions)
 
 

@@ -84,8 +84,9 @@ def streams(corpus: Corpus, tokenizer: Tokenizer) -> tuple[WindowStream, WindowS
 
 @pytest.fixture(autouse=True)
 def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One size of the family that trains in no time."""
+    """One size of the family that trains in no time, and is judged in no time."""
     monkeypatch.setitem(SIZES, "tiny", Size(n_layers=2, hidden_size=16, n_heads=2))
+    monkeypatch.setattr("llvlit.training.family.FINAL_BATCHES", 2)
 
 
 # Reading
@@ -145,6 +146,8 @@ def odd_corpora(folder: Path) -> Iterator[tuple[Path, str]]:
         "unmarked": (gzip.compress(b"a fine film\n"), "has the rating 'a fine film'"),
         "endless": (gzip.compress(b"0" * 2_000_000), "has a line of over"),
         "empty": (gzip.compress(b""), "holds no review"),
+        "mute": (gzip.compress(b"9\t\n" * 9), "holds no review"),
+        "few": (gzip.compress(b"9\ta fine film\n"), "holds 1 rated reviews of 1, and no rated review is left"),
     }
     for name, (content, message) in lines.items():
         (folder / name).mkdir()
@@ -185,9 +188,9 @@ def test_odd_corpora_are_told_at_once(tmp_path: Path) -> None:
     for folder, message in odd_corpora(tmp_path / "corpora"):
         with pytest.raises(LlvlitError, match=message) as told:
             train_family(folder, tmp_path / "run", sizes=["tiny"], steps=1, device="cpu")
-        assert folder.name in str(told.value)
+        assert folder.name in str(told.value) or folder.name == "few"
     assert time.perf_counter() - began < 10
-    assert not (tmp_path / "run").exists()
+    assert sorted(files_of(tmp_path / "run")) == [".llvlit.json", "corpus.safetensors", "tokenizer.json"]  # of the few
 
 
 # Tokens
@@ -310,7 +313,7 @@ def fit(
     checkpoint: Path,
     recipe: Recipe = RECIPE,
     *,
-    progress: Callable[[int, int, str], None] | None = None,
+    visit: Callable[[int, torch.nn.Module, float | None], None] | None = None,
     corpus: str = "tiny",
 ) -> tuple[dict[str, torch.Tensor], TrainingState]:
     model, state = train_model(
@@ -321,7 +324,7 @@ def fit(
         vocabulary=VOCABULARY,
         inputs={"corpus": corpus},
         checkpoint_every=3,
-        progress=progress,
+        visit=visit,
     )
     return {name: value.detach().clone() for name, value in model.named_parameters()}, state
 
@@ -330,19 +333,19 @@ class Killed(BaseException):
     """A kill, as far as a test can send one."""
 
 
-def kill_at(step: int) -> Callable[[int, int, str], None]:
-    def progress(done: int, _total: int, _message: str) -> None:
-        if done == step:
+def kill_at(step: int) -> Callable[[int, torch.nn.Module, float | None], None]:
+    def visit(done: int, _model: torch.nn.Module, loss: float | None) -> None:
+        if done == step and loss is not None:
             raise Killed
 
-    return progress
+    return visit
 
 
 @pytest.fixture
 def halfway(streams: tuple[WindowStream, WindowStream], tmp_path: Path) -> Path:
     """Checkpoint of a run that was killed after its third step."""
     with pytest.raises(Killed):
-        fit(streams, tmp_path / "checkpoint.safetensors", progress=kill_at(4))
+        fit(streams, tmp_path / "checkpoint.safetensors", visit=kill_at(4))
     return tmp_path / "checkpoint.safetensors"
 
 
@@ -364,11 +367,9 @@ def test_killed_run_continues_bit_for_bit(
     steps: list[int] = []
     for step in killed_at:
         with pytest.raises(Killed):
-            fit(streams, tmp_path / "killed.safetensors", progress=kill_at(step))
-    found, resumed = fit(
-        streams, tmp_path / "killed.safetensors", progress=lambda step, _total, _message: steps.append(step)
-    )
-    assert steps == list(range(3 * ((killed_at[-1] - 1) // 3) + 1, RECIPE.steps + 1))
+            fit(streams, tmp_path / "killed.safetensors", visit=kill_at(step))
+    found, resumed = fit(streams, tmp_path / "killed.safetensors", visit=lambda step, _model, _loss: steps.append(step))
+    assert steps == list(range(3 * ((killed_at[-1] - 1) // 3), RECIPE.steps + 1))
     assert set(found) == set(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert resumed.curve == state.curve
@@ -390,13 +391,13 @@ def test_verdicts_weigh_more_from_late_from_on(
 
 def test_finished_run_is_loaded(streams: tuple[WindowStream, WindowStream], tmp_path: Path) -> None:
     expected, state = fit(streams, tmp_path / "checkpoint.safetensors")
-    found, again = fit(streams, tmp_path / "checkpoint.safetensors", progress=kill_at(1))
+    found, again = fit(streams, tmp_path / "checkpoint.safetensors", visit=kill_at(1))
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert again == state
 
 
 def test_training_learns(streams: tuple[WindowStream, WindowStream], tmp_path: Path) -> None:
-    _, state = fit(streams, tmp_path / "checkpoint.safetensors", replace(RECIPE, steps=60))
+    _, state = fit(streams, tmp_path / "checkpoint.safetensors", replace(RECIPE, steps=40))
     first, last = state.curve[0], state.curve[-1]
     assert set(last) == {"step", "training", "held_out_plain", "held_out_rated", "held_out_verdict"}
     assert first["held_out_plain"] > 5 and last["held_out_plain"] < first["held_out_plain"] - 1

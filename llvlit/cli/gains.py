@@ -159,11 +159,10 @@ def draw(profile: Profile, path: Path) -> None:
     from llvlit.plots import figures
 
     figure, (axes,) = figures.new()
-    predictions = {profile.basis: profile.predicted, "adjoint": profile.adjoint.mean}
     figures.gain_profile(
         profile.measured.mean,
         profile.measured.interval(),
-        predictions,
+        {profile.basis: profile.predicted, "adjoint": profile.adjoint.mean},
         axes=axes,
         title=f"{profile.title}, order {profile.surrogate.order}",
         borrowed=profile.measured.borrowed,

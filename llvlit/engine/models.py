@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
-from transformers.utils import cached_file
 
+from llvlit import checks
+from llvlit.engine.folder import check_files, check_size, missing_layers, stored_shapes, weight_files
 from llvlit.errors import InputError, ModelError, unknown_name
 from llvlit.hub import failure, hub_reachable, quiet_transformers
 
+if TYPE_CHECKING:  # else imported where a model is loaded: names and devices need not wait for it
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "data" / "models"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-ENCODERS = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES) | {"bert-generation"}
+REVISIONS = {
+    "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+    "gpt2-medium": "6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
+    "gpt2-large": "32b71b12589c2f8d625668d2335a01cac3249519",
+}
+"""Commits on the hub of the models that the paper and the book name: what they load does not change."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,12 @@ class LanguageModel:
         return int(getattr(text_config(self.module), "max_position_embeddings", 0) or 2**30)
 
     @property
+    def n_embedded(self) -> int:
+        """Number of tokens that have an embedding."""
+        embedding: Any = self.module.get_input_embeddings()
+        return len(embedding.weight)
+
+    @property
     def n_parameters(self) -> int:
         """Number of parameters."""
         return sum(parameter.numel() for parameter in self.module.parameters())
@@ -135,8 +139,12 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     >>> wrap_model(model.module, model.tokenizer, name="mine").n_layers
     12
     """
+    checks.instance("module", module, nn.Module, "a model of transformers")
+    if not (hasattr(module, "config") and callable(tokenizer)):
+        raise InputError("module and tokenizer are expected as transformers loads them.")
+    checks.text("name", name)
     config = text_config(module)
-    _refuse_encoder(module.config, name)
+    _refuse_encoder(module.config.to_dict(), name)
     attention = getattr(config, "_attn_implementation", "eager")
     if attention != "eager":
         raise ModelError(
@@ -194,7 +202,13 @@ def _tokenizer_parts(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     ]
 
 
-def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dtype | None = None) -> LanguageModel:
+def load_model(
+    name: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+) -> LanguageModel:
     """Causal decoder by name.
 
     Parameters
@@ -206,14 +220,17 @@ def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dty
         ``auto`` (a CUDA device where there is one, else the CPU) or a name that torch knows.
     dtype
         ``float32`` (default) or ``float64``.  Half precision is refused: small differences drown in it.
+    revision
+        Commit, tag or branch on the hub, which may also stand behind the name: ``gpt2@main``.  Default: a
+        known commit for the models of the paper, and the branch ``main`` for others.
 
     Raises
     ------
     InputError
-        If the device or type is unknown.
+        If the device or type is unknown, or a revision is asked of a model that is not the hub's.
     ModelError
-        If there is no such model, the hub is out of reach, the folder holds no safetensors, or the model is
-        not a causal decoder.
+        If there is no such model, the hub is out of reach, the folder holds no safetensors, its files do not fit
+        together, or the model is not a causal decoder.
 
     Examples
     --------
@@ -221,38 +238,71 @@ def load_model(name: str | Path, *, device: str = "auto", dtype: str | torch.dty
     >>> model.n_layers
     12
     """
-    name, place = str(name), torch_device(device)
-    torch_dtype = _dtype(dtype)
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    name = checks.text("name", str(checks.instance("name", name, (str, Path), "a name or a path")), may_be_empty=False)
+    place, torch_dtype = torch_device(checks.text("device", device)), _dtype(dtype)
     folder = local_folder(name)
-    source = str(folder if folder is not None else name)
-    offline = folder is not None or not _needs_hub(name)
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False)
-            _refuse_encoder(config, name)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=torch_dtype,
-                attn_implementation="eager",
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=offline,
-                ignore_mismatched_sizes=True,  # said below, in our words
-                output_loading_info=True,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, local_files_only=offline)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        choices = "" if folder is not None else f" {_choices(name)}"
-        raise ModelError(f"Could not load model {name!r}: {failure(error)}{choices}") from error
-    module, loading = loaded
-    if wrong := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
-        raise ModelError(
-            f"The weights of {name!r} do not fit its config.json: {len(wrong)} tensors are missing or of another "
-            f"shape, such as {wrong[0]}, and would be random. Save the model again."
+    hub_id, _, commit = name.partition("@")
+    commit = checks.text("revision", revision, may_be_empty=False) if revision is not None else commit
+    if folder is not None and revision is not None:
+        raise InputError(f"revision={revision!r} is for models of the hub; {name!r} lies in a folder.")
+    with _every_error_ours(name, "" if folder else _choices(name)), quiet_transformers():
+        offline, options = True, {"trust_remote_code": False}
+        if folder is None:
+            folder, offline = _hub_folder(hub_id, commit or REVISIONS.get(hub_id.removeprefix("openai-community/")))
+        stored = check_files(folder)
+        if stored.get("model_type") in list(CONFIG_MAPPING_NAMES):
+            _refuse_encoder(stored, name)
+        shapes = stored_shapes(folder, stored)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
+        with torch.device("meta"):
+            shell = AutoModelForCausalLM.from_config(config, attn_implementation="eager", **options)
+        check_size(shell, shapes, name)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch_dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # said below, in our words
+            output_loading_info=True,
+            **options,
         )
-    if not len(tokenizer("a")["input_ids"]):
-        raise ModelError(f"{name!r} has no tokenizer that knows a token. Add one with save_pretrained().")
-    return wrap_model(module.to(device=place), tokenizer, name=name)
+        if offline:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(hub_id, revision=folder.name, **options)
+        module, loading = loaded
+        if wrong := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
+            raise ModelError(
+                f"The weights of {name!r} do not fit its config.json: {len(wrong)} tensors are missing or of another "
+                f"shape, such as {wrong[0]}, and would be random. Save the model again."
+            )
+        if not len(tokenizer("a")["input_ids"]):
+            raise ModelError(f"{name!r} has no tokenizer that knows a token. Add one with save_pretrained().")
+        model = wrap_model(module.to(device=place), tokenizer, name=name if revision is None else f"{hub_id}@{commit}")
+        layers_name = next(label for label, part in module.named_modules() if part is model.layers)
+        if left := missing_layers(set(loading["unexpected_keys"]), layers_name.split(".")[-1], model.n_layers):
+            raise ModelError(
+                f"The weights of {name!r} do not fit its config.json, which describes {model.n_layers} layers; "
+                f"{left[0]} is stored, too. Save the model again."
+            )
+    return model
+
+
+@contextmanager
+def _every_error_ours(name: str, choices: str) -> Iterator[None]:
+    """Whatever a library raises about a model's files is told as a ModelError."""
+    try:
+        yield
+    except (ModelError, torch.OutOfMemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of code in Rust
+            raise
+        raise ModelError(f"Could not load model {name!r}: {failure(error)} {choices}".rstrip()) from error
 
 
 def torch_device(device: str) -> torch.device:
@@ -282,7 +332,7 @@ def local_folder(name: str) -> Path | None:
         if name not in embedded_names():
             raise ModelError(unknown_name("model", name, embedded_names()))
         return EMBEDDED_FOLDER / name.removeprefix("embedded/")
-    folder = Path(name).expanduser()
+    folder = checks.path("name", name)
     if not folder.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ModelError(f"There is no model folder {name!r}.")
@@ -299,18 +349,34 @@ def local_folder(name: str) -> Path | None:
     return folder
 
 
-def _needs_hub(name: str) -> bool:
-    """Whether a hub id is absent from the local cache; raises where the hub is needed and out of reach."""
-    for weights in ("model.safetensors", "model.safetensors.index.json"):
-        try:
-            for file in ("config.json", weights):
-                cached_file(name, file, local_files_only=True)
-            return False
-        except (OSError, ValueError):
-            continue
-    if hub_reachable():
-        return True
-    raise ModelError(f"The hub cannot be reached, and no model {name!r} is in its local cache. {_choices(name)}")
+def _hub_folder(hub_id: str, revision: str | None) -> tuple[Path, bool]:
+    """Folder of a model in the local cache, and whether it was there before; fetched from the hub if it was not."""
+    try:
+        return _fetch(hub_id, revision, local_files_only=True), True
+    except (OSError, ValueError):
+        pass
+    if not hub_reachable():
+        at = f" at {revision}" if revision else ""
+        raise ModelError(
+            f"The hub cannot be reached, and no model {hub_id!r}{at} is in its local cache. {_choices(hub_id)}"
+        )
+    return _fetch(hub_id, revision, local_files_only=False), False
+
+
+def _fetch(hub_id: str, revision: str | None, *, local_files_only: bool) -> Path:
+    """Folder with the configuration and weights of one commit."""
+    from transformers.utils import cached_file
+
+    config = cached_file(hub_id, "config.json", revision=revision, local_files_only=local_files_only)
+    folder = Path(str(config)).parent
+    options = {"revision": folder.name, "local_files_only": local_files_only}
+    try:
+        cached_file(hub_id, "model.safetensors", **options)
+    except OSError:
+        cached_file(hub_id, "model.safetensors.index.json", **options)
+        for file in weight_files(folder):
+            cached_file(hub_id, file, **options)
+    return folder
 
 
 def _choices(name: str) -> str:
@@ -319,13 +385,16 @@ def _choices(name: str) -> str:
     return unknown_name("model", name, embedded_names(), hint=hint)
 
 
-def _refuse_encoder(config: PretrainedConfig, name: str) -> None:
-    architectures = getattr(config, "architectures", None) or []
+def _refuse_encoder(config: dict[str, Any], name: str) -> None:
+    from transformers.models.auto import modeling_auto
+
+    encoders = {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation"}
+    model_type, architectures = config["model_type"], config.get("architectures") or []
     causal = all(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
-    is_encoder = config.model_type in ENCODERS and not getattr(config, "is_decoder", False)
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if getattr(config, "is_encoder_decoder", False) or is_encoder or not known or (architectures and not causal):
+    is_encoder = model_type in encoders and not config.get("is_decoder")
+    known = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.get("is_encoder_decoder") or is_encoder or not known or (architectures and not causal):
         raise ModelError(
-            f"{name} ({config.model_type}) is not a causal decoder: earlier tokens would see the last one, and the "
+            f"{name} ({model_type}) is not a causal decoder: earlier tokens would see the last one, and the "
             "context could not be frozen. Use a decoder such as gpt2."
         )

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from llvlit.checks import array, instance, integer, number
+from llvlit.errors import InputError
+
 DEFLATION_TOLERANCE = 1e-8
 """Relative size under which the part of a vector outside the basis counts as rounding."""
 
@@ -45,16 +48,30 @@ def orthonormal_basis(
     >>> basis[:, :2].T.tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
+    instance("vectors", vectors, Iterable, "vectors, one after the other")
     columns: list[torch.Tensor] = []
     hidden_size = 0
-    for vector in vectors:
+    for place, entry in enumerate(vectors):
+        vector = _checked(f"vectors[{place}]", entry, order, tolerance)
+        if hidden_size not in (0, len(vector)):
+            raise InputError(f"vectors[{place}] has length {len(vector)}, those before it {hidden_size}.")
         hidden_size = len(vector)
         if len(columns) == order:
             break
         new = add_vector(columns, vector, tolerance=tolerance)
         if new is not None:
             columns.append(new)
+    if not hidden_size:
+        raise InputError("vectors is empty; pass at least one.")
     return _padded(columns, hidden_size, order), len(columns)
+
+
+def _checked(argument: str, vector: object, order: object, tolerance: object) -> torch.Tensor:
+    """A vector ``(hidden_size,)`` in float64, where the other arguments of a basis fit it."""
+    checked = torch.from_numpy(array(argument, vector, ("hidden_size",)))
+    integer("order", order, at_least=1, at_most=len(checked))
+    number("tolerance", tolerance, at_least=0)
+    return checked
 
 
 def add_vector(columns: list[torch.Tensor], vector: torch.Tensor, *, tolerance: float) -> torch.Tensor | None:
@@ -67,7 +84,7 @@ def add_vector(columns: list[torch.Tensor], vector: torch.Tensor, *, tolerance: 
         span = torch.stack(columns, dim=1)
         for _ in range(2):
             rest = rest - span @ (span.T @ rest)
-    return rest / rest.norm() if rest.norm() > tolerance * size else None
+    return rest / rest.norm() if rest.norm() > float(tolerance) * size else None
 
 
 def _padded(columns: list[torch.Tensor], hidden_size: int, order: int) -> torch.Tensor:
@@ -109,12 +126,15 @@ def krylov_basis(
     >>> basis.T.tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
+    if not callable(apply):
+        raise InputError("apply cannot be called; pass a function that maps q to A q.")
+    direction = _checked("direction", direction, order, tolerance)
     columns: list[torch.Tensor] = []
     images: list[torch.Tensor] = []
     new = add_vector(columns, direction, tolerance=tolerance)
     while new is not None and len(columns) < order:
         columns.append(new)
-        images.append(apply(new).to("cpu", torch.float64))
+        images.append(torch.from_numpy(array("apply(q)", apply(new), (len(direction),))))
         new = add_vector(columns, images[-1], tolerance=tolerance)
     hidden_size = len(direction)
     return _padded(columns, hidden_size, order), len(columns), _padded(images, hidden_size, order)
@@ -145,7 +165,11 @@ def reachability_basis(
     >>> reachability_basis(earlier, torch.tensor([1.0, 0, 0]), order=2)[0].T.tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
-    return orthonormal_basis([direction, *previous_images.T], order=order, tolerance=tolerance)
+    direction = _checked("direction", direction, order, tolerance)
+    images = array("previous_images", previous_images)
+    if images.ndim != 2 or len(images) != len(direction):
+        raise InputError(f"previous_images has shape {images.shape}; expected ({len(direction)}, order).")
+    return orthonormal_basis([direction, *torch.from_numpy(images).T], order=order, tolerance=tolerance)
 
 
 def principal_basis(
@@ -168,11 +192,14 @@ def principal_basis(
     >>> rank, basis[:, 1].abs().tolist()
     (2, [0.0, 0.0, 1.0])
     """
-    centred = states.to("cpu", torch.float64)
-    centred = centred - centred.mean(dim=0)
+    direction = _checked("direction", direction, order, tolerance)
+    states = torch.from_numpy(array("states", states, ("n_prompts", len(direction))))
+    centred = states - states.mean(dim=0)
     _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
     return orthonormal_basis(
-        [direction, *components[sizes > tolerance * states.norm(dim=-1).max().item()]], order=order, tolerance=tolerance
+        [direction, *components[sizes > float(tolerance) * states.norm(dim=-1).max().item()]],
+        order=order,
+        tolerance=tolerance,
     )
 
 
@@ -187,5 +214,7 @@ def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Genera
     >>> torch.allclose(basis.T @ basis, torch.eye(8).double())
     True
     """
+    direction = _checked("direction", direction, order, DEFLATION_TOLERANCE)
+    instance("generator", generator, torch.Generator, "a torch.Generator")
     others = torch.randn(2 * order, len(direction), generator=generator, dtype=torch.float64)
     return orthonormal_basis([direction, *others], order=order)

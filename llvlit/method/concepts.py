@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llvlit.checks import array, choice, instance, integer
+from llvlit.checks import array, choice, flag, instance, integer, text
 from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import last_token_states
 from llvlit.engine.models import LanguageModel
@@ -20,6 +20,7 @@ METHODS = ("mean_difference", "lda", "logistic", "principal_component")
 N_PERMUTATIONS = 200
 CHANCE_QUANTILE = 0.95
 FEWEST_TO_PERMUTE = 10
+MODEL = "a model, as load_model gives it"
 UNIT_TOLERANCE = 1e-4
 """How far a direction's length may be from 1: what rounding to half precision does is less."""
 
@@ -61,21 +62,27 @@ class Directions:
     method: str
 
     def __post_init__(self) -> None:
-        n_states, _ = array("directions", self.vectors, ("n_layers + 1", "hidden_size")).shape
+        instance("vectors", self.vectors, torch.Tensor, "a tensor")
+        text("method", self.method)
+        n_states, _ = array("vectors", self.vectors, ("n_layers + 1", "hidden_size")).shape
         norms = self.vectors.detach().to(torch.float64).norm(dim=-1)
         for state in ((norms - 1).abs() > UNIT_TOLERANCE).nonzero().flatten().tolist():
             raise InputError(
-                f"directions[{state}] has length {norms[state]:.6g}; gains are per unit push, so directions have "
-                "length 1. Divide each by its norm (none may be zero)."
+                f"vectors[{state}] of the directions has length {norms[state]:.6g}; gains are per unit push, so "
+                "it must be 1. Divide each direction by its norm (none may be zero)."
             )
-        array("chance_gaps", self.chance_gaps, (n_states,))
-        for name, kinds in (("gaps", "f"), ("borrowed", "b")):
-            values = instance(name, getattr(self, name), np.ndarray, "an array, one entry a state")
-            if values.shape != (n_states,) or values.dtype.kind not in kinds:
-                raise InputError(f"{name} has shape {values.shape}, type {values.dtype}; there are {n_states} states.")
+        object.__setattr__(self, "chance_gaps", array("chance_gaps", self.chance_gaps, (n_states,)))
+        if not (isinstance(self.gaps, np.ndarray) and self.gaps.dtype == np.float64 and np.isnan(self.gaps).all()):
+            object.__setattr__(self, "gaps", array("gaps", self.gaps, (n_states,)))
+        borrowed = instance("borrowed", self.borrowed, np.ndarray, "an array of True and False")
+        if borrowed.shape != self.chance_gaps.shape or borrowed.dtype != bool:
+            raise InputError(
+                f"borrowed has shape {borrowed.shape}, type {borrowed.dtype}; pass a bool for every state."
+            )
 
     def on(self, model: LanguageModel) -> torch.Tensor:
         """Vectors in the model's type and on its device; InputError if their shape does not fit it."""
+        instance("model", model, LanguageModel, MODEL)
         expected = (model.n_layers + 1, model.hidden_size)
         if tuple(self.vectors.shape) != expected:
             raise InputError(
@@ -104,10 +111,16 @@ def as_directions(directions: DirectionsLike) -> Directions:
     return Directions(torch.from_numpy(vectors), nothing + np.nan, nothing, nothing.astype(bool), "given")
 
 
-def borrowing(states: Iterable[int], *, start: str = "; ") -> str:
+def borrowing(states: Iterable[int]) -> str:
     """What a printed result adds where it used borrowed directions: which states had none of their own."""
     numbers = ", ".join(map(str, states))
-    return f"{start}borrowed directions: {numbers}" if numbers else ""
+    return f"; borrowed directions: {numbers}" if numbers else ""
+
+
+def numbers_of(argument: str, value: object, *, last: int | None = None) -> tuple[int, ...]:
+    """Whole numbers, such as those of borrowed states or of pairs, as a tuple; with ``last``, from 0 to it."""
+    entries = instance(argument, value, (tuple, list), "a tuple of whole numbers")
+    return tuple(integer(argument, entry, at_least=None if last is None else 0, at_most=last) for entry in entries)
 
 
 def concept_directions(
@@ -147,6 +160,9 @@ def concept_directions(
     (13, 64)
     """
     choice("method", method, METHODS)
+    checked_seed("seed", seed)
+    flag("final_norm", final_norm)
+    instance("model", model, LanguageModel, MODEL)
     labelled = prompts.prompts if isinstance(prompts, TokenizedPrompts) else prompts
     _check_classes(labelled)
     states = last_token_states(model, prompts, max_tokens=max_tokens, final_norm=final_norm)
@@ -176,8 +192,10 @@ def directions_of_states(
     ([[0.0, 1.0]], [2.0])
     """
     choice("method", method, METHODS)
+    seed = checked_seed("seed", seed)
     _check_classes(prompts)
     labels = np.array(prompts.labels)
+    instance("states", states, torch.Tensor, "a tensor")
     array("states", states, (len(labels), "n_states", "hidden_size"))
     states = states.detach().to("cpu", torch.float64)
     differences = torch.einsum("cn,nsh->sh", _contrasts(labels[None, :]), states)
@@ -185,7 +203,7 @@ def directions_of_states(
     chance = torch.zeros_like(gaps)
     norms = gaps.new_zeros(len(gaps), 0)
     if min((labels == 0).sum(), (labels == 1).sum()) >= FEWEST_TO_PERMUTE:
-        permuted = _contrasts(_permuted_labels(labels, prompts.pairs, checked_seed("seed", seed)))
+        permuted = _contrasts(_permuted_labels(labels, prompts.pairs, seed))
         norms = torch.stack([(permuted @ states[:, index]).norm(dim=-1) for index in range(states.shape[1])])
         chance = norms.quantile(CHANCE_QUANTILE, dim=1)
     floor = 1e-6 * states.norm(dim=-1).mean(dim=0)
@@ -288,7 +306,8 @@ def random_directions(n_states: int, hidden_size: int, *, seed: int = 0) -> torc
     >>> tuple(null.shape), torch.allclose(null.norm(dim=1), torch.ones(13).double())
     ((13, 64), True)
     """
-    n_states, hidden_size = integer("n_states", n_states, at_least=1), integer("hidden_size", hidden_size, at_least=1)
+    n_states = integer("n_states", n_states, at_least=1, at_most=10**6)
+    hidden_size = integer("hidden_size", hidden_size, at_least=1, at_most=10**6)
     generator = torch.Generator().manual_seed(checked_seed("seed", seed))
     vectors = torch.randn(n_states, hidden_size, generator=generator, dtype=torch.float64)
     return vectors / vectors.norm(dim=-1, keepdim=True)
@@ -304,7 +323,6 @@ def separation(states: torch.Tensor, labels: np.ndarray, vectors: torch.Tensor) 
     >>> separation(states, np.array([0, 0, 1, 1]), torch.tensor([[1.0, 0.0]])).tolist()
     [1.0]
     """
-    _, *shape = array("states", states, ("n_prompts", "n_states", "hidden_size")).shape
-    array("vectors", vectors, tuple(shape))
-    scores = torch.einsum("nsh,sh->ns", states.to("cpu", torch.float64), vectors.to("cpu", torch.float64)).numpy()
+    projected = array("states", states, ("n_prompts", "n_states", "hidden_size"))
+    scores = np.einsum("nsh,sh->ns", projected, array("vectors", vectors, projected.shape[1:]))
     return auc(scores, labels)

@@ -62,11 +62,11 @@ def relative_weights(states: torch.Tensor) -> np.ndarray:
     >>> relative_weights(torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))  # one prompt, one layer
     array([0.04])
     """
-    array("states", states, ("n_prompts", "n_layers + 1", "hidden_size"))
-    squares = states[:, :-1].to("cpu", torch.float64).pow(2).sum(-1).mean(0)
-    if not (squares > 0).all():
+    values = array("states", states, ("n_prompts", "n_layers + 1", "hidden_size"))
+    squares = (values[:, :-1] ** 2).sum(axis=-1).mean(axis=0)
+    if not (squares > 0).all() or not len(squares):
         raise InputError("states are zero at every prompt before some layer; a push has no size relative to them.")
-    return (1 / squares).numpy()
+    return np.asarray(1 / squares)
 
 
 def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
@@ -99,7 +99,7 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     generator = np.random.default_rng(checked_seed("seed", seed))
     single = np.eye(n_layers)
     shapes = {
-        "optimal": minimum_energy(h, 1.0, weights=weights),
+        "optimal": minimum_energy(h / (np.abs(h).max() or 1.0), 1.0, weights=weights),
         "uniform": 1 / np.sqrt(_weights(weights, n_layers)),
         "last layer": single[-1],
         "random layer": single[generator.integers(n_layers)],

@@ -11,7 +11,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from llvlit.checks import array, choice, instance, integer, number
+from llvlit.checks import array, choice, flag, instance, integer, number
 from llvlit.checks import path as checked_path
 from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import propagate_beside, sweep
@@ -19,7 +19,7 @@ from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import FileError, InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
-from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowing
+from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowing, numbers_of
 from llvlit.method.intervals import interval, resampled_means
 from llvlit.prompts import Prompts
 from llvlit.provenance import environment
@@ -70,15 +70,19 @@ class Gains:
     def __post_init__(self) -> None:
         per_prompt = array("per_prompt", self.per_prompt, ("n_prompts", "n_layers"))
         n_prompts, n_layers = per_prompt.shape
-        pairs = tuple(integer("pairs", pair) for pair in self.pairs or range(n_prompts))
+        pairs = numbers_of("pairs", self.pairs) or tuple(range(n_prompts))
         if len(pairs) != n_prompts:
             raise InputError(f"pairs has {len(pairs)} entries; there are {n_prompts} prompts.")
-        borrowed = tuple(integer("borrowed", layer, at_least=0, at_most=n_layers - 1) for layer in self.borrowed)
         object.__setattr__(self, "per_prompt", per_prompt)
         object.__setattr__(self, "kind", choice("kind", self.kind, ("measured", "adjoint")))
-        object.__setattr__(self, "amplitude", number("amplitude", self.amplitude, at_least=0))
+        amplitude = number("amplitude", self.amplitude, at_least=0)
+        if (amplitude == 0) != (self.kind == "adjoint"):
+            raise InputError(
+                f"amplitude={amplitude} of {self.kind} gains: it is 0 for adjoint gains and for no others."
+            )
+        object.__setattr__(self, "amplitude", amplitude)
         object.__setattr__(self, "pairs", pairs)
-        object.__setattr__(self, "borrowed", borrowed)
+        object.__setattr__(self, "borrowed", numbers_of("borrowed", self.borrowed, last=n_layers - 1))
         instance("metadata", self.metadata, dict, "a dict")
 
     def __str__(self) -> str:
@@ -93,7 +97,7 @@ class Gains:
 
     def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
         """Bootstrap interval of the mean over independent units: lower and upper bound, ``(2, n_layers)``."""
-        level = number("level", level, above=0, at_most=1)
+        level = number("level", level, above=0, at_most=1 - 1e-12)
         return interval(resampled_means(self.per_prompt, self.pairs, seed=checked_seed("seed", seed)), level=level)
 
     def select(self, layers: slice) -> Gains:
@@ -201,10 +205,12 @@ def measured_gains(
     (0.1, 10.0)
     """
     several = _several(directions)
-    amplitudes = amplitude if isinstance(amplitude, Sequence | np.ndarray) else [amplitude] * len(several)
+    listed = isinstance(amplitude, list | tuple | np.ndarray) and np.ndim(amplitude)
+    amplitudes: Any = amplitude if listed else [amplitude] * len(several)
     steps = [number("amplitude", step, above=0) for step in amplitudes]
     if len(steps) != len(several):
         raise InputError(f"{len(several)} sets of directions came with {len(steps)} amplitudes; pass one each.")
+    flag("final_norm", final_norm)
     vectors = torch.stack([one.on(model) for one in several])  # (n_sets, n_layers + 1, hidden_size)
     tokens = tokens_of(model, prompts, max_tokens)
     sizes = vectors.new_zeros(model.n_layers)
@@ -330,6 +336,7 @@ def adjoint_gains(
     True
     """
     several = _several(directions)
+    flag("final_norm", final_norm)
     vectors = torch.stack([one.on(model) for one in several], dim=1)  # (n_layers + 1, n_sets, hidden_size)
     tokens = tokens_of(model, prompts, max_tokens)
     gains = np.empty((len(several), len(tokens), model.n_layers))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llvlit.checks import array, choice, integer
+from llvlit.checks import array, choice, flag, instance, integer
 from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import sweep
 from llvlit.engine.layer import DenseLayer, LinearizedLayer
@@ -18,7 +18,7 @@ from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.bases import BASES, krylov_basis, principal_basis, random_basis, reachability_basis
-from llvlit.method.concepts import DirectionsLike, as_directions
+from llvlit.method.concepts import MODEL, DirectionsLike, as_directions
 from llvlit.method.gains import Gains, make_gains, origin
 from llvlit.method.surrogate import LLV
 from llvlit.prompts import Prompts
@@ -152,6 +152,8 @@ def identify_all(
     if not plans:
         raise InputError("plans is empty; plan at least one surrogate.")
     choice("jacobian", jacobian, JACOBIANS)
+    flag("final_norm", final_norm)
+    instance("model", model, LanguageModel, MODEL)
     reductions = {name: _Reduction(plan, model) for name, plan in plans.items()}
     tokens = tokens_of(model, prompts, max_tokens)
     chains: dict[Any, _Chain] = {}

@@ -12,7 +12,7 @@ from llvlit.checks import array, instance, integer
 from llvlit.checks import path as checked_path
 from llvlit.errors import InputError
 from llvlit.files import load_tensors, save_tensors
-from llvlit.method.concepts import borrowing
+from llvlit.method.concepts import borrowing, numbers_of
 from llvlit.method.gains import own_content
 from llvlit.provenance import environment
 
@@ -87,18 +87,21 @@ class LLV:
 
     def __post_init__(self) -> None:
         n_layers, order, _ = array("A", self.A, ("n_layers", "order", "order")).shape
-        array("A", self.A, (n_layers, order, order))
-        array("C", self.C, (order,))
-        hidden_size = array("bases", self.bases, (n_layers + 1, "hidden_size", order)).shape[1]
-        for rank in array("orders", self.orders, (n_layers + 1,)):
-            integer("orders", rank.item() if rank % 1 else int(rank), at_least=0, at_most=min(order, hidden_size))
-        if np.shape(self.per_prompt)[1:] != self.A.shape or not np.isfinite(self.per_prompt).all():
-            raise InputError(
-                f"per_prompt has shape {np.shape(self.per_prompt)}; expected finite numbers, one A a prompt."
-            )
+        shapes = {"A": (n_layers, order, order), "C": (order,), "bases": (n_layers + 1, "hidden_size", order)}
+        for name, shape in shapes.items():
+            object.__setattr__(self, name, array(name, getattr(self, name), shape))
+        orders = array("orders", self.orders, (n_layers + 1,))
+        if (orders % 1).any() or orders.min() < 0 or orders.max() > order:
+            raise InputError(f"orders={orders.tolist()} must be whole numbers from 0 to {order}.")
+        object.__setattr__(self, "orders", orders.astype(int))
+        per_prompt = instance("per_prompt", self.per_prompt, np.ndarray, "an array")
+        if per_prompt.dtype != np.float32:
+            per_prompt = array("per_prompt", per_prompt).astype(np.float32)
+            object.__setattr__(self, "per_prompt", per_prompt)
+        if per_prompt.shape[1:] != self.A.shape or not len(per_prompt) or not np.isfinite(per_prompt).all():
+            raise InputError(f"per_prompt has shape {per_prompt.shape}; expected one finite A for each prompt.")
         instance("metadata", self.metadata, dict, "a dict")
-        borrowed = tuple(integer("borrowed", state, at_least=0, at_most=n_layers) for state in self.borrowed)
-        object.__setattr__(self, "borrowed", borrowed)
+        object.__setattr__(self, "borrowed", numbers_of("borrowed", self.borrowed, last=n_layers))
 
     def __str__(self) -> str:
         return f"surrogate of order {self.order}, {self.n_layers} layers{borrowing(self.borrowed)}"
@@ -120,11 +123,11 @@ class LLV:
 
     def gains(self) -> np.ndarray:
         """Predicted gains ``h_l = C^T A_{L-1} ... A_{l+1} B_l``, the Markov parameters, ``(n_layers,)`` float64."""
-        return markov_parameters(self.A, self.C)
+        return _markov_parameters(self.A, self.C)
 
     def per_prompt_gains(self) -> np.ndarray:
         """Gains of each prompt's own surrogate, ``(n_prompts, n_layers)`` float64."""
-        return markov_parameters(self.per_prompt.astype(np.float64), self.C)
+        return _markov_parameters(self.per_prompt.astype(np.float64), self.C)
 
     def truncate(self, order: int) -> LLV:
         """The surrogate of a smaller order, for nothing.
@@ -193,6 +196,16 @@ def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
     >>> markov_parameters(np.array([[[2.0, 0], [1, 0]], [[1, 3], [0, 1]]]), np.array([1.0, 0]))
     array([5., 1.])
     """
+    operators, output = array("operators", operators), array("output", output, ("order",))
+    if operators.ndim < 3 or operators.shape[-2:] != (len(output),) * 2 or not operators.shape[-3]:
+        raise InputError(
+            f"operators has shape {operators.shape}; expected (..., n_layers, {len(output)}, {len(output)}), as output "
+            f"has shape {output.shape}."
+        )
+    return _markov_parameters(operators, output)
+
+
+def _markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
     adjoint = np.broadcast_to(output, (*operators.shape[:-3], operators.shape[-1]))
     gains = []
     for layer in reversed(range(operators.shape[-3])):

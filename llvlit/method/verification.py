@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 import torch
 
-from llvlit.checks import array, number
+from llvlit.checks import array, flag, instance, number
 from llvlit.engine.depth import DepthSystem, depth_system
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
@@ -181,6 +181,7 @@ def required_energy(
         raise InputError("shape is empty; pass at least one shape.")
     units = {name: _unit(name, one, model.n_layers) for name, one in shapes.items()}
     target = number("target", target, nonzero=True)
+    flag("final_norm", final_norm)
     tolerance = number("relative_tolerance", relative_tolerance, above=0, at_most=0.5)
     check_resolution("relative_tolerance", tolerance, 1.0, model.dtype)
     tokens = tokens_of(model, prompts, max_tokens)
@@ -229,7 +230,8 @@ def output_shifts(system: DepthSystem, directions: DirectionsLike, inputs: np.nd
     >>> shifts.shape, bool(np.abs(shifts).max() < 1e-3)
     ((8, 1), True)
     """
-    n_prompts, n_states, hidden_size = system.states.shape
+    states = instance("system", system, DepthSystem, "a system, as depth_system gives it").states
+    n_prompts, n_states, hidden_size = states.shape
     vectors = as_directions(directions).vectors
     array("directions", vectors, (n_states, hidden_size))
     shifts = _shifts(system, vectors, array("inputs", inputs, (n_prompts, "k", system.n_layers)))

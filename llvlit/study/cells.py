@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from llvlit.checks import checked
 from llvlit.engine.models import LanguageModel, load_model, local_folder, torch_device, wrap_model
 from llvlit.errors import CellError, ConceptNotVisibleError, FileError, InputError
 from llvlit.files import foreign, locked, read_json, write_json
@@ -41,6 +42,7 @@ TYPICAL_TOKENS = 64
 UNTRAINED = re.compile(r"untrained(?:-(\d+))?:(.+)")
 
 
+@checked
 def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
     """Model of a study: as :func:`llvlit.load_model` knows it, or ``untrained:NAME``, or ``untrained-SEED:NAME``.
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from llvlit.checks import shown
+from llvlit.checks import checked, checked_fields, shown
 from llvlit.engine.tokens import MAX_TOKENS
 from llvlit.errors import InputError, unknown_name
 from llvlit.files import read_toml
@@ -36,6 +36,7 @@ Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Amplitude = Annotated[float, Meta(gt=0)]
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Settings:
     """Everything that one cell evaluates at once, since its passes through the model serve all of it.
@@ -77,6 +78,7 @@ class Settings:
     target: float = 0.5
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Cell:
     """One model on one split of one task.
@@ -114,6 +116,7 @@ class Cell:
         return "--".join(parts)
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Grid:
     """All cells of a study: every model with every task, seed, kind of Jacobian and kind of last step.
@@ -141,6 +144,7 @@ class Grid:
     settings: Settings = Settings()
     per_task: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
+    @checked
     def cells(self, *, data_dir: str | None = None) -> tuple[Cell, ...]:
         """All cells, those of one model side by side."""
         cells = []
@@ -169,6 +173,7 @@ class _TaskSettings:
     evaluation: Count | None = None
 
 
+@checked
 def load_grid(name: str | Path) -> Grid:
     """Grid by the name of a shipped one, or from a ``.toml`` file.
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from llvlit.checks import checked
 from llvlit.errors import FileError
 from llvlit.files import foreign, read_bytes, read_json, write_atomically, write_json
 from llvlit.method.agreement import MEASURES
@@ -133,6 +134,7 @@ def told_of_cells(cells: pd.DataFrame) -> list[str]:
     return lines
 
 
+@checked
 def summarize(
     frame: pd.DataFrame, by: Sequence[str], values: Sequence[str], *, log: bool = False, seed: int = 0
 ) -> pd.DataFrame:
@@ -198,6 +200,7 @@ def summarize(
     return pd.DataFrame(rows)
 
 
+@checked
 def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Geometric means of energy ratios with 95 % intervals, and how many are censored.
 
@@ -241,6 +244,7 @@ def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:
     return [*paths, path]
 
 
+@checked
 def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     """A table of a study's report: ``cells``, ``agreement`` or ``energy``.
 
@@ -271,6 +275,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     return frame
 
 
+@checked
 def committed(study: str, *, start: str | Path = ".") -> Path:
     """Folder ``results/STUDY`` of the checkout around ``start``, with tables that were computed once and committed.
 
@@ -353,11 +358,13 @@ class StudyTables:
         seen = self.cells[self.cells["visible"].astype(bool)]
         return list(seen.groupby("model")["parameters"].first().sort_values(kind="stable").index)
 
+    @checked
     def parameters(self, model: str) -> int:
         """Number of parameters of a model."""
         return int(self.cells.loc[self.cells["model"] == model, "parameters"].dropna().iloc[0])
 
 
+@checked
 def read_study(name: str, *, start: str | Path = ".") -> StudyTables | None:
     """Tables of ``results/NAME`` in the checkout around ``start``; None where that study is not there.
 
@@ -380,6 +387,7 @@ def read_study(name: str, *, start: str | Path = ".") -> StudyTables | None:
     return StudyTables(read_table(folder, "cells"), rows, energy, read_json(folder / "provenance.json", "provenance"))
 
 
+@checked
 def joined(first: StudyTables, second: StudyTables | None) -> StudyTables:
     """Two studies of the same models as one, with the first one's provenance.
 
@@ -399,6 +407,7 @@ def joined(first: StudyTables, second: StudyTables | None) -> StudyTables:
     return StudyTables(both("cells"), both("agreement"), both("energy"), first.provenance)
 
 
+@checked
 def at_setting(study: StudyTables, paper: Paper) -> pd.DataFrame:
     """Agreements at the paper's amplitude, at each model's largest order that is no larger than the paper's.
 
@@ -412,6 +421,7 @@ def at_setting(study: StudyTables, paper: Paper) -> pd.DataFrame:
     return rows_at(study.agreement, order=paper["setting"]["order"], amplitude=paper["setting"]["amplitude"])
 
 
+@checked
 def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> str:
     """A mean with its interval in brackets, or alone where there is none.
 
@@ -432,6 +442,7 @@ def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> 
     return told(middle) if np.isnan(low) else f"{told(middle)} [{told(low)}, {told(high)}]"
 
 
+@checked
 def means(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
     """As :func:`summarize`, but with ``n_pairs`` (of task and seed) and no interval below two tasks.
 
@@ -452,6 +463,7 @@ def means(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.D
     return summary
 
 
+@checked
 def paired(
     frame: pd.DataFrame,
     column: str,
@@ -481,6 +493,7 @@ def paired(
     return mean_of(both)
 
 
+@checked
 def mean_of(frame: pd.DataFrame) -> pd.Series:
     """Mean of the column ``value`` of such a frame, as :func:`llvlit.study.tables.paired` gives it.
 
@@ -496,6 +509,7 @@ def mean_of(frame: pd.DataFrame) -> pd.Series:
     return means(frame.assign(kind=0), ["kind"], ["value"]).iloc[0]
 
 
+@checked
 def verdict(row: pd.Series, more: str = "better", less: str = "worse", same: str = "no sure difference") -> str:
     """What the interval of a difference says; nothing where there is none.
 
@@ -511,6 +525,7 @@ def verdict(row: pd.Series, more: str = "better", less: str = "worse", same: str
     return more if row["value_low"] > 0 else less if row["value_high"] < 0 else same
 
 
+@checked
 def extent(n_tasks: float, n_pairs: float) -> str:
     """How much stands behind a mean.
 

@@ -40,13 +40,12 @@ from llvlit.training.corpus import (
     window_streams,
 )
 from llvlit.training.loop import held_out_loss, train_model
-from llvlit.training.recipe import SIZES, Recipe, Size, shape_of
+from llvlit.training.recipe import SIZES, Recipe, shape_of
 
 KIND = "training run"
 CHECKPOINT = "checkpoint.safetensors"
-WRITTEN = {CHECKPOINT, "corpus.safetensors", "model.safetensors", "config.json", "training.json"} | {
-    "tokenizer.json",
-    "tokenizer_config.json",
+WRITTEN = {CHECKPOINT, "corpus.safetensors", "model.safetensors"} | {
+    f"{name}.json" for name in ("config", "training", "tokenizer", "tokenizer_config")
 }
 VOCABULARY = 4096
 TOKENIZER_SAMPLE = 4
@@ -92,8 +91,8 @@ def train_family(
     chosen = torch_device(checks.text("device", device))
     if checks.flag("compiled", compiled):
         _try_compiler(chosen)
-    if next(read_reviews(corpus), None) is None:
-        raise InputError(f"corpus={str(corpus)!r} holds no review. Name a folder that holds some.")
+    if not any(text for text, _ in read_reviews(corpus)):
+        raise InputError(f"corpus={str(corpus)!r} holds no review with a text. Name a folder that holds some.")
     own(out, KIND)
     with locked(out):
         tokenizer, tokens, inputs = _prepare(corpus, out, vocabulary)
@@ -103,47 +102,42 @@ def train_family(
         streams = window_streams(
             tokens, tokenizer, length=recipe.length, verdict_weight=recipe.verdict_weight, seed=recipe.seed
         )
-        finals: dict[str, Any] = {}
-        for size, shape in shapes.items():
+
+        def train_member(size: str) -> dict[str, float]:
+            def visit(step: int, model: GPT2LMHeadModel, loss: float | None) -> None:
+                bar.update(step - bar.n)
+                bar.set_postfix_str("" if loss is None else f"loss {loss:.3f}")
+                if step in kept:
+                    training = {"size": asdict(shapes[size]), "steps_done": step, **facts}
+                    export_model(model, tokenizer, out / "models" / f"{size}-{step}", training=training)
+
+            checkpoint = out / size / CHECKPOINT
+            options: dict[str, Any] = {
+                "vocabulary": vocabulary,
+                "inputs": inputs,
+                "device": str(chosen),
+                "compiled": compiled,
+            }
             with tqdm(total=recipe.steps, desc=size, unit="step") as bar:
-
-                def report(step: int, _total: int, message: str, bar: tqdm = bar) -> None:
-                    bar.update(step - bar.n)
-                    bar.set_postfix_str(message)
-
-                def export(step: int, model: GPT2LMHeadModel, size: str = size, shape: Size = shape) -> None:
-                    if step in kept:
-                        training = {"size": asdict(shape), "steps_done": step, **facts}
-                        export_model(model, tokenizer, out / "models" / f"{size}-{step}", training=training)
-
-                model, state = train_model(
-                    size,
-                    recipe,
-                    streams,
-                    out / size / CHECKPOINT,
-                    vocabulary=vocabulary,
-                    inputs=inputs,
-                    device=str(chosen),
-                    compiled=compiled,
-                    progress=report,
-                    visit=export,
-                )
-            finals[size] = held_out_loss(model, streams[1], n_batches=FINAL_BATCHES, n_windows=recipe.n_windows)
+                model, state = train_model(size, recipe, streams, checkpoint, visit=visit, **options)
+            held_out = held_out_loss(model, streams[1], n_batches=FINAL_BATCHES, n_windows=recipe.n_windows)
             training = {
-                "size": asdict(shape),
+                "size": asdict(shapes[size]),
                 "recipe": asdict(recipe),
                 "corpus": {"fingerprint": tokens.fingerprint, "reviews": len(tokens.ratings)},
                 "tokens_seen": recipe.steps * recipe.n_windows * recipe.length,
                 "seconds": round(state.seconds),
                 "curve": state.curve,
-                "held_out": finals[size],
+                "held_out": held_out,
                 "held_out_tokens": FINAL_BATCHES * recipe.n_windows * recipe.length,
                 "environment": environment(chosen),
                 "command": f"llvlit train --corpus CORPUS --out OUT --sizes {size} --steps {recipe.steps} "
                 f"--seed {recipe.seed}" + (" --compile" if compiled else ""),
             }
             export_model(model, tokenizer, out / "models" / size, training=training)
-    return finals
+            return held_out
+
+        return {size: train_member(size) for size in shapes}
 
 
 def export_model(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path, *, training: dict[str, Any]) -> None:

@@ -87,8 +87,7 @@ def train_model(
     device: str = "cpu",
     compiled: bool = False,
     checkpoint_every: int = 100,
-    progress: Callable[[int, int, str], None] | None = None,
-    visit: Callable[[int, GPT2LMHeadModel], None] | None = None,
+    visit: Callable[[int, GPT2LMHeadModel, float | None], None] | None = None,
 ) -> tuple[GPT2LMHeadModel, TrainingState]:
     """Model of a size, trained from scratch or from its checkpoint.
 
@@ -102,7 +101,8 @@ def train_model(
     compiled
         Run ``torch.compile`` first (needs a C++ compiler on the CPU).
     visit
-        Called with the number of steps done and the model, before the first step and after each.
+        Called with the number of steps done, the model and the step's loss, before the first step (no loss yet) and
+        after each.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def train_model(
     began = time.perf_counter() - state.seconds
     running: list[torch.Tensor] = []
     if visit is not None:
-        visit(state.step, model)
+        visit(state.step, model, None)
     for step in range(state.step, recipe.steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -145,9 +145,7 @@ def train_model(
             optimizer.zero_grad()
         running.append(per_token.mean())
         if visit is not None:
-            visit(step + 1, model)
-        if progress is not None:
-            progress(step + 1, recipe.steps, f"loss {running[-1].item():.3f}")
+            visit(step + 1, model, running[-1].item())
         if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps:
             mean = torch.stack(running).mean().item()
             if not np.isfinite(mean):

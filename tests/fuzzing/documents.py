@@ -357,10 +357,10 @@ def _without(files: dict[str, Any]) -> dict[str, Any]:
 def _notebook() -> bytes:
     run = {
         "profile": "embedded",
-        "device": "cpu",
-        "device_kind": "cpu",
+        **dict.fromkeys(("device", "device_asked", "device_kind"), "cpu"),
+        **dict.fromkeys(("commit", "source"), "0" * 40),
+        **dict.fromkeys(("date", "python", "torch", "transformers", "numpy", "scipy", "llvlit"), "1"),
         "threads": 1,
-        "commit": "0" * 40,
         "seconds": 1.0,
     }
     cells = [
@@ -377,7 +377,8 @@ BUILT = {
     "_build/html/index.html": b"<html></html>",
     "_build/html/book/sums.html": _PAGE.encode(),
     "_build/html/_static/versions.js": b'const version = "";\n',
-    "_build/book/book/sums.ipynb": _notebook(),
+    "_build/html/_sources/book/sums.ipynb": _notebook(),
+    "_build/html/.llvlit.json": b'{"kind": "book", "whole": true}',
     "_build/llvlit.pdf": b"%PDF-1.7",
     "results/real/cells.csv": b"a\n1\n",
     ".binder/environment.yml": b"name: a\n",

@@ -84,7 +84,7 @@ def nested(depth: int) -> list[Any]:
 
 def spoiled(value: Any, number: float, place: int = 0) -> Any:
     """A copy with one number changed."""
-    changed = value.clone() if isinstance(value, torch.Tensor) else np.array(value, dtype=float)
+    changed = value.clone() if isinstance(value, torch.Tensor) else np.array(value, dtype=float, order="C")
     changed.reshape(-1)[place % max(1, changed.reshape(-1).shape[0])] = number
     return changed
 
