@@ -29,17 +29,18 @@ ABOUT = (
     *("direction", "predictor", "order", "n_operating", "amplitude"),
     *("schedule", "metric", "layers", "layer"),
 )
-NEEDED = {  # columns of each table, and which of them hold numbers
-    "cells": ({*CELL, *VARIANT, "visible"}, ("seed", "parameters", "n_layers", "hidden_size", "length_auc")),
-    "agreement": (
-        {*CELL, *VARIANT, "direction", "predictor", "layers", *MEASURES},
-        ("seed", "order", "n_operating", "amplitude", *MEASURES),
-    ),
-    "energy": (
-        {*CELL, *VARIANT, "schedule", "metric", "layers", "ratio"},
-        ("seed", "energy", "ratio", "n_out_of_reach"),
-    ),
+NEEDED = {
+    "cells": {*CELL, *VARIANT, "parameters", "visible"},
+    "agreement": {*CELL, *VARIANT, "direction", "predictor", "order", "n_operating", "amplitude", "layers", *MEASURES},
+    "energy": {*CELL, *VARIANT, "schedule", "metric", "layers", "ratio", "n_out_of_reach"},
 }
+"""Columns that a table cannot do without."""
+
+WORDS = {"model", "task", "jacobian", "suffix", "direction", "predictor", "schedule", "metric", "layers", "borrowed"}
+WORDS |= {f"{name}fingerprint" for name in ("model_", "data_", "concept_", "operating_")}
+WORDS |= {"finished", "device", "commit"}
+"""Columns of text; all others hold numbers, or true and false."""
+
 AGREEMENT = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
 DASH = "\N{EN DASH}"
 DIGITS = 5
@@ -261,16 +262,16 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     path, what = Path(folder) / f"{name}.csv", "a table of a study"
     content = read_bytes(path, what)
     with foreign(path, what, remedy="Run `llvlit study --report` on that study."):
-        as_text = {"borrowed": str, "model": str, "task": str}
-        frame = pd.read_csv(BytesIO(content), keep_default_na=False, na_values=[""], dtype=as_text)  # "null" is a name
-        needed, numbers = NEEDED.get(name, (set(), ()))
-        if missing := needed - set(frame.columns):
+        words = dict.fromkeys(WORDS, str)
+        frame = pd.read_csv(BytesIO(content), keep_default_na=False, na_values=[""], dtype=words)  # "null" is a name
+        if missing := NEEDED.get(name, set()) - set(frame.columns):
             raise ValueError(f"no column {', '.join(sorted(missing))}")
-        for column in frame.columns.intersection(numbers):
-            frame[column] = pd.to_numeric(frame[column])
-        for column in frame.columns.intersection(["final_norm", "visible"]):
-            if not frame[column].isin([True, False]).all():
-                raise ValueError(f"{column} is not true or false everywhere")
+        if not len(frame) or not content.endswith(b"\n"):
+            raise ValueError("it is cut short")
+        for column in frame.columns.difference([*WORDS]):
+            values = frame[column].astype(bool if column in ("final_norm", "visible") else float)
+            if not (frame[column].isna() | (np.isfinite(values) & (values == frame[column]))).all():
+                raise ValueError(f"{column} holds what it cannot")
     return frame
 
 
