@@ -291,3 +291,36 @@ def test_a_replay_that_is_wrong_is_caught(gpt2):
     with pytest.raises(ModelError, match="layer 1"):
         depth_system(model, PROMPTS)
     assert replace(model).n_layers == 4
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("model", lambda model, system: depth_system("gpt2", PROMPTS)),
+        ("prompts", lambda model, system: depth_system(model, ["a film", "one"])),
+        ("max_tokens", lambda model, system: depth_system(model, PROMPTS, max_tokens="8")),
+        ("max_tokens", lambda model, system: depth_system(model, PROMPTS, max_tokens=True)),
+        ("final_norm", lambda model, system: depth_system(model, PROMPTS, final_norm=3)),
+        ("layer", lambda model, system: system.layer(-1)),
+        ("layer", lambda model, system: system.jacobian(1.5)),
+        ("candidates", lambda model, system: system.step(0, np.zeros((6, 1, 24)))),
+        ("candidates", lambda model, system: system.step(0, torch.zeros(6, 1, 24, dtype=torch.long))),
+        ("candidates", lambda model, system: system.propagate(torch.zeros(6, 0, 24))),
+        ("inputs", lambda model, system: system.propagate(system.states[:, :1], inputs=torch.zeros(3, 24))),
+        ("start", lambda model, system: system.propagate(system.states[:, :1], start=3, stop=2)),
+        ("tangents", lambda model, system: system.jvp(0, torch.zeros(6, 1, 23))),
+        ("cotangents", lambda model, system: system.vjp(0, None)),
+        ("method", lambda model, system: system.layers[0].dense(method=None)),
+        ("n_products", lambda model, system: system.layers[0].linearize(0)),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_refused_by_name(argument, call, gpt2):
+    with pytest.raises(InputError, match=rf"^{argument}\b"):
+        call(gpt2, depth_system(gpt2, PROMPTS))
+
+
+def test_vectors_of_another_type_are_taken_in_the_models(gpt2):
+    system = depth_system(gpt2, PROMPTS)
+    out = system.step(1, system.states[:, 1:2].float())
+    assert out.dtype == torch.float64
+    assert (out[:, 0] - system.states[:, 2]).abs().max() < 1e-4 * out.abs().max()

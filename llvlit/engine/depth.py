@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import torch
 
+from llvlit import checks
 from llvlit.engine.check import agrees, check_replay, refusal
 from llvlit.engine.exclusive import exclusive
 from llvlit.engine.layer import FrozenBatch, FrozenLayer, apply_modules, rows_per_call
@@ -44,6 +45,7 @@ def sweep(
         If a state is not finite; the message names the layer.
     """
     tokenized = tokens_of(model, prompts, max_tokens)
+    checks.flag("final_norm", final_norm)
     with exclusive(model):
         style = check_replay(model, tokenized)
         batches = [
@@ -193,9 +195,7 @@ class DepthSystem:
 
     def layer(self, index: int) -> FrozenLayer:
         """One layer's map; InputError if there is no such layer."""
-        if not 0 <= index < self.n_layers:
-            raise InputError(f"layer={index} does not exist; valid: 0 to {self.n_layers - 1}.")
-        return self.layers[index]
+        return self.layers[checks.integer("layer", index, at_least=0, at_most=self.n_layers - 1)]
 
     def step(self, layer: int, candidates: torch.Tensor) -> torch.Tensor:
         """Next states of candidates, ``(n_prompts, k, hidden_size)``.
@@ -220,9 +220,16 @@ class DepthSystem:
         inputs : (n_layers, hidden_size) or (n_prompts, k, n_layers, hidden_size) tensor, optional
             Added to the state before each layer acts.
         """
-        stop = self.n_layers if stop is None else stop
-        if not 0 <= start <= stop <= self.n_layers:
-            raise InputError(f"start={start}, stop={stop}: expected 0 <= start <= stop <= {self.n_layers}.")
+        stop = self.n_layers if stop is None else checks.integer("stop", stop, at_least=0, at_most=self.n_layers)
+        start = checks.integer("start", start, at_least=0, at_most=stop)
+        candidates = self.layers[0]._checked("candidates", candidates)
+        if inputs is not None:
+            inputs = checks.instance("inputs", inputs, torch.Tensor, "a tensor").to(candidates)
+            shape = (self.n_layers, candidates.shape[-1])
+            if inputs.shape not in (shape, (*candidates.shape[:2], *shape)):
+                raise InputError(
+                    f"inputs has shape {tuple(inputs.shape)}; expected {shape} or {(*candidates.shape[:2], *shape)}."
+                )
         for index in range(start, stop):
             if inputs is not None:
                 candidates = candidates + inputs[..., index, :]

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from llvlit import checks
 from llvlit.engine.exclusive import exclusive
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import ContextCache, LayerCall, Recording, run_candidates
@@ -26,6 +27,8 @@ ROWS_PER_JVP = 1024
 
 NUMBERS_PER_CALL = 16_000_000
 """Rows times hidden size that run together on an accelerator."""
+
+METHODS = ("jvp", "central")
 
 CENTRAL_STEP = 2e-3
 """Step of central differences, relative to the state's norm."""
@@ -84,7 +87,7 @@ class FrozenLayer:
         InputError
             If the shape is not ``(n_prompts, k, hidden_size)``.
         """
-        self._check("candidates", candidates)
+        candidates = self._checked("candidates", candidates)
         out = torch.empty_like(candidates)
         with torch.no_grad():
             for batch, rows in self._pieces(candidates.shape[1]):
@@ -106,10 +109,8 @@ class FrozenLayer:
         InputError
             If the shape or the method does not fit.
         """
-        self._check("tangents", tangents)
-        if method not in ("jvp", "central"):
-            raise InputError(f"method={method!r} is not known. Valid: 'jvp', 'central'.")
-        if method == "central":
+        tangents = self._checked("tangents", tangents)
+        if checks.choice("method", method, METHODS) == "central":
             return self._central(tangents)
         return LinearizedLayer(self, tangents.shape[1], keeps_graphs=False).jvp(tangents)
 
@@ -131,6 +132,7 @@ class FrozenLayer:
 
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Vector-Jacobian products A_l^T w ``(n_prompts, k, hidden_size)``; ``cotangents`` has the same shape."""
+        cotangents = self._checked("cotangents", cotangents)
         return LinearizedLayer(self, cotangents.shape[1], keeps_graphs=False).vjp(cotangents)
 
     def linearize(self, n_products: int) -> LinearizedLayer:
@@ -141,7 +143,7 @@ class FrozenLayer:
         n_products
             As many as will most often be asked for at once.
         """
-        return LinearizedLayer(self, n_products)
+        return LinearizedLayer(self, checks.integer("n_products", n_products, at_least=1))
 
     def _replay(self, batch: FrozenBatch, candidates: torch.Tensor, *, shared: bool = False) -> torch.Tensor:
         with exclusive(self.model, self.module):
@@ -160,16 +162,22 @@ class FrozenLayer:
         Costs H products and H^2 numbers a prompt; exact Jacobians come row by row, which is cheaper than
         column by column, since reverse mode has fused kernels.
         """
+        checks.choice("method", method, METHODS)
         n_prompts, hidden_size = self.states.shape
         identity = torch.eye(hidden_size, dtype=self.states.dtype, device=self.states.device)
         units = identity.expand(n_prompts, -1, -1)
         jacobians = self.vjp(units) if method == "jvp" else self.jvp(units, method=method).transpose(1, 2)
         return DenseLayer(self.states, self.next_states, jacobians)
 
-    def _check(self, argument: str, value: torch.Tensor) -> None:
+    def _checked(self, argument: str, value: torch.Tensor) -> torch.Tensor:
+        """The same vectors in the model's type and on its device."""
+        value = checks.instance(argument, value, torch.Tensor, "a tensor")
         expected = (len(self.states), "k", self.states.shape[1])
         if value.ndim != 3 or value.shape[0] != expected[0] or value.shape[2] != expected[2] or not value.shape[1]:
             raise InputError(f"{argument} has shape {tuple(value.shape)}; expected {expected}, k at least 1.")
+        if not value.is_floating_point():
+            raise InputError(f"{argument} holds {value.dtype}; expected real numbers, such as {self.states.dtype}.")
+        return value.to(self.states)
 
 
 @dataclass(frozen=True)
@@ -203,12 +211,12 @@ class LinearizedLayer:
         """Products A_l t ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.jvp`."""
         if method != "jvp":
             return self.frozen.jvp(tangents, method=method)
-        self.frozen._check("tangents", tangents)
+        tangents = self.frozen._checked("tangents", tangents)
         return self._in_pieces(tangents, lambda graph, part: graph.forward(part), jvp=True)
 
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Products A_l^T w ``(n_prompts, k, hidden_size)``."""
-        self.frozen._check("cotangents", cotangents)
+        cotangents = self.frozen._checked("cotangents", cotangents)
         return self._in_pieces(cotangents, lambda graph, part: graph.backward(part), jvp=False)
 
     def _in_pieces(

@@ -9,29 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
-from transformers.utils import cached_file
 
 from llvlit import checks
 from llvlit.engine.folder import check_files, check_size, missing_layers, stored_shapes, weight_files
 from llvlit.errors import InputError, ModelError, unknown_name
 from llvlit.hub import failure, hub_reachable, quiet_transformers
+
+if TYPE_CHECKING:  # else imported where a model is loaded: names and devices need not wait for it
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "data" / "models"
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -41,7 +30,6 @@ REVISIONS = {
     "gpt2-large": "32b71b12589c2f8d625668d2335a01cac3249519",
 }
 """Commits on the hub of the models that the paper and the book name: what they load does not change."""
-ENCODERS = frozenset(MODEL_FOR_MASKED_LM_MAPPING_NAMES) | {"bert-generation"}
 
 
 @dataclass(frozen=True)
@@ -151,6 +139,10 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     >>> wrap_model(model.module, model.tokenizer, name="mine").n_layers
     12
     """
+    checks.instance("module", module, nn.Module, "a model of transformers")
+    if not (hasattr(module, "config") and callable(tokenizer)):
+        raise InputError("module and tokenizer are expected as transformers loads them.")
+    checks.text("name", name)
     config = text_config(module)
     _refuse_encoder(module.config.to_dict(), name)
     attention = getattr(config, "_attn_implementation", "eager")
@@ -229,8 +221,8 @@ def load_model(
     dtype
         ``float32`` (default) or ``float64``.  Half precision is refused: small differences drown in it.
     revision
-        Commit, tag or branch on the hub, which may also stand behind the name: ``gpt2@main``.  Default: for GPT-2, the
-        commit in :data:`REVISIONS`; for other models, the branch ``main``.
+        Commit, tag or branch on the hub, which may also stand behind the name: ``gpt2@main``.  Default: a
+        known commit for the models of the paper, and the branch ``main`` for others.
 
     Raises
     ------
@@ -246,6 +238,9 @@ def load_model(
     >>> model.n_layers
     12
     """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
     name = checks.text("name", str(checks.instance("name", name, (str, Path), "a name or a path")), may_be_empty=False)
     place, torch_dtype = torch_device(checks.text("device", device)), _dtype(dtype)
     folder = local_folder(name)
@@ -370,6 +365,8 @@ def _hub_folder(hub_id: str, revision: str | None) -> tuple[Path, bool]:
 
 def _fetch(hub_id: str, revision: str | None, *, local_files_only: bool) -> Path:
     """Folder with the configuration and weights of one commit."""
+    from transformers.utils import cached_file
+
     config = cached_file(hub_id, "config.json", revision=revision, local_files_only=local_files_only)
     folder = Path(str(config)).parent
     options = {"revision": folder.name, "local_files_only": local_files_only}
@@ -389,10 +386,13 @@ def _choices(name: str) -> str:
 
 
 def _refuse_encoder(config: dict[str, Any], name: str) -> None:
+    from transformers.models.auto import modeling_auto
+
+    encoders = {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation"}
     model_type, architectures = config["model_type"], config.get("architectures") or []
     causal = all(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
-    is_encoder = model_type in ENCODERS and not config.get("is_decoder")
-    known = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    is_encoder = model_type in encoders and not config.get("is_decoder")
+    known = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if config.get("is_encoder_decoder") or is_encoder or not known or (architectures and not causal):
         raise ModelError(
             f"{name} ({model_type}) is not a causal decoder: earlier tokens would see the last one, and the "

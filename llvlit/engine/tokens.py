@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from llvlit import checks
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError, ModelError
 from llvlit.prompts import Prompts
@@ -104,6 +105,13 @@ def tokenize(model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TO
         If ``max_tokens`` is not between 2 and the model's context; if a prompt has fewer than two tokens (one of
         context, and the last); or if prompts of different texts have the same tokens, since what is found on one
         would be tested on the other.  :func:`usable_prompts` leaves such prompts out.
+
+    Examples
+    --------
+    >>> from llvlit.engine.tokens import tokenize
+    >>> tokens = tokenize(model, splits.evaluation)
+    >>> [llvlit.measured_gains(model, tokens, directions).mean.shape, llvlit.depth_system(model, tokens).n_layers]
+    [(12,), 12]
     """
     tokens = _encode(model, prompts, max_tokens)
     for reason, rows in _unusable(tokens).items():
@@ -158,9 +166,10 @@ def tokens_of(model: LanguageModel, prompts: Prompts | TokenizedPrompts, max_tok
     """
     if not isinstance(prompts, TokenizedPrompts):
         return tokenize(model, prompts, max_tokens=max_tokens)
+    checks.instance("model", model, LanguageModel, "a model, as load_model gives it")
     if prompts.model_identity != model.identity:
         raise InputError(f"prompts were tokenized for another model than {model.name}. Tokenize them for this one.")
-    if prompts.max_tokens != max_tokens:
+    if prompts.max_tokens != checks.integer("max_tokens", max_tokens):
         raise InputError(
             f"prompts were tokenized with max_tokens={prompts.max_tokens}, and max_tokens={max_tokens} is asked for. "
             f"Pass max_tokens={prompts.max_tokens}, or tokenize them again."
@@ -169,6 +178,9 @@ def tokens_of(model: LanguageModel, prompts: Prompts | TokenizedPrompts, max_tok
 
 
 def _encode(model: LanguageModel, prompts: Prompts, max_tokens: int) -> TokenizedPrompts:
+    checks.instance("model", model, LanguageModel, "a model, as load_model gives it")
+    checks.instance("prompts", prompts, Prompts, "llvlit.Prompts or what tokenize() gives")
+    max_tokens = checks.integer("max_tokens", max_tokens)
     if not 2 <= max_tokens <= model.max_positions:
         raise InputError(
             f"max_tokens={max_tokens} is not between 2 and the context of {model.name}, {model.max_positions} tokens."
