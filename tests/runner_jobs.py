@@ -55,6 +55,26 @@ def gated(folder: Path, name: str) -> dict[str, object]:
     return {"name": name}
 
 
+def meeting(folder: Path, name: str, n_calls: int) -> dict[str, object]:
+    """Not before so many calls in all have begun."""
+    note(folder, name)
+    while len(calls(folder)) < n_calls:
+        time.sleep(0.02)
+    return {"name": name}
+
+
+def large(folder: Path, name: str) -> dict[str, object]:
+    note(folder, name)
+    return {"name": name * 2**21}
+
+
+def slow(folder: Path, name: str) -> dict[str, object]:
+    """Some tenths of a second, so that a kill meets it."""
+    note(folder, name)
+    time.sleep(0.3)
+    return {"name": name}
+
+
 def deadly(folder: Path, name: str, deaths: int) -> dict[str, object]:
     """End the process the first ``deaths`` times: by a signal, then by leaving."""
     note(folder, name)
@@ -71,13 +91,13 @@ def aborting(folder: Path, name: str, *_: object) -> dict[str, object]:
     os.abort()
 
 
-def failing_study_cell(cell, device: str) -> dict[str, object]:
+def failing_study_cell(cell, device: str, inputs: dict[str, object]) -> dict[str, object]:
     """In place of a study's own: one task fails."""
     from llvlit.study.cells import run_cell
 
     if cell.task == "last-words":
         raise RuntimeError("a fault of the test")
-    return run_cell(cell, device)
+    return run_cell(cell, device, inputs)
 
 
 def raising(folder: Path, name: str) -> dict[str, object]:

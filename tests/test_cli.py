@@ -332,7 +332,7 @@ def study(last_words: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
 
 
 def test_study_writes_a_file_for_each_cell_and_reports_them(study: tuple[str, ...], run) -> None:
-    results = load_results(study[-1]).experiments
+    results = load_results(study[-1]).finished
     assert [(one.cell["model"], one.cell["task"]) for one in results] == [
         ("embedded/small", "film-sentiment"),
         ("embedded/small", "last-words"),
@@ -341,7 +341,10 @@ def test_study_writes_a_file_for_each_cell_and_reports_them(study: tuple[str, ..
     rows = run(*study, "--report", "--json")["agreement"]
     (row,) = [row for row in rows if row["predictor"] == "adjoint" and row["layers"] == "all"]
     both = [
-        r["spearman"] for one in results for r in one.agreements if r["predictor"] == "adjoint" and r["layers"] == "all"
+        r["spearman"]
+        for one in results
+        for r in one.experiment.agreements
+        if r["predictor"] == "adjoint" and r["layers"] == "all"
     ]
     assert row["spearman"] == pytest.approx(np.mean(both)) and row["n_tasks"] == 2
     text = run(*study, "--report")

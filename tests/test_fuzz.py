@@ -173,7 +173,7 @@ def test_odd_values_of_the_right_kind(request):
 RESULTS = [
     ("Gains.load", "read_gains", "GAINS", documents.GAINS),
     ("LLV.load", "read_llv", "LLV", documents.LLV),
-    ("Experiment.load", "read_cell", "as_json(CELL)", documents.as_json(documents.CELL)),
+    ("load_results", "read_cell", "as_json(CELL)", documents.as_json(documents.CELL)),
     ("read_table", "read_csv", "AGREEMENT", documents.AGREEMENT),
 ]
 

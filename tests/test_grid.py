@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from llvlit.errors import InputError
+from llvlit.errors import FileError, InputError
 from llvlit.study.grid import GRIDS, change_axes, load_grid
+from llvlit.study.runner import check_keys
 from llvlit.tasks.sources import HUB_TASKS
 
 WHOLE = """
@@ -78,27 +79,52 @@ def test_the_fingerprint_is_of_what_decides_the_results(written):
         ("[task.tense]", "[task.imdb]", r"key='task.imdb' is not known"),
         ('models = ["embedded/small"]', "", "lacks 'models'"),
         ('models = ["embedded/small"]', "models = []", "models="),
-        ('models = ["embedded/small"]', 'models = "embedded/small"', "models='embedded/small' must be a list"),
+        (
+            'models = ["embedded/small"]',
+            'models = "embedded/small"',
+            "models: Expected list, got text; models='embedded/small' came",
+        ),
         ("seeds = [0, 1]", "seeds = [0, 0]", "distinct"),
         ("seeds = [0, 1]", "seeds = [true]", "seeds="),
         ('"central"', '"centrl"', "Did you mean 'central'"),
-        ("concept = 8", "concept = 0", "settings.concept=0 must be a whole number, at least 1"),
+        ("concept = 8", "concept = 0", "settings.concept: Expected whole number >= 1; settings.concept=0 came"),
         ("concept = 8", "concept = 8.0", "settings.concept=8.0"),
         ("concept = 8", 'bases = ["krilov"]', "Did you mean 'krylov'"),
         ("concept = 8", "target = 0", "settings.target=0"),
-        ("orders = [4, 2]", "orders = [0]", "must be positive"),
-        ("amplitudes = [0.1, 1]", "amplitudes = [0.1, nan]", "must be positive and finite"),
-        ("seeds = [0, 1]", "seeds = [-1]", "must not be negative"),
-        ('tasks = ["tense", "hostility"]', "tasks = 3", "tasks=3 must be a list"),
-        ("[task.tense]", "[[task]]", "task must be a table"),
-        ("description =", "description", "is not TOML"),
-        ("[task.tense]", "[task.tense", "is not TOML"),
+        ("orders = [4, 2]", "orders = [0]", r"settings.orders\[0\]: Expected whole number >= 1"),
+        (
+            "amplitudes = [0.1, 1]",
+            "amplitudes = [0.1, nan]",
+            r"amplitudes.*(finite|Expected number)",
+        ),
+        ("seeds = [0, 1]", "seeds = [-1]", r"seeds\[0\]: Expected whole number >= 0"),
+        ('tasks = ["tense", "hostility"]', "tasks = 3", "tasks: Expected list, got whole number; tasks=3 came"),
+        ("[task.tense]", "[[task]]", r"task=\[\{.* must be a table"),
+        ("description =", "description", "cannot be read as a grid"),
+        ("[task.tense]", "[task.tense", "cannot be read as a grid"),
     ],
 )
 def test_a_mistake_is_named(written, old, new, message):
     assert old in WHOLE
-    with pytest.raises(InputError, match=message):
+    with pytest.raises((InputError, FileError), match=message):
         load_grid(written(WHOLE.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"", b"a = " + b"[" * 5000, b"\0", WHOLE.encode("utf-16"), b'models = ["\xe9"]']
+)
+def test_whatever_a_file_holds_the_error_is_ours_and_names_it(tmp_path, content):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises((FileError, InputError), match=r"mine\.toml"):
+        load_grid(path)
+
+
+@pytest.mark.parametrize("name", ["modèle", "données.parquet", "模型", "_m", "a b", "x" * 900])
+def test_any_name_has_a_key_that_can_name_a_file(written, name):
+    keys = {load_grid(written(WHOLE.replace("embedded/small", one))).cells()[0].key for one in (name, name + "2")}
+    assert len(keys) == 2
+    check_keys(keys)
 
 
 def test_axes_given_by_hand_are_checked_like_those_of_a_file(written):

@@ -50,12 +50,12 @@ def test_the_whole_grid_runs_through_the_hub(tmp_path):
         assert hub.drops["openai-community/gpt2-large/model.safetensors"] == 0  # it did break off, once
         assert any("/api/datasets/stanfordnlp/sst2" in line for line in hub.requests)
     results = load_results(tmp_path / "out")
-    cells = [one.cell for one in results.experiments] + [one["cell"] for one in results.not_visible]
+    cells = [one.cell for one in results.finished] + [one["cell"] for one in results.not_visible]
     assert len(cells) == 9 and {cell["model"] for cell in cells} == set(SHAPES)
-    assert results.experiments and {row["predictor"] for row in json.loads(found.stdout)["agreement"]} >= {"krylov"}
-    for one in results.experiments:
-        assert {row["amplitude"] for row in one.agreements} == set(load_grid("paper").settings.amplitudes)
-        assert {row["schedule"] for row in one.energies} >= {"optimal, krylov", "uniform", "best layer"}
+    assert results.finished and {row["predictor"] for row in json.loads(found.stdout)["agreement"]} >= {"krylov"}
+    for one in results.finished:
+        assert {row["amplitude"] for row in one.experiment.agreements} == set(load_grid("paper").settings.amplitudes)
+        assert {row["schedule"] for row in one.experiment.energies} >= {"optimal, krylov", "uniform", "best layer"}
 
 
 SHORT = {"orders": (2, 4), "amplitudes": (0.1,), "energy_prompts": 0}
@@ -72,7 +72,7 @@ from pathlib import Path
 import torch
 from llvlit.study.estimate import PAPER_SHAPES, count_memory, model_shape
 from llvlit.study.grid import load_grid
-from llvlit.study.cells import _load_subject, run_study
+from llvlit.study.cells import load_subject, run_study
 
 def status(field):
     return 1024 * int(re.search(rf"{field}:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
@@ -83,7 +83,7 @@ grid = replace(
     grid, models=(folder,), tasks=("film-sentiment",), per_task={}, settings=replace(grid.settings, **changes)
 )
 before = status("VmRSS")
-layer_parameters = model_shape(_load_subject(folder, device="cpu")).layer_parameters
+layer_parameters = model_shape(load_subject(folder, device="cpu")).layer_parameters
 Path("/proc/self/clear_refs").write_text("5")  # the peak from here on, not that of reading the file
 outcome = run_study(grid, Path(folder) / "out", device="cpu", progress=False)
 assert len(outcome.done) == 1, outcome
@@ -112,9 +112,9 @@ def test_a_model_of_the_real_shape_runs_from_a_local_folder_within_the_memory_fo
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert 0.7 < found["ratio"] < 1.3
-    (one,) = load_results(folder / "out").experiments
-    assert {row["order"] for row in one.agreements} - {None} == set(changes["orders"])
-    assert bool(one.energies) == bool(changes["energy_prompts"])
+    (one,) = load_results(folder / "out").finished
+    assert {row["order"] for row in one.experiment.agreements} - {None} == set(changes["orders"])
+    assert bool(one.experiment.energies) == bool(changes["energy_prompts"])
     assert (one.model["layers"], one.model["hidden_size"]) == (n_layers, hidden_size)
     predicted = PAPER_SHAPES[name]  # what a dry run without the hub goes by
     assert (predicted.n_layers, predicted.hidden_size) == (n_layers, hidden_size)

@@ -6,15 +6,18 @@ import io
 import json
 import multiprocessing
 import os
+import random
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import runner_jobs as cells
 import torch
@@ -24,7 +27,7 @@ from llvlit.files import locked
 from llvlit.study import runner
 from llvlit.study.cells import run_cell, run_study
 from llvlit.study.grid import Grid, Settings
-from llvlit.study.runner import Job, Outcome, Run, failure_path, read_result, result_path, run_jobs
+from llvlit.study.runner import Job, Outcome, failure_path, read_result, result_path, run_jobs
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {
@@ -46,6 +49,20 @@ if __name__ == "__main__":
     run_jobs([Job(k, f, (folder, k), group="") for k, f in names.items()], folder, workers=int(sys.argv[2]))
 """
 SCRIPT_KEYS = ["a", "b", "c", "d", "e"]
+SLOW_SCRIPT = """
+from pathlib import Path
+import runner_jobs as cells
+from llvlit.study.runner import Job, run_jobs
+
+if __name__ == "__main__":
+    folder = Path.cwd()
+    run_jobs([Job(f"k{i}", cells.slow, (folder, f"k{i}"), group="") for i in range(6)], folder, workers=2)
+"""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """With a temporary directory of its own, where a test has made one."""
+    return ENVIRONMENT | ({"TMPDIR": str(folder / "tmp")} if (folder / "tmp").exists() else {})
 
 
 def job(folder: Path, key: str, function: Callable = cells.value, *more: object, group: str = "", **options) -> Job:
@@ -69,11 +86,12 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def script(folder: Path, workers: int, *, waits: bool = True) -> Iterator[subprocess.Popen]:
+def script(folder: Path, workers: int, *, waits: bool = True, **options: object) -> Iterator[subprocess.Popen]:
     """The script above in a process of its own, which waits within its gated cells."""
     command = [sys.executable, "script.py", str(folder), str(workers)]
     (folder / "script.py").write_text(SCRIPT, encoding="utf-8")
-    process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    options |= {"cwd": folder, "env": environment(folder), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **options)
     try:
         if waits:
             wait_until(lambda: process.poll() is not None or len(cells.times_called(folder)) >= 2 + workers)
@@ -111,11 +129,12 @@ def test_result_that_cannot_be_read_is_an_error_not_a_reason_to_compute(tmp_path
     assert cells.calls(tmp_path) == []
 
 
-def test_worker_takes_its_own_group_then_one_that_nobody_has_then_any(tmp_path):
-    jobs = [job(tmp_path, key, group=key[0]) for key in ("a1", "b1", "c1", "b2", "a2")]
-    run = Run(tmp_path, {one.key: one for one in jobs}, show_bar=False)
-    taken = [run.take("b", ["a"]), run.take("b", ["a"]), run.take("b", ["a"]), run.take("b", ["a"])]
-    assert [one.key for one in taken] == ["b1", "b2", "c1", "a1"]
+def test_cells_of_one_group_go_to_one_worker(tmp_path):
+    turns = {"a1": 2, "b1": 2, "a2": 4, "b2": 4, "a3": 6, "b3": 6}  # each worker computes one cell of each turn
+    jobs = [job(tmp_path, key, cells.meeting, n_calls, group=key[0]) for key, n_calls in turns.items()]
+    assert len(run_jobs(jobs, tmp_path, workers=2).done) == 6
+    pids = dict(cells.calls(tmp_path))
+    assert len({pids[key] for key in ("a1", "a2", "a3")}) == len({pids[key] for key in ("b1", "b2", "b3")}) == 1
 
 
 def test_workers_share_the_cells_and_have_their_own_threads(tmp_path, monkeypatch):
@@ -133,15 +152,50 @@ def test_workers_share_the_cells_and_have_their_own_threads(tmp_path, monkeypatc
 
 
 def test_run_killed_on_the_way_goes_on_where_it_was(tmp_path):
+    """No cell is lost or computed in vain, no process stays behind, none listens but on the loopback."""
+    (tmp_path / "tmp").mkdir()
     with script(tmp_path, workers=2) as process:  # both workers are within a cell
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        ports = {at.laddr.ip for one in family for at in one.net_connections("inet") if at.status == "LISTEN"}
+        assert ports == {"127.0.0.1"}
         process.kill()
-        process.communicate(timeout=PATIENCE)  # returns once the workers have left, too: they share its output
+        assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
         assert stored(tmp_path) == files("a", "b")
         (tmp_path / "cells" / ".c.json.x7").write_text("{", encoding="utf-8")  # as if killed while it wrote
+    assert list((tmp_path / "tmp").iterdir()) == []
     jobs = [job(tmp_path, key) for key in SCRIPT_KEYS]
     assert run_jobs(jobs, tmp_path) == Outcome(done=("c", "d", "e"), kept=("a", "b"), failed={})
     assert cells.times_called(tmp_path) == {"a": 1, "b": 1, "c": 2, "d": 2, "e": 1}
     assert stored(tmp_path) == files(*SCRIPT_KEYS)
+    assert not list(tmp_path.glob(".scratch"))
+
+
+@pytest.mark.parametrize("victim", ["worker", "parent"])
+def test_kills_at_random_moments_lose_no_cell(tmp_path, victim):
+    """Whatever is killed, at whatever moment: every result is whole, none is computed twice once it is there."""
+    keys, rng = [f"k{number}" for number in range(6)], random.Random(victim)
+    for turn in range(3):
+        folder = tmp_path / ("the same" if victim == "parent" else str(turn))
+        folder.mkdir(exist_ok=True)
+        (folder / "script.py").write_text(SLOW_SCRIPT, encoding="utf-8")
+        n_calls = len(cells.calls(folder))
+        process = subprocess.Popen([sys.executable, "script.py"], cwd=folder, env=ENVIRONMENT)
+        while process.poll() is None and len(cells.calls(folder)) == n_calls:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.5))
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        whole = {path: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.json")}
+        if victim == "parent":
+            process.kill()
+            process.wait(PATIENCE)
+            assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
+        else:
+            with suppress(ProcessLookupError):
+                os.kill(rng.choice([pid for _, pid in cells.calls(folder)]), signal.SIGKILL)
+            assert process.wait(PATIENCE) == 0 and stored(folder) == files(*keys)
+        assert {path: path.stat().st_mtime_ns for path in whole} == whole
+    assert not run_jobs([job(folder, key) for key in keys], folder).failed
+    assert [read_result(folder, key)["name"] for key in keys] == keys and stored(folder) == files(*keys)
 
 
 def test_folder_belongs_to_one_run_until_it_ends_or_is_killed(tmp_path):
@@ -202,9 +256,10 @@ def test_workers_leave_nothing_behind(tmp_path):
     (tmp_path / "open").touch()
     (tmp_path / "script.py").write_text(SCRIPT.replace("cells.value", "cells.barred"), encoding="utf-8")
     command = [sys.executable, "script.py", str(tmp_path), "2"]
-    environment = {**ENVIRONMENT, "TMPDIR": str(tmp_path / "tmp")}
     (tmp_path / "tmp").mkdir()
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=PATIENCE
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert stored(tmp_path) == files(*SCRIPT_KEYS) and list((tmp_path / "tmp").iterdir()) == []
 
@@ -229,18 +284,15 @@ def test_exception_fails_its_cell_at_once_and_only_in_this_run(tmp_path, workers
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_full_disk_ends_the_run_and_leaves_what_is_finished(tmp_path, workers, monkeypatch):
-    def full(path, content):
-        if Path(path).name == "b.json":
-            raise FileError(f"Could not write {path}: no space left on device.")
-        write_json(path, content)
-
-    write_json = runner.write_json
-    jobs = [job(tmp_path, "a"), job(tmp_path, "b"), job(tmp_path, "c", cells.gated)]
-    with monkeypatch.context() as patch:
-        patch.setattr(runner, "write_json", full)
-        with pytest.raises(FileError, match="no space left"):
+def test_full_disk_ends_the_run_and_leaves_what_is_finished(tmp_path, workers):
+    jobs = [job(tmp_path, "a"), job(tmp_path, "b", cells.large), job(tmp_path, "c", cells.gated)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(FileError, match=r"Could not write .*b\.json"):
             run_jobs(jobs, tmp_path, workers=workers)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert multiprocessing.active_children() == []
     assert set(stored(tmp_path)) <= {"a.json"}
     (tmp_path / "open").touch()
@@ -250,22 +302,17 @@ def test_full_disk_ends_the_run_and_leaves_what_is_finished(tmp_path, workers, m
         assert outcome.kept == ("a",)
 
 
-def test_interrupt_stops_the_workers_and_passes_on(tmp_path, monkeypatch):
-    def interrupting(self, one, answer):
-        record(self, one, answer)
-        raise KeyboardInterrupt
-
-    record = Run.record
-    jobs = [job(tmp_path, "a"), job(tmp_path, "g", cells.gated)]
-    monkeypatch.setattr(Run, "record", interrupting)
+def test_interrupt_stops_the_workers_and_passes_on(tmp_path):
+    with script(tmp_path, workers=2, start_new_session=True) as process:
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does
+        _, error = process.communicate(timeout=PATIENCE)
+        assert not psutil.wait_procs(family, timeout=PATIENCE)[1]
+    assert error.count(b"KeyboardInterrupt") == 1 and b"distributed" not in error.splitlines()[-1]
+    assert stored(tmp_path) == files("a", "b") and not (tmp_path / "failed").exists()
     with pytest.raises(KeyboardInterrupt):
-        run_jobs(jobs, tmp_path, workers=2)
-    monkeypatch.undo()
-    assert multiprocessing.active_children() == []
-    assert stored(tmp_path) == files("a")
-    with pytest.raises(KeyboardInterrupt):
-        run_jobs([jobs[0], job(tmp_path, "i", cells.interrupted)], tmp_path)
-    assert run_jobs([jobs[0], job(tmp_path, "i")], tmp_path) == Outcome(done=("i",), kept=("a",), failed={})
+        run_jobs([job(tmp_path, "i", cells.interrupted)], tmp_path)
+    assert run_jobs([job(tmp_path, "a"), job(tmp_path, "i")], tmp_path).done == ("i",)
 
 
 def test_workers_that_cannot_start_end_the_run_with_advice(tmp_path):
@@ -328,10 +375,10 @@ may_wait_for_workers = pytest.mark.filterwarnings("ignore:.*has no workers")
 @contextmanager
 def dask_cluster(
     folder: Path, n_workers: int, allowed_failures: int, n_threads: int = 1
-) -> Iterator[tuple[str, list[subprocess.Popen]]]:
-    """Address of a real scheduler, and its workers, each a process of its own."""
+) -> Iterator[tuple[str, list[subprocess.Popen], subprocess.Popen]]:
+    """Address of a real scheduler, its workers, and itself, each a process of its own."""
     contact = folder / "scheduler.json"
-    environment = {**ENVIRONMENT, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed_failures)}
+    surroundings = {**ENVIRONMENT, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed_failures)}
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
     worker = [
         sys.executable,
@@ -346,15 +393,15 @@ def dask_cluster(
 
         def start(*command: str) -> subprocess.Popen:
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            process = subprocess.Popen(command, cwd=folder, env=environment, **quiet)
+            process = subprocess.Popen(command, cwd=folder, env=surroundings, **quiet)
             stack.callback(process.wait, PATIENCE)
             stack.callback(process.kill)
             return process
 
-        start(*command, "--no-dashboard", "--scheduler-file", str(contact))
+        scheduler = start(*command, "--no-dashboard", "--scheduler-file", str(contact))
         workers = [start(*worker, "--scheduler-file", str(contact)) for _ in range(n_workers)]
         wait_until(contact.exists)
-        yield json.loads(contact.read_text(encoding="utf-8"))["address"], workers
+        yield json.loads(contact.read_text(encoding="utf-8"))["address"], workers, scheduler
 
 
 @may_wait_for_workers
@@ -372,7 +419,7 @@ def test_dask_worker_killed_on_the_way_loses_no_cell(tmp_path):
         *(job(tmp_path, key, cells.gated) for key in gated),
         job(tmp_path, "r", cells.raising),
     ]
-    with dask_cluster(tmp_path, n_workers=2, allowed_failures=3) as (scheduler, workers):
+    with dask_cluster(tmp_path, n_workers=2, allowed_failures=3) as (scheduler, workers, _):
         killer = threading.Thread(target=kill_one, daemon=True)
         killer.start()
         outcome = run_jobs(jobs, tmp_path, scheduler=scheduler)
@@ -398,7 +445,7 @@ def test_a_study_on_a_cluster_loses_no_cell_when_a_worker_is_killed(tmp_path):
 
     settings = Settings(concept=20, operating=4, evaluation=4, orders=(4,), bases=("krylov",))
     grid = Grid("toy", "", ("embedded/small",), ("film-sentiment", "food-sentiment"), (0, 1, 2), settings=settings)
-    with dask_cluster(tmp_path, n_workers=2, allowed_failures=3, n_threads=4) as (scheduler, workers):
+    with dask_cluster(tmp_path, n_workers=2, allowed_failures=3, n_threads=4) as (scheduler, workers, _):
         killer = threading.Thread(target=kill_one, daemon=True)
         killer.start()
         outcome = run_study(grid, tmp_path / "results", device="cpu", scheduler=scheduler)
@@ -417,11 +464,29 @@ def test_a_study_on_a_cluster_loses_no_cell_when_a_worker_is_killed(tmp_path):
 @may_wait_for_workers
 def test_dask_gives_up_on_a_cell_that_kills_its_workers(tmp_path):
     jobs = [job(tmp_path, "k", cells.deadly, 99), *(job(tmp_path, key) for key in "abc")]
-    with dask_cluster(tmp_path, n_workers=2, allowed_failures=0) as (scheduler, _):
+    with dask_cluster(tmp_path, n_workers=2, allowed_failures=0) as (scheduler, *_):
         outcome = run_jobs(jobs, tmp_path, scheduler=scheduler)
     assert outcome.done == ("a", "b", "c")
     assert outcome.failed["k"].startswith("KilledWorker")
     assert "died" in failure_path(tmp_path, "k").read_text(encoding="utf-8")
+
+
+@may_wait_for_workers
+def test_dask_scheduler_killed_on_the_way_ends_the_run_and_leaves_what_is_finished(tmp_path, monkeypatch):
+    def kill() -> None:
+        wait_until(lambda: result_path(tmp_path, "a").exists() and "g" in cells.times_called(tmp_path))
+        process.kill()
+
+    monkeypatch.setattr(runner, "CONNECT_SECONDS", 2.0)
+    jobs = [job(tmp_path, "a"), job(tmp_path, "g", cells.gated)]
+    with dask_cluster(tmp_path, n_workers=1, allowed_failures=3) as (scheduler, _, process):
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        with pytest.raises(LlvlitError, match=r"scheduler was lost.*run again for the rest"):
+            run_jobs(jobs, tmp_path, scheduler=scheduler)
+        killer.join()
+        (tmp_path / "open").touch()
+    assert run_jobs(jobs, tmp_path) == Outcome(done=("g",), kept=("a",), failed={})
 
 
 def test_dask_that_is_not_there_is_named(tmp_path, monkeypatch):

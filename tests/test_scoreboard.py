@@ -13,8 +13,8 @@ import pytest
 
 from llvlit.cli.main import parser
 from llvlit.publishing.scoreboard import ABSENT, ablation_rows, energy_rows, size_rows, task_rows
-from llvlit.study.comparison import DASH, at_setting, joined, means, paired, read_study, verdict
 from llvlit.study.grid import change_axes, load_grid
+from llvlit.study.tables import DASH, at_setting, joined, means, paired, read_study, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = json.loads((ROOT / "results" / "paper.json").read_text(encoding="utf-8"))

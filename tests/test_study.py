@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,19 +21,30 @@ from torch.utils.flop_counter import flop_registry
 
 from conftest import PROMPTS, affine_model
 from llvlit.engine.depth import last_token_states
+from llvlit.engine.models import local_folder
+from llvlit.engine.tokens import tokenize
 from llvlit.errors import CellError, FileError, InputError, ModelError
 from llvlit.method.agreement import agreement
 from llvlit.method.concepts import directions_of_states, random_directions
 from llvlit.method.gains import adjoint_gains, measured_gains
 from llvlit.method.identification import identify
 from llvlit.method.verification import required_energy
+from llvlit.provenance import commit
 from llvlit.study.cells import Results, load_results, load_subject, run_cell, run_study
-from llvlit.study.energies import _summary, schedule_energies
 from llvlit.study.estimate import count_operations, estimate, model_shape
-from llvlit.study.experiment import Experiment, run_experiment
+from llvlit.study.experiment import energy_summary, run_experiment, schedule_energies, tokenize_splits
 from llvlit.study.grid import Cell, Grid, Settings, load_grid
-from llvlit.study.tables import committed, read_table, summarize, summarize_energies, tables, write_tables
-from llvlit.tasks.task import Splits
+from llvlit.study.tables import (
+    committed,
+    read_table,
+    summarize,
+    summarize_energies,
+    tables,
+    told_of_cells,
+    write_tables,
+)
+from llvlit.tasks.splits import Splits
+from llvlit.tasks.task import load_task
 
 SETTINGS = Settings(
     concept=3,
@@ -44,13 +56,12 @@ SETTINGS = Settings(
     operating_counts=(2,),
     energy_prompts=1,
 )
-CELL = {"model": "m", "task": "t", "seed": 0, "jacobian": "jvp", "final_norm": False, "suffix": None}
-CELL |= {"settings": {"directions": ["mean_difference"]}}
 
 
 @pytest.fixture(scope="module")
 def experiment(gpt2):
-    return run_experiment(gpt2, Splits(PROMPTS, PROMPTS, PROMPTS), SETTINGS, cell=CELL)
+    tokens = tokenize_splits(gpt2, Splits(PROMPTS, PROMPTS, PROMPTS), SETTINGS)
+    return run_experiment(gpt2, tokens, SETTINGS)
 
 
 def rows_of(experiment, **wanted):
@@ -124,7 +135,7 @@ def test_energies_of_a_linear_model_follow_from_its_gains():
     directions = replace(directions_of_states(last_token_states(model, PROMPTS), PROMPTS), vectors=vectors)
     h = (vectors[:-1] @ vectors[-1]).numpy()
     weights = np.array([4.0, 1.0, 0.5, 0.25])
-    rows = schedule_energies(model, PROMPTS, directions, {"true": h}, weights, 0.5)
+    rows = schedule_energies(model, tokenize(model, PROMPTS), directions, {"true": h}, weights, 0.5, max_tokens=128)
     goal = 0.5 * directions.gaps[-1]
     for metric, w in (("absolute", np.ones(4)), ("relative", weights)):
         for layers, first in (("all", 0), ("not 0", 1)):
@@ -157,7 +168,7 @@ def test_energies_of_a_linear_model_follow_from_its_gains():
     ],
 )
 def test_ratios_out_of_reach_are_counted_not_taken_for_zero(values, reference, ratio):
-    found = _summary(np.array(values, dtype=float), np.array(reference, dtype=float), tuple(range(len(values))), seed=0)
+    found = energy_summary(np.array(values, float), np.array(reference, float), range(len(values)), seed=0)
     assert found["ratio"] == ratio and found["n_out_of_reach"] == np.isinf(values).sum()
     if ratio is None:
         assert found["ratio_low"] is None and found["ratio_high"] is None
@@ -172,26 +183,6 @@ def test_energies_are_summarized_with_how_many_are_censored():
     assert uniform["ratio"] == pytest.approx(4)
     assert (uniform["n_rows"], uniform["n_censored"], uniform["n_out_of_reach"]) == (3, 1, 10)
     assert np.isnan(best["ratio"]) and (best["n_rows"], best["n_censored"], best["n_out_of_reach"]) == (1, 1, 3)
-
-
-def test_an_experiment_survives_saving(experiment, tmp_path):
-    experiment.save(tmp_path / "result.json")
-    assert Experiment.load(tmp_path / "result.json") == replace(experiment, cell=CELL)
-
-
-@pytest.mark.parametrize("damage", ["cut", "version", "kind", "absent"])
-def test_a_damaged_result_is_refused_by_name(experiment, tmp_path, damage):
-    path = tmp_path / "result.json"
-    experiment.save(path)
-    if damage == "cut":
-        path.write_text(path.read_text()[:200])
-    elif damage == "absent":
-        path.unlink()
-    else:
-        key, value = {"version": ("format", 99), "kind": ("kind", "gains")}[damage]
-        path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
-    with pytest.raises(FileError, match=r"result\.json"):
-        Experiment.load(path)
 
 
 def test_an_untrained_twin_has_the_shapes_and_none_of_the_weights():
@@ -240,29 +231,128 @@ def test_a_study_keeps_what_it_has(finished, data_dir):
     outcome = run_study(GRID, finished, data_dir=data_dir, device="cpu")
     assert len(outcome.kept) == 4 and not outcome.done
     assert {path: path.stat().st_mtime_ns for path in (finished / "cells").iterdir()} == before
-    experiments = load_results(finished).experiments
+    experiments = load_results(finished).finished
     assert [(one.cell["task"], one.cell["seed"]) for one in experiments] == [
         (t, s) for t in ("one", "two") for s in (0, 1)
     ]
     assert len({one.data["fingerprint"] for one in experiments}) == 4
 
 
-def test_results_from_other_data_or_another_model_are_not_kept(data_dir, tmp_path):
+@pytest.fixture
+def one_cell(finished, data_dir, tmp_path):
+    """A study of one finished cell: its grid, folder and file, and what runs it again with other inputs."""
     grid = replace(GRID, tasks=("one",), seeds=(0,))
-    run_study(grid, tmp_path / "out", data_dir=data_dir, device="cpu")
+    shutil.copytree(finished, tmp_path / "out")
+    (tmp_path / "out" / "grid.json").unlink()
+    for path in (tmp_path / "out" / "cells").glob("*"):
+        if "--one--seed-0" not in path.name:
+            path.unlink()
     (path,) = (tmp_path / "out" / "cells").iterdir()
+    (tmp_path / "out" / "grid.json").write_text(json.dumps({"fingerprint": grid.fingerprint}))
+
+    def again(grid=grid, data_dir=data_dir):
+        return run_study(grid, tmp_path / "out", data_dir=data_dir, device="cpu")
+
+    return path, again
+
+
+@pytest.mark.parametrize("part", ["concept", "operating", "evaluation"])
+def test_a_cell_is_kept_only_where_the_texts_of_every_split_are_the_same(one_cell, data_dir, tmp_path, part):
+    path, again = one_cell
     before = path.read_bytes()
-    texts = [f"another {number}: {word}" for number in range(60) for word in ("bad", "good")]
+    assert len(again().kept) == 1
+    table = parquet.read_table(data_dir / "one.parquet").to_pydict()
+    used = getattr(load_task("one", data_dir=data_dir).split(12, 3, 3, seed=0), part).texts[0]
+    table["text"][table["text"].index(used)] = used.replace(" of ", " out of ")
     (tmp_path / "tasks").mkdir()
-    parquet.write_table(Table.from_pydict({"text": texts, "label": [0, 1] * 60}), tmp_path / "tasks" / "one.parquet")
-    with pytest.raises(FileError, match="another data"):
-        run_study(grid, tmp_path / "out", data_dir=tmp_path / "tasks", device="cpu")
-    path.write_text(json.dumps(json.loads(before) | {"model": {"fingerprint": "0"}}))
+    parquet.write_table(Table.from_pydict(table), tmp_path / "tasks" / "one.parquet")
+    with pytest.raises(FileError, match=rf"other inputs.*another {part} texts\."):
+        again(data_dir=tmp_path / "tasks")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["configuration", "tokenizer"])
+def test_a_cell_is_kept_only_where_configuration_and_tokenizer_are_the_same(data_dir, tmp_path, change):
+    model = tmp_path / "model"
+    shutil.copytree(local_folder("embedded/small"), model)
+    grid = replace(GRID, models=(str(model),), tasks=("one",), seeds=(0,))
+    run_study(grid, tmp_path / "out", data_dir=data_dir, device="cpu")
+    name = {"configuration": "config.json", "tokenizer": "tokenizer.json"}[change]
+    content = json.loads((model / name).read_text())
+    if change == "configuration":
+        content["layer_norm_epsilon" if "layer_norm_epsilon" in content else "rms_norm_eps"] = 1e-3
+    else:
+        content["normalizer"] = {"type": "Lowercase"}
+    (model / name).write_text(json.dumps(content))
     with pytest.raises(FileError, match="another model"):
         run_study(grid, tmp_path / "out", data_dir=data_dir, device="cpu")
-    path.write_text(json.dumps(json.loads(before) | {"format": 99}))  # of another version: computed again
-    assert len(run_study(grid, tmp_path / "out", data_dir=data_dir, device="cpu").done) == 1
-    assert json.loads(path.read_bytes())["agreements"] == json.loads(before)["agreements"]
+
+
+@pytest.mark.parametrize("version", [2, 99])
+def test_a_cell_of_another_version_is_refused_and_left_alone(one_cell, version):
+    path, again = one_cell
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": version}))
+    before = path.read_bytes()
+    with pytest.raises(FileError, match=rf"{path.name} has format {version}.*Nothing was touched"):
+        again()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "emptied", "not UTF-8"])
+def test_a_damaged_cell_is_told_in_a_report_and_computed_again_by_a_run(one_cell, damage):
+    path, again = one_cell
+    content = json.loads(path.read_text())
+    text = path.read_text()
+    changed = {"cut": text[:300], "changed": json.dumps(content | {"agreements": []}), "emptied": ""}
+    path.write_bytes(b"\xff\xfe" + text.encode() if damage == "not UTF-8" else changed[damage].encode())
+    with pytest.raises(FileError, match=rf"{path.name} cannot be read .*[Rr]un the same study again"):
+        load_results(path.parent.parent)
+    assert len(again().done) == 1
+    (result,) = load_results(path.parent.parent).finished
+    assert result.experiment.agreements == content["agreements"]
+
+
+@pytest.mark.parametrize("name", ["modèle", "模型", "a model"])
+def test_names_in_any_script_name_results(data_dir, tmp_path, name):
+    shutil.copytree(local_folder("embedded/small"), tmp_path / name)
+    shutil.copy(data_dir / "one.parquet", tmp_path / "données.parquet")
+    grid = replace(GRID, models=(str(tmp_path / name),), tasks=(str(tmp_path / "données.parquet"),), seeds=(0,))
+    assert len(run_study(grid, tmp_path / "out", device="cpu").done) == 1
+
+
+def test_keys_are_checked_before_anything_is_loaded(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("llvlit.study.cells.load_model", lambda *_, **__: pytest.fail("loaded"))
+    shutil.copy(data_dir / "one.parquet", tmp_path / "ONE.parquet")
+    shutil.copy(data_dir / "one.parquet", tmp_path / "one.parquet")
+    with pytest.raises(InputError, match="names two jobs"):
+        run_study(replace(GRID, tasks=("one", "ONE")), tmp_path / "out", data_dir=tmp_path, device="cpu")
+
+
+def test_a_study_does_without_an_answer_of_git(data_dir, tmp_path, monkeypatch):
+    def slow(command, **_):
+        raise subprocess.TimeoutExpired(command, 10)
+
+    commit.cache_clear()
+    monkeypatch.setattr("llvlit.provenance.subprocess.run", slow)
+    grid = replace(GRID, tasks=("one",), seeds=(0,))
+    assert len(run_study(grid, tmp_path, data_dir=data_dir, device="cpu").done) == 1
+    commit.cache_clear()
+    (result,) = load_results(tmp_path).finished
+    assert result.metadata["commit"] == "unknown"
+
+
+def test_prompts_that_the_tokenizer_has_no_use_for_are_left_out_and_counted(tmp_path):
+    texts = [f"number {number}: {word}" for number in range(60) for word in ("bad", "good")]
+    texts[10:20] = list("abcdefghij")  # one token each
+    parquet.write_table(Table.from_pydict({"text": texts, "label": [0, 1] * 60}), tmp_path / "one.parquet")
+    grid = replace(
+        GRID, tasks=("one",), seeds=(0,), settings=replace(GRID.settings, concept=40, operating=8, evaluation=8)
+    )
+    outcome = run_study(grid, tmp_path / "out", data_dir=tmp_path, device="cpu")
+    assert len(outcome.done) == 1 and not outcome.failed
+    frame = tables(load_results(tmp_path / "out"))["cells"]
+    assert 0 < frame["n_left_out"][0] <= 10
+    assert "prompts that are too short or equal" in " ".join(told_of_cells(frame))
 
 
 @pytest.mark.parametrize(
@@ -334,7 +424,7 @@ def test_a_killed_study_goes_on_where_it_stopped(data_dir, tmp_path):
 def test_tables_hold_every_row_with_its_cell_and_survive_a_file(finished, tmp_path):
     results = load_results(finished)
     frames = tables(results)
-    assert len(frames["agreement"]) == sum(len(one.agreements) for one in results.experiments)
+    assert len(frames["agreement"]) == sum(len(one.experiment.agreements) for one in results.finished)
     assert list(frames["agreement"].columns[:3]) == ["model", "task", "seed"]
     paths = write_tables(results, GRID, tmp_path)
     assert {path.name for path in paths} == {"cells.csv", "agreement.csv", "provenance.json"}  # no energies asked for
@@ -437,7 +527,7 @@ def test_one_task_and_seed_has_no_interval():
 def test_a_folder_without_results_is_named(tmp_path):
     with pytest.raises(FileError, match="llvlit study"):
         load_results(tmp_path)
-    assert Results((), ()).experiments == ()
+    assert Results((), ()).finished == ()
 
 
 # Cost

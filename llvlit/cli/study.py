@@ -43,7 +43,10 @@ def mount(commands: Any) -> None:
     )
     study.add_argument("--workers", type=count, default=1, metavar="N", help="worker processes (default 1)")
     study.add_argument(
-        "--scheduler", metavar="ADDRESS", help="a running Dask scheduler, such as tcp://host:8786 (extra: llvlit[dask])"
+        "--scheduler",
+        metavar="ADDRESS",
+        help="a running Dask scheduler, such as tcp://host:8786; as trusted as its network, for whoever reaches it can "
+        "run code on its workers and here",
     )
     study.add_argument("--dry-run", action="store_true", help="list every cell with its predicted cost, run nothing")
     study.add_argument("--report", action="store_true", help="run nothing; report what the folder holds")
@@ -129,7 +132,15 @@ def _dry_run(grid: Grid, options: argparse.Namespace) -> None:
 def _report(grid: Grid, folder: Path, options: argparse.Namespace) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Write tables and figures; return the summaries, and the lines that tell them."""
     from llvlit.study.cells import claim_folder, load_results
-    from llvlit.study.tables import summarize, summarize_energies, tables, write_tables
+    from llvlit.study.tables import (
+        plain_rows,
+        rows_at,
+        summarize,
+        summarize_energies,
+        tables,
+        told_of_cells,
+        write_tables,
+    )
 
     claim_folder(grid, folder)
     results = load_results(folder, [cell.key for cell in grid.cells()])
@@ -137,28 +148,26 @@ def _report(grid: Grid, folder: Path, options: argparse.Namespace) -> tuple[dict
     for missing in results.not_visible:
         cell = missing["cell"]
         lines.append(f"Left out: {cell['model']} does not show {cell['task']} (seed {cell['seed']}).")
-    if not results.experiments:
+    if not results.finished:
         told = "No model shows its concept at the last token. Use more prompts, other tasks, or a suffix."
         raise CellError("\n".join([told, *lines]))
-    n_missing = len(grid.cells()) - len(results.experiments) - len(results.not_visible)
+    n_missing = len(grid.cells()) - len(results.finished) - len(results.not_visible)
     if n_missing:
         lines.append(f"{n_missing} of {len(grid.cells())} cells are not there yet.")
     frames = tables(results)
-    frame = frames["agreement"]
-    order = frame["order"].max()
-    frame = frame[~frame["predictor"].str.contains(", ")]
-    largest = frame[
-        (frame["order"].isna() | (frame["order"] == frame.groupby("model")["order"].transform("max")))
-        & (frame["amplitude"] == frame["amplitude"].iloc[0])
-        & (frame["direction"] == frame["direction"].iloc[0])
-        & (frame["n_operating"] == frame.groupby(["model", "task"])["n_operating"].transform("max"))
-    ]
+    settings = grid.settings
+    rows = rows_at(
+        plain_rows(frames["agreement"], settings.directions[0]),
+        order=settings.orders[-1],
+        amplitude=settings.amplitudes[0],
+    )
+    lines += told_of_cells(frames["cells"])
     labels = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "rel. error"}
-    varied = [name for name in ("jacobian", "final_norm") if frame[name].nunique() > 1]
+    varied = [name for name in ("jacobian", "final_norm") if rows[name].nunique() > 1]
     by = ["model", *varied, "predictor", "layers"]
-    found = {"agreement": summarize(largest, by, list(labels))}
+    found = {"agreement": summarize(rows, by, list(labels))}
     intervals = "95 % intervals over tasks, seeds and prompts"
-    lines.append(f"Agreement with measured gains at order {order:g}, means with {intervals}\n")
+    lines.append(f"Agreement with measured gains at order {rows['order'].max():g}, means with {intervals}\n")
     lines += _lines(found["agreement"], by, labels)
     if len(frames["energy"]):
         by = ["model", *varied, "metric", "layers", "schedule"]

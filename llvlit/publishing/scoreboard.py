@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from llvlit.plots.figures import short_name
-from llvlit.study.comparison import (
+from llvlit.study.tables import (
     AGREEMENT,
     CELL,
     DASH,
@@ -21,9 +21,10 @@ from llvlit.study.comparison import (
     mean_of,
     means,
     paired,
+    summarize,
+    summarize_energies,
     verdict,
 )
-from llvlit.study.tables import summarize, summarize_energies
 
 ABSENT = "not run here"
 STABLE = 0.05
@@ -77,7 +78,7 @@ def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     --------
     >>> import json
     >>> from llvlit.study.tables import committed
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.publishing.scoreboard import size_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
     >>> rows = size_rows(paper, read_study("real"), None)
@@ -108,7 +109,7 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.study.tables import committed
     >>> from llvlit.publishing.scoreboard import task_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
@@ -158,7 +159,7 @@ def energy_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> 
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.study.tables import committed
     >>> from llvlit.publishing.scoreboard import energy_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
@@ -246,7 +247,7 @@ def ablation_rows(paper: Paper, ours: Sequence[StudyTables], theirs: StudyTables
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.comparison import read_study
+    >>> from llvlit.study.tables import read_study
     >>> from llvlit.study.tables import committed
     >>> from llvlit.publishing.scoreboard import ablation_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())

@@ -1,4 +1,4 @@
-"""Studies: a grid of experiments, checked before anything runs, resumed where it stopped."""
+"""Studies: the cells of a grid, checked before anything runs, resumed where they stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -17,12 +19,18 @@ from transformers import AutoModelForCausalLM
 
 from llvlit.engine.models import LanguageModel, load_model, local_folder, torch_device, wrap_model
 from llvlit.errors import CellError, ConceptNotVisibleError, FileError, InputError
-from llvlit.files import locked, write_json
+from llvlit.files import foreign, locked, read_json, write_json
+from llvlit.prompts import length_auc
+from llvlit.provenance import environment
 from llvlit.study.estimate import count_operations, model_shape
-from llvlit.study.experiment import RESULT_VERSION, Experiment, describe, run_experiment, run_metadata
+from llvlit.study.experiment import Experiment, SplitTokens, run_experiment, tokenize_splits
 from llvlit.study.grid import Cell, Grid
-from llvlit.study.runner import Job, Outcome, read_result, result_path, run_jobs
-from llvlit.tasks.task import Splits, load_task, task_kind
+from llvlit.study.runner import Job, Outcome, check_keys, read_result, result_path, run_jobs
+from llvlit.tasks.splits import Splits
+from llvlit.tasks.task import load_task, task_kind
+
+RESULT_VERSION = 3
+"""Of result files; a study touches none of another version."""
 
 FEWEST_LAYERS = 4
 """Three are needed for a correlation, besides layer 0."""
@@ -72,30 +80,29 @@ def cell_splits(cell: Cell) -> Splits:
     return task.split(settings.concept, settings.operating, settings.evaluation, seed=cell.seed)
 
 
-def run_cell(cell: Cell, device: str = "auto") -> dict[str, Any]:
+def run_cell(cell: Cell, device: str = "auto", inputs: dict[str, Any] | None = None) -> dict[str, Any]:
     """Content of a cell's result file: an experiment, or the reason why the model does not show the concept.
+
+    Parameters
+    ----------
+    inputs
+        What :func:`cell_inputs` must give here.
 
     Raises
     ------
     CellError
-        If an accelerator's memory does not suffice.
+        If a name means other inputs here, or an accelerator's memory does not suffice.
     """
-    asked = json.loads(json.dumps(asdict(cell)))
     with _ONE_CELL:
         began = time.perf_counter()
-        model, splits = _load_subject(cell.model, device=device), cell_splits(cell)
+        model, splits = _loaded(cell, device, inputs)
+        tokens = None
         options: dict[str, Any] = {"seed": cell.seed, "jacobian": cell.jacobian, "final_norm": cell.final_norm}
         try:
-            return run_experiment(model, splits, cell.settings, **options, cell=asked).content()
+            tokens = tokenize_splits(model, splits, cell.settings)
+            numbers = {"kind": "experiment", **asdict(run_experiment(model, tokens, cell.settings, **options))}
         except ConceptNotVisibleError as error:
-            return {
-                "format": RESULT_VERSION,
-                "kind": "not visible",
-                "cell": asked,
-                **describe(model, splits, cell.settings),
-                "reason": str(error),
-                "metadata": run_metadata(model, began),
-            }
+            numbers = {"kind": "not visible", "reason": str(error)}
         except torch.OutOfMemoryError as error:
             raise CellError(
                 f"{cell.model} on {cell.task} does not fit in the memory that is free on {model.device} "
@@ -104,10 +111,73 @@ def run_cell(cell: Cell, device: str = "auto") -> dict[str, Any]:
         finally:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # several workers may share the device
+        return {
+            "format": RESULT_VERSION,
+            "cell": asdict(cell),
+            "inputs": cell_inputs(cell, model.identity, splits),
+            **_described(model, splits, tokens),
+            **numbers,
+            "metadata": {
+                "seconds": round(time.perf_counter() - began, 2),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                **environment(model.device),
+            },
+        }
+
+
+def _loaded(cell: Cell, device: str, inputs: dict[str, Any] | None) -> tuple[LanguageModel, Splits]:
+    """Model and splits of a cell, from memory or anew: what lies in a file may have changed since it was read."""
+    for _ in range(2):
+        model, splits = _load_subject(cell.model, device=device), cell_splits(cell)
+        now = cell_inputs(cell, model.identity, splits)
+        if inputs is None or now == inputs:
+            return model, splits
+        forget()
+    raise CellError(f"{cell.model} on {cell.task} has another {_changed(now, inputs)} here than where the study began.")
+
+
+def forget() -> None:
+    """Let go of models and tasks in memory."""
+    _load_subject.cache_clear()
+    _load_task.cache_clear()
+
+
+def _changed(now: dict[str, Any], then: dict[str, Any] | None) -> str:
+    """Names of the inputs that differ, or nothing."""
+    return ", another ".join(name for name, value in now.items() if (then or {}).get(name) != value)
+
+
+def cell_inputs(cell: Cell, model_identity: str, splits: Splits) -> dict[str, Any]:
+    """Everything that decides a cell's numbers: a finished cell is kept only where all of it is the same."""
+    settings = {"seed": cell.seed, "jacobian": cell.jacobian, "final_norm": cell.final_norm, **asdict(cell.settings)}
+    texts = {f"{part} texts": prompts.fingerprint for part, prompts in vars(splits).items()}
+    return {"model": model_identity, **texts, "settings": json.loads(json.dumps(settings))}
+
+
+def _described(model: LanguageModel, splits: Splits, tokens: SplitTokens | None) -> dict[str, dict[str, Any]]:
+    """``model`` and ``data`` of a result: sizes, fingerprints, and what length alone tells of the class."""
+    return {
+        "model": {
+            "parameters": model.n_parameters,
+            "layers": model.n_layers,
+            "hidden_size": model.hidden_size,
+            "fingerprint": model.fingerprint,
+        },
+        "data": {
+            "fingerprint": splits.evaluation.fingerprint,
+            "concept_fingerprint": splits.concept.fingerprint,
+            "operating_fingerprint": splits.operating.fingerprint,
+            "length_auc": length_auc(splits.evaluation),
+            "n_cut": tokens and tokens.evaluation.n_cut,
+            "n_left_out": tokens and sum(tokens.left_out.values()),
+            "n_evaluation": len(tokens.evaluation if tokens else splits.evaluation),
+        },
+    }
 
 
 def check_names(cells: Sequence[Cell]) -> None:
     """InputError or ModelError for the first name of no model or task, before the first of them is loaded."""
+    check_keys([cell.key for cell in cells])
     for name in dict.fromkeys(cell.model for cell in cells):
         match = UNTRAINED.fullmatch(name)
         local_folder(match[2] if match else name)
@@ -115,50 +185,59 @@ def check_names(cells: Sequence[Cell]) -> None:
         task_kind(task, data_dir)
 
 
-def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str = "auto") -> dict[str, float]:
+def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str, load_on: str) -> list[Job]:
     """Load every model and split once, so that whatever cannot run is told before anything does.
 
     Returns
     -------
-    dict of str to float
-        Counted operations of each cell, by key, for the time left.
+    list of Job
+        One a cell; its cost is in counted operations.
 
     Raises
     ------
     InputError, ModelError
         Naming the model, the task or the file that cannot be had or does not fit.
     FileError
-        If a finished cell comes from another model or other data than its names mean now.
+        If a finished cell is of another version, or comes from other inputs than its names mean now.
     """
-    fingerprints, shapes = {}, {}
+    stored = {cell.key: _stored(folder, cell.key) for cell in cells}
+    identities, shapes = {}, {}
     for name in dict.fromkeys(cell.model for cell in cells):
-        model = _load_subject(name, device=device)
-        fingerprints[name], shapes[name] = model.fingerprint, model_shape(model)
+        model = _load_subject(name, device=load_on)
+        identities[name], shapes[name] = model.identity, model_shape(model)
         longest = max(cell.settings.max_tokens for cell in cells if cell.model == name)
         if longest > model.max_positions:
             raise InputError(f"max_tokens={longest} is beyond the context of {name}, {model.max_positions} tokens.")
         if model.n_layers < FEWEST_LAYERS:
             raise InputError(f"{name} has {model.n_layers} layers; profiles are compared from {FEWEST_LAYERS} on.")
-    texts = {}
+    splits: dict[tuple[str, int], Splits] = {}
+    jobs = []
     for cell in cells:
-        if (split := (cell.task, cell.seed)) not in texts:
-            texts[split] = cell_splits(cell).evaluation.fingerprint
-        stored = read_result(folder, cell.key)
-        if stored is not None and not _is_current(stored):
-            result_path(folder, cell.key).unlink()
-        elif stored is not None:
-            for kind, now in (("model", fingerprints[cell.model]), ("data", texts[split])):
-                found = stored.get(kind, {}).get("fingerprint", now)
-                if found != now:
-                    raise FileError(
-                        f"{result_path(folder, cell.key)} comes from another {kind} ({found}) than {cell.model} on "
-                        f"{cell.task} is now ({now}). Choose another --out, or delete that file."
-                    )
-    return {cell.key: count_operations(cell, shapes[cell.model], TYPICAL_TOKENS) for cell in cells}
+        if (split := (cell.task, cell.seed)) not in splits:
+            splits[split] = cell_splits(cell)
+        inputs = cell_inputs(cell, identities[cell.model], splits[split])
+        found = stored[cell.key]
+        if found is not None and (changed := _changed(inputs, found.get("inputs"))):
+            raise FileError(
+                f"{result_path(folder, cell.key)} was computed from other inputs than {cell.model} on {cell.task} "
+                f"means now: another {changed}. Choose another --out, or delete that file."
+            )
+        cost = count_operations(cell, shapes[cell.model], TYPICAL_TOKENS)
+        jobs.append(Job(cell.key, run_cell, (cell, device, inputs), group=cell.model, cost=cost))
+    return jobs
 
 
-def _is_current(content: dict[str, Any]) -> bool:
-    return content.get("format") == RESULT_VERSION and content.get("kind") in ("experiment", "not visible")
+def _stored(folder: str | Path, key: str) -> dict[str, Any] | None:
+    """Finished result of this version, if it is there and whole."""
+    path, version = result_path(folder, key), RESULT_VERSION
+    with suppress(FileError):
+        version = read_json(path, "the result of a cell").get("format", version)
+    if version != RESULT_VERSION:
+        raise FileError(
+            f"{path} has format {version}; this llvlit reads and writes {RESULT_VERSION}. Choose another --out, or use "
+            "the llvlit that wrote it. Nothing was touched."
+        )
+    return read_result(folder, key)
 
 
 def run_study(
@@ -196,12 +275,12 @@ def run_study(
     claim_folder(grid, Path(folder))
     if scheduler is None:
         torch_device(device)
-    with locked(Path(folder)):
-        costs = check_cells(cells, folder, device=device if here else "cpu")
+    with locked(folder):
+        forget()
+        jobs = check_cells(cells, folder, device=device, load_on=device if here else "cpu")
         claim_folder(grid, Path(folder), write=True)
         if not here:
-            _load_subject.cache_clear()  # the last one would stay in memory beside the workers'
-        jobs = [Job(cell.key, run_cell, (cell, device), group=cell.model, cost=costs[cell.key]) for cell in cells]
+            forget()  # the last model would stay in memory beside the workers'
         options: dict[str, Any] = {"scheduler": scheduler, "own_process": own_process, "progress": progress}
         return run_jobs(jobs, folder, workers=workers, **options)
 
@@ -210,11 +289,8 @@ def claim_folder(grid: Grid, folder: Path, *, write: bool = False) -> None:
     """Refuse a folder of another grid (FileError); with ``write``, note in it which grid it is for."""
     path = folder / "grid.json"
     content = {"fingerprint": grid.fingerprint, **asdict(grid)}
-    if path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise FileError(f"{path} cannot be read ({error}). Choose another folder.") from error
+    if path.exists():
+        found = read_json(path, "the grid of a study").get("fingerprint")
         if found != grid.fingerprint:
             raise FileError(
                 f"{folder} holds the results of another grid ({found}; this one is {grid.fingerprint}), and the two "
@@ -227,17 +303,35 @@ def claim_folder(grid: Grid, folder: Path, *, write: bool = False) -> None:
 
 
 @dataclass(frozen=True)
+class Finished:
+    """A finished cell whose model shows the concept.
+
+    Attributes
+    ----------
+    cell, model, data, metadata : dict
+        What was asked, of whom, on what, and what it was computed with.
+    experiment : Experiment
+    """
+
+    cell: dict[str, Any]
+    model: dict[str, Any]
+    data: dict[str, Any]
+    metadata: dict[str, Any]
+    experiment: Experiment
+
+
+@dataclass(frozen=True)
 class Results:
     """What a folder of results holds.
 
     Attributes
     ----------
-    experiments : tuple of Experiment
+    finished : tuple of Finished
     not_visible : tuple of dict
         Cells whose model does not show the concept, with the reason.
     """
 
-    experiments: tuple[Experiment, ...]
+    finished: tuple[Finished, ...]
     not_visible: tuple[dict[str, Any], ...]
 
 
@@ -247,7 +341,7 @@ def load_results(folder: str | Path, keys: Iterable[str] | None = None) -> Resul
     Raises
     ------
     FileError
-        If there is no result, or one cannot be read.
+        If there is no result, or one is not as it was written.
     """
     paths = sorted((Path(folder) / "cells").glob("*.json"))
     if keys is not None:
@@ -255,11 +349,17 @@ def load_results(folder: str | Path, keys: Iterable[str] | None = None) -> Resul
         paths = [found[key] for key in keys if key in found]
     if not paths:
         raise FileError(f"{folder} holds no results. Run `llvlit study` with --out {folder} first.")
-    experiments, not_visible = [], []
+    finished, not_visible = [], []
     for path in paths:
-        content = read_result(folder, path.stem) or {}
-        if content.get("kind") == "not visible":
-            not_visible.append(content)
-        else:
-            experiments.append(Experiment.load(path))
-    return Results(tuple(experiments), tuple(not_visible))
+        remedy = "Run the same study again: it computes this cell anew."
+        with foreign(path, "the result of a cell", remedy=remedy):
+            content = _stored(folder, path.stem)
+            if content is None:
+                raise ValueError("it was cut or changed after it was written")
+            if content["kind"] == "not visible":
+                not_visible.append(content)
+                continue
+            about = {name: content[name] for name in ("cell", "model", "data", "metadata")}
+            numbers = {name: content[name] for name in ("directions", "profiles", "agreements", "energies")}
+            finished.append(Finished(**about, experiment=Experiment(**numbers)))
+    return Results(tuple(finished), tuple(not_visible))

@@ -1,13 +1,9 @@
-"""One experiment: a model on one split of a task; how every predictor agrees, and what every schedule costs."""
+"""One experiment: a model on the tokens of one split; how every predictor agrees, and what every schedule costs."""
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,39 +11,45 @@ import torch
 
 from llvlit.engine.depth import last_token_states
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import tokenize
-from llvlit.errors import FileError
-from llvlit.files import write_json
+from llvlit.engine.tokens import TokenizedPrompts, usable_prompts
+from llvlit.errors import ConceptNotVisibleError, InputError
+from llvlit.method.agreement import agreement
 from llvlit.method.concepts import Directions, directions_of_states, random_directions, separation
-from llvlit.method.control import relative_weights
+from llvlit.method.control import energy, minimum_energy, relative_weights
 from llvlit.method.gains import Gains, adjoint_gains, measured_gains
-from llvlit.method.identification import Plan, identify_all
-from llvlit.prompts import Prompts, length_auc
-from llvlit.provenance import environment
-from llvlit.study.energies import schedule_energies
+from llvlit.method.identification import Identification, Plan, identify_all
+from llvlit.method.intervals import interval, resampled_medians
+from llvlit.method.verification import required_energy
 from llvlit.study.grid import Settings
-from llvlit.study.predictions import agreement_rows, compare_all, predictions, profiles_of
-from llvlit.tasks.task import Splits
-
-RESULT_VERSION = 2
-"""Of result files; finished cells of another version are computed again."""
+from llvlit.tasks.splits import Splits
 
 SAME_PROMPTS = 100
 """Held-out prompts whose own first-order gains are compared with their measured ones: linearity without transfer."""
 
+FIRST_LAYERS = {"all": 0, "not 0": 1}
+"""First of the layers that a number is about; layer 0, where the state is small, is often a case of its own."""
+
+NULL = "null"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SplitTokens:
+    """The three splits as one model's tokens, and how many prompts of each its tokenizer has no use for."""
+
+    concept: TokenizedPrompts
+    operating: TokenizedPrompts
+    evaluation: TokenizedPrompts
+    left_out: dict[str, int]
+
 
 @dataclass(frozen=True)
 class Experiment:
-    """Result of one experiment.
+    """Numbers of one experiment.
 
     Attributes
     ----------
-    cell : dict
-        Model, task, seed, settings: what was asked.
-    model : dict
-        ``parameters``, ``layers``, ``hidden_size``, ``fingerprint``.
-    data : dict
-        ``fingerprint`` (of the held-out prompts), those of the other splits, ``length_auc``, ``n_cut``.
     directions : dict of str to dict
         For each method: ``gaps``, ``borrowed`` and ``separation`` (on the operating split), one value a state.
     profiles : dict of str to dict
@@ -58,173 +60,122 @@ class Experiment:
         One row for each schedule, metric and part of the layers.
     """
 
-    cell: dict[str, Any]
-    model: dict[str, Any]
-    data: dict[str, Any]
     directions: dict[str, dict[str, Any]]
     profiles: dict[str, dict[str, list[float]]]
-    agreements: list[dict[str, Any]] = field(repr=False)
-    energies: list[dict[str, Any]] = field(repr=False)
-    metadata: dict[str, Any] = field(repr=False)
+    agreements: list[Row] = field(repr=False)
+    energies: list[Row] = field(repr=False)
 
-    def content(self) -> dict[str, Any]:
-        """The result as it stands in a file."""
-        return {"format": RESULT_VERSION, "kind": "experiment", **asdict(self)}
 
-    def save(self, path: str | Path) -> None:
-        """Write the result as JSON, whole or not at all."""
-        write_json(path, self.content())
+def tokenize_splits(model: LanguageModel, splits: Splits, settings: Settings) -> SplitTokens:
+    """Each split as tokens, without the prompts that are too short or equal for this tokenizer.
 
-    @classmethod
-    def load(cls, path: str | Path) -> Experiment:
-        """Read what :meth:`save` wrote; FileError if it is cut short or of another version."""
+    Raises
+    ------
+    ConceptNotVisibleError
+        If nothing of a class is left of some split.
+    """
+    tokens, left_out = {}, {}
+    for part in ("concept", "operating", "evaluation"):
+        prompts = getattr(splits, part)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if (content.pop("kind"), content.pop("format")) != ("experiment", RESULT_VERSION):
-                raise FileError(f"{path} is of another kind or version. Compute it again.")
-            return cls(**content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FileError(f"{path} is not a whole result ({error}). Compute it again.") from error
+            tokens[part], without = usable_prompts(model, prompts, max_tokens=settings.max_tokens)
+        except InputError as error:
+            raise ConceptNotVisibleError(f"The {part} split: {error}") from error
+        left_out[part] = sum(map(len, without.values()))
+        if len(set(tokens[part].prompts.labels)) < 2:
+            raise ConceptNotVisibleError(
+                f"The {part} split: of {len(prompts)} prompts, {left_out[part]} are too short or equal for the "
+                f"tokenizer of {model.name}, and none of one class is left. Use longer prompts or a larger max_tokens."
+            )
+    return SplitTokens(**tokens, left_out=left_out)
 
 
 def run_experiment(
     model: LanguageModel,
-    splits: Splits,
+    tokens: SplitTokens,
     settings: Settings,
     *,
     seed: int = 0,
     jacobian: str = "jvp",
     final_norm: bool = False,
-    cell: Mapping[str, Any] | None = None,
 ) -> Experiment:
-    """Directions from the concept split, surrogates from the operating split, gains from the evaluation split.
+    """Every basis, order, kind of direction and amplitude at once, since they share their passes.
 
-    Parameters
-    ----------
-    seed
-        Of everything drawn, together with the held-out prompts: tasks and splits do not share a draw.
-    cell
-        What was asked, for the record.
+    Directions from the concept split, surrogates and full-order linear gains from one sweep of the operating split,
+    all of it judged by the gains measured on the evaluation split.
 
     Raises
     ------
     ConceptNotVisibleError
-        If no state separates the classes of the concept split better than permuted labels do.
+        If the concept does not show at the last token.
     """
-    began = time.perf_counter()
-    seed += int(splits.evaluation.fingerprint[:8], 16)
     options: dict[str, Any] = {"max_tokens": settings.max_tokens, "final_norm": final_norm}
-    states = last_token_states(model, splits.concept, **options)
-    directions = {
-        method: directions_of_states(states, splits.concept, method=method, seed=seed) for method in settings.directions
-    }
-    order = min(settings.orders[-1], model.hidden_size)
-    plans = {
-        (method, basis): Plan(directions[method], basis, order, seed=seed)
-        for method in settings.directions
-        for basis in settings.bases
-    }
-    found = identify_all(model, splits.operating, plans, jacobian=jacobian, **options)
-    first = settings.directions[0]
-    fewer = [
-        identify_all(model, splits.operating.select(range(count)), _of(first, plans), jacobian=jacobian, **options)
-        for count in settings.operating_counts
-        if count < len(splits.operating)
-    ]
-    measured = _measure(model, splits.evaluation, directions, settings, seed, options)
-    rows: list[dict[str, Any]] = []
-    profiles = {}
-    n_same = min(SAME_PROMPTS, len(splits.evaluation))
-    own = adjoint_gains(model, splits.evaluation.select(range(n_same)), list(directions.values()), **options)
-    same = {method: one.mean for method, one in zip(directions, own, strict=True)}
-    for method in settings.directions:
-        gains = {kind: one for (name, kind), one in measured.items() if name == method}
-        rows += compare_all(method, found, gains, settings, seed)
-        profiles[method] = profiles_of(method, found, gains, settings, seed)
-        for amplitude, one in gains.items():
-            if amplitude != "null":
-                rows += agreement_rows(
-                    method, "adjoint, same prompts", None, n_same, same[method], one.head(n_same), seed
-                )
-    for part in fewer:
-        for name, at, h in predictions(first, part, settings):
-            if at in (None, order):
-                reference = measured[first, settings.amplitudes[0]]
-                rows += agreement_rows(first, name, at, len(part.states), h, reference, seed)
-    energies: list[dict[str, Any]] = []
-    if settings.energy_prompts:
-        energies = schedule_energies(
-            model,
-            splits.evaluation.select(range(min(2 * settings.energy_prompts, len(splits.evaluation)))),
-            directions[first],
-            {basis: found.surrogates[first, basis].gains() for basis in settings.bases}
-            | {"adjoint": found.linear[first, settings.bases[0]].mean},
-            relative_weights(found.states),
-            settings.target,
-            seed=seed,
-            **options,
-        )
+    directions = directions_by_method(model, tokens.concept, settings, seed, options)
+    identification, fewer = identify_surrogates(model, tokens.operating, directions, settings, seed, jacobian, options)
+    measured = measure(model, tokens.evaluation, directions, settings, seed, options)
+    own = own_gains(model, tokens.evaluation, directions, options)
+    agreements = agreement_rows(identification, fewer, measured, own, settings, seed)
+    energies = energy_rows(model, tokens.evaluation, directions, identification, settings, seed, options)
+    labels = np.array(tokens.operating.prompts.labels)
     return Experiment(
-        cell=dict(cell or {}),
-        **describe(model, splits, settings),
         directions={
             method: {
                 "gaps": one.gaps.tolist(),
                 "borrowed": one.borrowed.tolist(),
-                "separation": separation(found.states, np.array(splits.operating.labels), one.vectors).tolist(),
+                "separation": separation(identification.states, labels, one.vectors).tolist(),
             }
             for method, one in directions.items()
         },
-        profiles=profiles,
-        agreements=rows,
-        energies=energies,
-        metadata=run_metadata(model, began),
+        profiles={method: profiles_of(method, identification, measured, settings, seed) for method in directions},
+        agreements=[name_borrowed(row, directions[row["direction"]]) for row in agreements],
+        energies=[name_borrowed(row, directions[settings.directions[0]]) for row in energies],
     )
 
 
-def describe(model: LanguageModel, splits: Splits, settings: Settings) -> dict[str, dict[str, Any]]:
-    """``model`` and ``data`` of a result: sizes, fingerprints, and what length alone tells of the class."""
-    held_out = splits.evaluation
+def directions_by_method(
+    model: LanguageModel, tokens: TokenizedPrompts, settings: Settings, seed: int, options: Mapping[str, Any]
+) -> dict[str, Directions]:
+    """Directions of every method from one pass."""
+    states = last_token_states(model, tokens, **options)
     return {
-        "model": {
-            "parameters": model.n_parameters,
-            "layers": model.n_layers,
-            "hidden_size": model.hidden_size,
-            "fingerprint": model.fingerprint,
-        },
-        "data": {
-            "fingerprint": held_out.fingerprint,
-            "concept_fingerprint": splits.concept.fingerprint,
-            "operating_fingerprint": splits.operating.fingerprint,
-            "length_auc": length_auc(held_out),
-            "n_cut": tokenize(model, held_out, max_tokens=settings.max_tokens).n_cut,
-            "n_evaluation": len(held_out),
-        },
+        method: directions_of_states(states, tokens.prompts, method=method, seed=seed) for method in settings.directions
     }
 
 
-def run_metadata(model: LanguageModel, began: float) -> dict[str, Any]:
-    """Seconds since ``began``, when it ended, versions, device, commit."""
-    return {
-        "seconds": round(time.perf_counter() - began, 2),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **environment(model.device),
-    }
-
-
-def _of(method: str, plans: Mapping[tuple[str, str], Plan]) -> dict[tuple[str, str], Plan]:
-    return {key: plan for key, plan in plans.items() if key[0] == method}
-
-
-def _measure(
+def identify_surrogates(
     model: LanguageModel,
-    prompts: Prompts,
+    tokens: TokenizedPrompts,
+    directions: Mapping[str, Directions],
+    settings: Settings,
+    seed: int,
+    jacobian: str,
+    options: Mapping[str, Any],
+) -> tuple[Identification, list[Identification]]:
+    """Surrogates of every method and basis around all operating prompts; those of the first method around fewer."""
+    order, first = min(settings.orders[-1], model.hidden_size), settings.directions[0]
+    plans = {
+        (method, basis): Plan(one, basis, order, seed=seed)
+        for method, one in directions.items()
+        for basis in settings.bases
+    }
+    of_first = {key: plan for key, plan in plans.items() if key[0] == first}
+    fewer = [
+        identify_all(model, tokens.select(range(count)), of_first, jacobian=jacobian, **options)
+        for count in settings.operating_counts
+        if count < len(tokens)
+    ]
+    return identify_all(model, tokens, plans, jacobian=jacobian, **options), fewer
+
+
+def measure(
+    model: LanguageModel,
+    tokens: TokenizedPrompts,
     directions: Mapping[str, Directions],
     settings: Settings,
     seed: int,
     options: Mapping[str, Any],
-) -> dict[tuple[str, Any], Gains]:
-    """Measured gains by method and amplitude, and of the null: pushes along random directions, the same output.
+) -> dict[str, dict[Any, Gains]]:
+    """Measured gains of every method by amplitude, and of the null: pushes along random directions, the same output.
 
     Methods other than the first are measured at the reference amplitude alone.
     """
@@ -234,7 +185,217 @@ def _measure(
         pushes |= {(method, amplitude): (one, amplitude) for amplitude in amplitudes}
         null = random_directions(*one.vectors.shape, seed=seed)
         null[-1] = one.vectors[-1]
-        pushes[method, "null"] = (null, settings.amplitudes[0])
-    sets, amplitudes = zip(*pushes.values(), strict=True)
-    found = measured_gains(model, prompts, sets, amplitude=amplitudes, **options)
-    return dict(zip(pushes, found, strict=True))
+        pushes[method, NULL] = (null, settings.amplitudes[0])
+    along, amplitudes = zip(*pushes.values(), strict=True)
+    gains = measured_gains(model, tokens, along, amplitude=amplitudes, **options)
+    by_push = dict(zip(pushes, gains, strict=True))
+    return {method: {kind: one for (name, kind), one in by_push.items() if name == method} for method in directions}
+
+
+def own_gains(
+    model: LanguageModel, tokens: TokenizedPrompts, directions: Mapping[str, Directions], options: Mapping[str, Any]
+) -> dict[str, Gains]:
+    """First-order gains of the first held-out prompts themselves."""
+    first = tokens.select(range(min(SAME_PROMPTS, len(tokens))))
+    return dict(zip(directions, adjoint_gains(model, first, list(directions.values()), **options), strict=True))
+
+
+def agreement_rows(
+    identification: Identification,
+    fewer: Sequence[Identification],
+    measured: Mapping[str, Mapping[Any, Gains]],
+    own: Mapping[str, Gains],
+    settings: Settings,
+    seed: int,
+) -> list[Row]:
+    """Every prediction beside what was measured: all at the first amplitude, those of largest order at the others."""
+    n_operating, largest = len(identification.states), min(settings.orders[-1], identification.states.shape[-1])
+    rows = []
+    for method, gains in measured.items():
+        reference = gains[settings.amplitudes[0]]
+        rows += _compared(method, NULL, None, n_operating, gains[NULL].mean, reference, seed)
+        n_same = len(own[method].per_prompt)
+        for amplitude, one in gains.items():
+            if amplitude == NULL:
+                continue
+            for name, order, h in predictions(method, identification, settings):
+                if one is reference or order in (None, largest):
+                    rows += _compared(method, name, order, n_operating, h, one, seed)
+            rows += _compared(method, "adjoint, same prompts", None, n_same, own[method].mean, one.head(n_same), seed)
+    first = settings.directions[0]
+    for part in fewer:
+        for name, order, h in predictions(first, part, settings):
+            if order in (None, largest):
+                reference = measured[first][settings.amplitudes[0]]
+                rows += _compared(first, name, order, len(part.states), h, reference, seed)
+    return rows
+
+
+def predictions(
+    method: str, identification: Identification, settings: Settings
+) -> list[tuple[str, int | None, np.ndarray]]:
+    """Predictor, order and predicted gains ``(n_layers,)`` of everything that was identified."""
+    predicted: list[tuple[str, int | None, np.ndarray]] = []
+    predicted.append(("adjoint", None, identification.linear[method, settings.bases[0]].mean))
+    for basis in settings.bases:
+        surrogate = identification.surrogates[method, basis]
+        orders = sorted({min(order, surrogate.order) for order in settings.orders})
+        predicted += [(basis, order, surrogate.truncate(order).gains()) for order in orders]
+        predicted.append((f"{basis}, per prompt", surrogate.order, surrogate.per_prompt_gains().mean(axis=0)))
+    return predicted
+
+
+def _compared(
+    method: str, predictor: str, order: int | None, n_operating: int, h: np.ndarray, measured: Gains, seed: int
+) -> list[Row]:
+    """A row for each part of the layers; every number with its 95 % interval over the held-out units."""
+    rows = []
+    for layers, first in FIRST_LAYERS.items():
+        result = agreement(h[first:], measured.select(slice(first, None)), seed=seed)
+        row: Row = {"direction": method, "predictor": predictor, "order": order, "n_operating": n_operating}
+        row |= {"amplitude": measured.amplitude, "layers": layers}
+        for name, value in result.row().items():
+            low, high = result.intervals.get(name, (np.nan, np.nan))
+            row |= {name: rounded(value), f"{name}_low": rounded(low), f"{name}_high": rounded(high)}
+        rows.append(row)
+    return rows
+
+
+def profiles_of(
+    method: str,
+    identification: Identification,
+    measured: Mapping[str, Mapping[Any, Gains]],
+    settings: Settings,
+    seed: int,
+) -> dict[str, list[float]]:
+    """Gains over layers ``(n_layers,)`` of everything: measured with its interval, null, adjoint, every basis."""
+    reference = measured[method][settings.amplitudes[0]]
+    low, high = reference.interval(seed=seed)
+    kept = {"measured": reference.mean, "low": low, "high": high, NULL: measured[method][NULL].mean}
+    kept["adjoint"] = identification.linear[method, settings.bases[0]].mean
+    kept |= {basis: identification.surrogates[method, basis].gains() for basis in settings.bases}
+    return {name: [float(f"{value:.6g}") for value in values] for name, values in kept.items()}
+
+
+def energy_rows(
+    model: LanguageModel,
+    tokens: TokenizedPrompts,
+    directions: Mapping[str, Directions],
+    identification: Identification,
+    settings: Settings,
+    seed: int,
+    options: Mapping[str, Any],
+) -> list[Row]:
+    """Energies of the schedules that the first method's surrogates and linear gains make; none if none are asked."""
+    if not settings.energy_prompts:
+        return []
+    first = settings.directions[0]
+    gains = {basis: identification.surrogates[first, basis].gains() for basis in settings.bases}
+    gains["adjoint"] = identification.linear[first, settings.bases[0]].mean
+    chosen = tokens.select(range(min(2 * settings.energy_prompts, len(tokens))))
+    weights = relative_weights(identification.states)
+    return schedule_energies(model, chosen, directions[first], gains, weights, settings.target, seed=seed, **options)
+
+
+def schedule_energies(
+    model: LanguageModel,
+    tokens: TokenizedPrompts,
+    directions: Directions,
+    gains: Mapping[str, np.ndarray],
+    weights: np.ndarray,
+    target: float,
+    *,
+    max_tokens: int,
+    final_norm: bool = False,
+    seed: int = 0,
+) -> list[Row]:
+    """Energy of every schedule for a target of some class gaps, absolute and relative, with and without layer 0.
+
+    ``optimal, BASIS`` is the cheapest shape for the gains given under that name, ``uniform`` spends alike
+    everywhere, ``last layer`` pushes there alone.  Every single layer is tried: ``best layer`` is the one of
+    the smallest median energy, known only to an oracle that has scanned these very prompts, and ``random layer``
+    the median over layers and prompts.
+
+    Parameters
+    ----------
+    gains
+        Profiles ``(n_layers,)`` by name; the first is what ratios are taken to.
+    weights : (n_layers,) array
+        Of the relative energy.
+    target : float
+        In units of the class gap at the last state.
+
+    Returns
+    -------
+    list of dict
+        ``schedule``, ``metric``, ``layers``, median energy with its 95 % bootstrap interval over independent units
+        (None: out of reach), ``ratio`` to the first optimum in the same metric with its interval (of the median
+        over prompts), ``n_prompts``, ``n_out_of_reach`` (of ``random layer``: prompts and layers), and the
+        ``layer`` of a single push.  There is no ratio (None) where its median is censored: where, at half of the
+        prompts or more, the schedule is out of reach (the ratio is large, nobody knows how large), or the first
+        optimum is (small).
+    """
+    scales = {"absolute": np.ones_like(weights), "relative": weights}
+    shapes: dict[tuple[Any, ...], np.ndarray] = {}
+    shapes |= {("single", layer): shape for layer, shape in enumerate(np.eye(len(weights)))}
+    for metric, weight in scales.items():
+        for layers, first in FIRST_LAYERS.items():
+            inside = np.arange(len(weights)) >= first
+            for name, profile in gains.items():
+                shape = np.where(inside, minimum_energy(profile, 1.0, weights=weight), 0)
+                shapes[f"optimal, {name}", metric, layers] = shape
+            shapes["uniform", metric, layers] = inside / np.sqrt(weight)
+    goal = target * float(directions.gaps[-1])
+    required = required_energy(model, tokens, directions, shapes, goal, max_tokens=max_tokens, final_norm=final_norm)
+    costs = {  # energies of single prompts, infinite where out of reach
+        (key, metric): np.nan_to_num(required[key].scale, nan=np.inf) ** 2 * energy(shape, weights=weight)
+        for key, shape in shapes.items()
+        for metric, weight in scales.items()
+    }
+    rows = []
+    for metric in scales:
+        for layers, first in FIRST_LAYERS.items():
+            single = np.array([costs[("single", layer), metric] for layer in range(first, len(weights))])
+            best = int(np.argmin(np.median(single, axis=1)))
+            schedules = {f"optimal, {name}": costs[(f"optimal, {name}", metric, layers), metric] for name in gains}
+            schedules["uniform"] = costs[("uniform", metric, layers), metric]
+            schedules |= {"last layer": single[-1], "best layer": single[best], "random layer": single}
+            reference = schedules[f"optimal, {next(iter(gains))}"]
+            for name, values in schedules.items():
+                summary = energy_summary(values, reference, tokens.prompts.pairs, seed)
+                layer = {"best layer": first + best, "last layer": len(weights) - 1}.get(name)
+                rows.append({"schedule": name, "metric": metric, "layers": layers, **summary, "layer": layer})
+    return rows
+
+
+def energy_summary(values: np.ndarray, reference: np.ndarray, pairs: Sequence[int], seed: int) -> Row:
+    """Median energy and median ratio over prompts, the last axis, with bootstrap intervals over independent units.
+
+    A ratio is censored above (infinity) where the values are out of reach, below (minus infinity) where the reference
+    is, and unknown where both are; a median that is no number is None, and so are its bounds.
+    """
+    with np.errstate(invalid="ignore"):
+        ratios = np.where(np.isinf(reference), np.where(np.isinf(values), np.nan, -np.inf), values / reference)
+    summary: Row = {"n_prompts": len(reference), "n_out_of_reach": int(np.isinf(values).sum())}
+    for name, numbers in (("energy", values), ("ratio", ratios)):
+        known = numbers[..., ~np.isnan(numbers).any(axis=tuple(range(numbers.ndim - 1)))]
+        with np.errstate(invalid="ignore"):  # halfway between the two infinities
+            middle = np.median(known) if known.size else np.nan
+        bounds = np.array([np.nan, np.nan])
+        if known.shape[-1] == len(reference) and (name == "energy" or np.isfinite(middle)):
+            bounds = interval(resampled_medians(known, pairs, seed=seed))
+        summary |= {name: rounded(middle), f"{name}_low": rounded(bounds[0]), f"{name}_high": rounded(bounds[1])}
+    return summary
+
+
+def name_borrowed(row: Row, directions: Directions) -> Row:
+    """The row with the states whose directions were borrowed, of those that it is about: ``"0 1"``."""
+    layers = range(FIRST_LAYERS[row["layers"]], len(directions.borrowed) - 1)
+    if row.get("layer") is not None:
+        layers = range(row["layer"], row["layer"] + 1)
+    return {**row, "borrowed": " ".join(str(layer) for layer in layers if directions.borrowed[layer])}
+
+
+def rounded(value: float, digits: int = 6) -> float | None:
+    """A number to so many digits; None where there is none (the correlation with a constant)."""
+    return float(f"{value:.{digits}g}") if np.isfinite(value) else None

@@ -5,22 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from itertools import product
-from math import inf
+from math import isfinite
+from os.path import isfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from llvlit.engine.depth import MAX_TOKENS
+import msgspec
+from msgspec import Meta
+
+from llvlit.checks import shown
+from llvlit.engine.tokens import MAX_TOKENS
 from llvlit.errors import InputError, unknown_name
+from llvlit.files import read_toml
 from llvlit.method.bases import BASES
 from llvlit.method.concepts import METHODS
 from llvlit.method.identification import JACOBIANS
 
 GRIDS = ("embedded", "real", "paper")
+PER_TASK = ("suffix", "concept", "operating", "evaluation")
+NAMES = {"jacobians": JACOBIANS, "directions": METHODS, "bases": BASES}
+
+Kind = TypeVar("Kind")
+Name = Annotated[str, Meta(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Count = Annotated[int, Meta(ge=1, le=10**9)]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Amplitude = Annotated[float, Meta(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -51,16 +64,16 @@ class Settings:
     32
     """
 
-    concept: int = 400
-    operating: int = 200
-    evaluation: int = 200
-    max_tokens: int = MAX_TOKENS
-    directions: tuple[str, ...] = ("mean_difference",)
-    bases: tuple[str, ...] = BASES
-    orders: tuple[int, ...] = (32,)
-    amplitudes: tuple[float, ...] = (0.1,)
-    operating_counts: tuple[int, ...] = ()
-    energy_prompts: int = 0
+    concept: Count = 400
+    operating: Count = 200
+    evaluation: Count = 200
+    max_tokens: Annotated[int, Meta(ge=2, le=10**9)] = MAX_TOKENS
+    directions: Annotated[tuple[str, ...], Meta(min_length=1)] = ("mean_difference",)
+    bases: Annotated[tuple[str, ...], Meta(min_length=1)] = BASES
+    orders: Annotated[tuple[Count, ...], Meta(min_length=1)] = (32,)
+    amplitudes: Annotated[tuple[Amplitude, ...], Meta(min_length=1)] = (0.1,)
+    operating_counts: tuple[Count, ...] = ()
+    energy_prompts: Annotated[int, Meta(ge=0, le=10**9)] = 0
     target: float = 0.5
 
 
@@ -120,24 +133,24 @@ class Grid:
 
     name: str
     description: str
-    models: tuple[str, ...]
-    tasks: tuple[str, ...]
-    seeds: tuple[int, ...] = (0,)
-    jacobians: tuple[str, ...] = ("jvp",)
-    final_norms: tuple[bool, ...] = (False,)
+    models: Annotated[tuple[Name, ...], Meta(min_length=1)]
+    tasks: Annotated[tuple[Name, ...], Meta(min_length=1)]
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)] = (0,)
+    jacobians: Annotated[tuple[str, ...], Meta(min_length=1)] = ("jvp",)
+    final_norms: Annotated[tuple[bool, ...], Meta(min_length=1)] = (False,)
     settings: Settings = Settings()
     per_task: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def cells(self, *, data_dir: str | None = None) -> tuple[Cell, ...]:
         """All cells, those of one model side by side."""
-        found = []
+        cells = []
         axes = product(self.models, self.tasks, self.seeds, self.jacobians, self.final_norms)
         for model, task, seed, jacobian, final_norm in axes:
             own = dict(self.per_task.get(task, {}))
             suffix = own.pop("suffix", None)
             settings = Settings(**{**asdict(self.settings), **own})
-            found.append(Cell(model, task, seed, jacobian, final_norm, settings, suffix, data_dir))
-        return tuple(found)
+            cells.append(Cell(model, task, seed, jacobian, final_norm, settings, suffix, data_dir))
+        return tuple(cells)
 
     @property
     def fingerprint(self) -> str:
@@ -146,14 +159,26 @@ class Grid:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class _TaskSettings:
+    """What a task may have of its own."""
+
+    suffix: str | None = None
+    concept: Count | None = None
+    operating: Count | None = None
+    evaluation: Count | None = None
+
+
 def load_grid(name: str | Path) -> Grid:
     """Grid by the name of a shipped one, or from a ``.toml`` file.
 
     Raises
     ------
+    FileError
+        If the file is not TOML.
     InputError
-        If there is no such grid, the file is not TOML, or a key or value is not what it must be; the message
-        names it.  Models and tasks are checked where they are loaded.
+        If there is no such grid, or a key or value is not what it must be; the message names it.  Models and tasks
+        are checked where they are loaded.
 
     Examples
     --------
@@ -162,105 +187,80 @@ def load_grid(name: str | Path) -> Grid:
     ('gpt2', 'gpt2-medium', 'gpt2-large')
     """
     if str(name) in GRIDS:
-        text = (files("llvlit") / "data" / "grids" / f"{name}.toml").read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+        path = Path(str(files("llvlit") / "data" / "grids" / f"{name}.toml"))
+    elif isfile(name):
+        path = Path(name)
     else:
         raise InputError(unknown_name("grid", name, GRIDS, hint="Or name a .toml file."))
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name} is not TOML: {error}.") from error
-    return _read(Path(name).stem, str(name), content)
+    content = read_toml(path, "a grid")
+    place = str(name)
+    allowed = [one.name for one in fields(Grid) if one.name not in ("name", "per_task")]
+    _known(place, "", content, [*allowed, "task"])
+    for key in ("description", "models", "tasks"):
+        if key not in content:
+            raise InputError(f"{place} lacks {key!r}.")
+    settings, per_task = content.pop("settings", {}), content.pop("task", {})
+    grid = _converted(place, "", {**content, "name": path.stem}, Grid)
+    _known(place, "task.", per_task, grid.tasks)
+    for task, own in per_task.items():
+        _known(place, f"task.{task}.", own, PER_TASK)
+        _converted(place, f"task.{task}.", own, _TaskSettings)
+    _known(place, "settings.", settings, [one.name for one in fields(Settings)])
+    chosen = _converted(place, "settings.", settings, Settings)
+    if not (isfinite(chosen.target) and chosen.target):
+        raise InputError(
+            f"{place}: settings.target={chosen.target} must be finite and not zero: a shift in class gaps."
+        )
+    orders, counts = tuple(sorted(chosen.orders)), tuple(sorted(chosen.operating_counts))
+    return replace(grid, settings=replace(chosen, orders=orders, operating_counts=counts), per_task=per_task)
 
 
 def change_axes(grid: Grid, axes: Mapping[str, list[Any] | None]) -> Grid:
     """The grid with other models, tasks or seeds, where given; InputError as for a file."""
-    changed: dict[str, Any] = {key: _value("grid", key, value) for key, value in axes.items() if value is not None}
-    return replace(grid, **changed)
+    kept = {one.name: getattr(grid, one.name) for one in fields(Grid) if one.name not in ("settings", "per_task")}
+    given = {key: value for key, value in axes.items() if value is not None}
+    return replace(_converted("grid", "", {**kept, **given}, Grid), settings=grid.settings, per_task=grid.per_task)
 
 
-_NUMBERS = {"concept", "operating", "evaluation", "max_tokens", "energy_prompts"}
-_LISTS: dict[str, type | tuple[type, ...]] = {
-    "models": str,
-    "tasks": str,
-    "seeds": int,
-    "jacobians": str,
-    "final_norms": bool,
-    "directions": str,
-    "bases": str,
-    "orders": int,
-    "amplitudes": (int, float),
-    "operating_counts": int,
-}
-_NAMES = {"jacobians": JACOBIANS, "directions": METHODS, "bases": BASES}
-_PER_TASK = ("suffix", "concept", "operating", "evaluation")
-
-
-def _read(name: str, place: str, content: dict[str, Any]) -> Grid:
-    allowed = [one.name for one in fields(Grid) if one.name not in ("name", "per_task")] + ["task"]
-    _known(place, "", content, allowed)
-    for key in ("description", "models", "tasks"):
-        if key not in content:
-            raise InputError(f"{place} lacks {key!r}.")
-    settings = content.pop("settings", {})
-    per_task = content.pop("task", {})
-    content["tasks"] = _value(place, "tasks", content["tasks"])
-    _known(place, "task.", per_task, content["tasks"])
-    _known(place, "settings.", settings, [one.name for one in fields(Settings)])
-    for task, own in per_task.items():
-        _known(place, f"task.{task}.", own, _PER_TASK)
-    values = {key: value if key == "tasks" else _value(place, key, value) for key, value in content.items()}
-    chosen = Settings(**{key: _value(place, f"settings.{key}", value) for key, value in settings.items()})
-    own_values = {
-        task: {key: _value(place, f"task.{task}.{key}", value) for key, value in own.items()}
-        for task, own in per_task.items()
-    }
-    return Grid(name=name, settings=chosen, per_task=own_values, **values)
-
-
-def _known(place: str, prefix: str, content: Any, allowed: list[str] | tuple[str, ...]) -> None:
+def _known(place: str, prefix: str, content: Any, allowed: Collection[str]) -> None:
     if not isinstance(content, dict):
-        raise InputError(f"{place}: {prefix.rstrip('.')} must be a table of keys; it is {content!r}.")
+        raise InputError(f"{place}: {prefix.rstrip('.')}={shown(content)} must be a table of keys.")
     for key in content:
         if key not in allowed:
             raise InputError(f"{place}: {unknown_name('key', prefix + key, [prefix + one for one in allowed])}")
 
 
-def _value(place: str, key: str, value: Any) -> Any:
-    """A checked value; lists become tuples."""
-    short = key.rpartition(".")[2]
-    if short in _LISTS:
-        kind = _LISTS[short]
-        fits = isinstance(value, list) and all(
-            isinstance(one, kind) and isinstance(one, bool) == (kind is bool) for one in value
-        )
-        if not fits or (not value and short != "operating_counts") or len(set(map(str, value))) < len(value):
-            raise InputError(f"{place}: {key}={value!r} must be a list of distinct values, at least one, of its kind.")
-        for one in value:
-            if one not in _NAMES.get(short, (one,)):
-                raise InputError(f"{place}: {unknown_name(key, one, _NAMES[short])}")
-        if short in ("orders", "amplitudes", "operating_counts") and not all(0 < one < inf for one in value):
-            raise InputError(f"{place}: {key}={value!r} must be positive and finite.")
-        if short == "seeds" and min(value) < 0:
-            raise InputError(f"{place}: {key}={value!r} must not be negative.")
-        return tuple(sorted(value)) if short in ("orders", "operating_counts") else tuple(value)
-    if short in _NUMBERS:
-        least = 0 if short == "energy_prompts" else 1
-        if type(value) is not int or value < least:
-            raise InputError(f"{place}: {key}={value!r} must be a whole number, at least {least}.")
-    elif short == "target":
-        if type(value) not in (int, float) or not 0 < abs(value) < float("inf"):
-            raise InputError(f"{place}: {key}={value!r} must be a number, not zero: a shift in class gaps.")
-    elif not isinstance(value, str):
-        raise InputError(f"{place}: {key}={value!r} must be text.")
-    return value
+WORDS = {"int": "whole number", "float": "number", "str": "text", "array": "list", "bool": "true or false"}
+
+
+def _converted(place: str, prefix: str, content: dict[str, Any], kind: type[Kind]) -> Kind:
+    """The content as what it must be; InputError names the key, what came, what is expected."""
+    try:
+        result = msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        expected, _, where = str(error).partition(" - at `$.")
+        expected = re.sub(r"`(\w+)`", lambda match: WORDS.get(match[1], match[1]), expected)
+        key = re.split(r"\W", where)[0]
+        came = shown(content.get(key))
+        raise InputError(f"{place}: {prefix}{where.rstrip('`')}: {expected}; {prefix}{key}={came} came.") from None
+    for key, values in vars(result).items():
+        if not isinstance(values, tuple):
+            continue
+        if len(set(values)) < len(values):
+            raise InputError(f"{place}: {prefix}{key}={shown(values)} must be distinct values.")
+        for value in values:
+            if isinstance(value, float) and not isfinite(value):
+                raise InputError(f"{place}: {prefix}{key}={shown(values)} must be finite.")
+            if value not in NAMES.get(key, values):
+                raise InputError(f"{place}: {unknown_name(prefix + key, value, NAMES[key])}")
+    return result
 
 
 def _slug(name: str) -> str:
-    """A name that can be part of a file's; local folders keep their last parts and a few digits of a hash."""
+    """A name that can be part of a file's; a hash stands for what it cannot hold (local folders, other scripts)."""
     kind, _, bare = name.rpartition(":")
     is_path = bare.count("/") > 1 or bare.startswith((".", "/", "~")) or "\\" in bare or bare.endswith(".parquet")
-    tail = hashlib.sha256(name.encode()).hexdigest()[:6] if is_path else ""
-    parts = [kind, *Path(bare).parts[-2:], tail]
-    return re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts))).strip("-.")
+    slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(filter(None, [kind, *Path(bare).parts[-2:]]))).strip("-._")
+    if is_path or len(slug) > 80 or not re.fullmatch(r"[A-Za-z0-9][\w./:-]*", name, re.ASCII):
+        slug = f"{slug[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return slug.strip("-.")

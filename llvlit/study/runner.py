@@ -208,7 +208,7 @@ def run_jobs(
     threads
         Of each worker; by default the processors over ``workers``. With one worker and on a cluster: left as they are.
     attempts
-        Deaths of workers on one cell after which it fails.
+        Deaths of workers on one cell after which it fails, unless the scheduler's ``allowed-failures`` end it before.
     progress
         Show the cells and the time left, which follows the costs, in a terminal.
 
@@ -268,15 +268,21 @@ def _check(jobs: Sequence[Job], *, workers: int, scheduler: str | None, threads:
             raise InputError(f"{name}={number}, but at least 1 is needed.")
     if scheduler is not None and workers != 1:
         raise InputError(f"workers={workers}, but the Dask scheduler {scheduler} has its own; give one or the other.")
-    seen: set[str] = set()
+    check_keys([job.key for job in jobs])
     for job in jobs:
-        if not KEY.fullmatch(job.key):
-            raise InputError(f"key={job.key!r} cannot name a file: up to 200 letters, digits and any of _.+=@- are.")
-        if job.key.casefold() in seen:
-            raise InputError(f"key={job.key!r} names two jobs (capitals do not tell files apart everywhere).")
         if not (math.isfinite(job.cost) and job.cost > 0):
             raise InputError(f"cost={job.cost} of the job {job.key!r} is not a positive number.")
-        seen.add(job.key.casefold())
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """InputError for the first key that cannot name a file, or comes twice."""
+    seen: set[str] = set()
+    for key in keys:
+        if not KEY.fullmatch(key):
+            raise InputError(f"key={key!r} cannot name a file: up to 200 letters, digits and any of _.+=@- are.")
+        if key.casefold() in seen:
+            raise InputError(f"key={key!r} names two jobs (capitals do not tell files apart everywhere).")
+        seen.add(key.casefold())
 
 
 def _run_here(run: Run, packed: dict[str, bytes], threads: int | None) -> None:
@@ -362,7 +368,7 @@ def _own_cluster(workers: int, threads: int | None, scratch: Path) -> Iterator[C
                 dashboard_address=None,
                 memory_limit=0,
                 silence_logs=logging.CRITICAL + 1,
-                scheduler_kwargs={"allowed_failures": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                scheduler_kwargs={"allowed_failures": 10**6, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
                 preload=[__name__],
             )
             with distributed.Client(cluster, set_as_default=False) as client, client.as_current():
@@ -482,8 +488,8 @@ def _answer(future: Future) -> Answer | None:
     try:
         if future.done():
             return future.result(timeout=CONNECT_SECONDS)
-    except (distributed.KilledWorker, TimeoutError):
-        pass
+    except TimeoutError:
+        pass  # it died with the result
     except (OSError, distributed.CancelledError):
         raise  # the scheduler is lost
     except Exception as error:

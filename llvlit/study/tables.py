@@ -1,9 +1,11 @@
-"""Tables of a study: one row an agreement, an energy or a cell; means with intervals over tasks and seeds."""
+"""Tables of a study: a row an agreement, an energy or a cell; reference rows, means and differences with intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,38 @@ import numpy as np
 import pandas as pd
 
 from llvlit.errors import FileError
-from llvlit.files import write_atomically, write_json
+from llvlit.files import foreign, read_bytes, read_json, write_atomically, write_json
+from llvlit.method.agreement import MEASURES
 from llvlit.method.intervals import mean_over_tasks
 from llvlit.study.cells import Results
+from llvlit.study.experiment import rounded
 from llvlit.study.grid import Grid
 
 TABLES = ("cells", "agreement", "energy")
-CELL = ("model", "task", "seed", "jacobian", "final_norm")
-FIRST_COLUMNS = (
-    *("model", "task", "seed", "jacobian", "final_norm"),
+CELL = ("model", "task", "seed")
+VARIANT = ("jacobian", "final_norm")
+ABOUT = (
+    *(*CELL, *VARIANT),
     *("direction", "predictor", "order", "n_operating", "amplitude"),
     *("schedule", "metric", "layers", "layer"),
 )
+NEEDED = {
+    "cells": {*CELL, *VARIANT, "parameters", "visible"},
+    "agreement": {*CELL, *VARIANT, "direction", "predictor", "order", "n_operating", "amplitude", "layers", *MEASURES},
+    "energy": {*CELL, *VARIANT, "schedule", "metric", "layers", "ratio", "n_out_of_reach"},
+}
+"""Columns that a table cannot do without."""
+
+WORDS = {"model", "task", "jacobian", "suffix", "direction", "predictor", "schedule", "metric", "layers", "borrowed"}
+WORDS |= {f"{name}fingerprint" for name in ("model_", "data_", "concept_", "operating_")}
+WORDS |= {"finished", "device", "commit"}
+"""Columns of text; all others hold numbers, or true and false."""
+
+AGREEMENT = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
+DASH = "\N{EN DASH}"
 DIGITS = 5
+Paper = Mapping[str, Any]
+"""What ``results/paper.json`` holds."""
 
 
 def tables(results: Results) -> dict[str, pd.DataFrame]:
@@ -32,50 +53,84 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
     Every row starts with the cell it belongs to: model, task, seed, jacobian, final_norm.
     """
     cells, agreements, energies = [], [], []
-    for one in results.experiments:
-        asked = {key: one.cell[key] for key in CELL}
-        first = one.directions[one.cell["settings"]["directions"][0]]
-        own = np.array(first["separation"])[~np.array(first["borrowed"])]
+    for one in results.finished:
+        asked = {key: one.cell[key] for key in (*CELL, *VARIANT)}
+        first = one.experiment.directions[one.cell["settings"]["directions"][0]]
+        borrowed = np.array(first["borrowed"])
         shown = {
-            "best_separation": float(own.max()),
-            "n_borrowed": int(np.sum(first["borrowed"])),
+            "best_separation": float(np.array(first["separation"])[~borrowed].max()),
+            "n_borrowed": int(borrowed.sum()),
+            "borrowed": " ".join(map(str, np.flatnonzero(borrowed))),
             "class_gap": first["gaps"][-1],
         }
-        cells.append(_cell(one.content(), shown))
-        agreements += [{**asked, **row} for row in one.agreements]
-        energies += [{**asked, **row} for row in one.energies]
-    absent = dict.fromkeys(("best_separation", "n_borrowed", "class_gap"))
-    cells += [_cell(missing, absent) for missing in results.not_visible]
+        cells.append(_cell(vars(one), shown, visible=True))
+        agreements += [{**asked, **row} for row in one.experiment.agreements]
+        energies += [{**asked, **row} for row in one.experiment.energies]
+    absent = dict.fromkeys(("best_separation", "n_borrowed", "borrowed", "class_gap"))
+    cells += [_cell(missing, absent, visible=False) for missing in results.not_visible]
     frames = (pd.DataFrame(rows) for rows in (cells, agreements, energies))
     return {name: _ordered(frame) for name, frame in zip(TABLES, frames, strict=True)}
 
 
-def _cell(content: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+def _cell(content: Mapping[str, Any], shown: dict[str, Any], *, visible: bool) -> dict[str, Any]:
     """Row of a cell: what was asked, model, data, how well the concept shows (``None``: not at all), provenance."""
     model, data, metadata = content["model"], content["data"], content["metadata"]
     return {
-        **{key: content["cell"][key] for key in (*CELL, "suffix")},
+        **{key: content["cell"][key] for key in (*CELL, *VARIANT, "suffix")},
         "parameters": model["parameters"],
         "n_layers": model["layers"],
         "hidden_size": model["hidden_size"],
         "model_fingerprint": model["fingerprint"],
         "data_fingerprint": data["fingerprint"],
-        "concept_fingerprint": data["concept_fingerprint"],
-        "operating_fingerprint": data["operating_fingerprint"],
-        "n_evaluation": data["n_evaluation"],
-        "n_cut": data["n_cut"],
-        "length_auc": data["length_auc"],
+        **{key: data[key] for key in ("concept_fingerprint", "operating_fingerprint")},
+        **{key: data[key] for key in ("n_evaluation", "n_cut", "n_left_out", "length_auc")},
         **shown,
         **{key: metadata[key] for key in ("seconds", "finished", "device", "commit")},
-        "visible": content["kind"] == "experiment",
+        "visible": visible,
     }
 
 
 def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns that say what a row is about first, then the numbers, each with its interval."""
-    first = [name for name in FIRST_COLUMNS if name in frame.columns]
+    first = [name for name in ABOUT if name in frame.columns]
     rest = [name for name in frame.columns if name not in first]
     return frame[first + (rest if "suffix" in rest else sorted(rest))]
+
+
+def plain_rows(agreement: pd.DataFrame, direction: str = "mean_difference") -> pd.DataFrame:
+    """Agreements of whole predictors along one kind of directions, from all operating prompts of their cell.
+
+    Examples
+    --------
+    >>> from llvlit.study.tables import committed, plain_rows, read_table
+    >>> sorted(plain_rows(read_table(committed("real"), "agreement"))["predictor"].unique())
+    ['adjoint', 'krylov', 'null', 'pca', 'random', 'reachability']
+    """
+    rows = agreement[(agreement["direction"] == direction) & ~agreement["predictor"].str.contains(", ")]
+    cells = rows.groupby([*CELL, *VARIANT], dropna=False)
+    return rows[rows["n_operating"] == cells["n_operating"].transform("max")]
+
+
+def rows_at(rows: pd.DataFrame, *, order: int, amplitude: float) -> pd.DataFrame:
+    """Rows at an amplitude, each model at its largest order up to the given one: the one choice of reference rows."""
+    rows = rows[np.isclose(rows["amplitude"], amplitude) & ~(rows["order"] > order)]
+    return rows[rows["order"].isna() | (rows["order"] == rows.groupby("model")["order"].transform("max"))]
+
+
+def told_of_cells(cells: pd.DataFrame) -> list[str]:
+    """Lines for each model: which states borrowed their direction, and how many prompts its tokenizer could not use."""
+    lines = []
+    for model, rows in cells[cells["visible"]].groupby("model", sort=False):
+        borrowing = rows[rows["borrowed"].fillna("") != ""]
+        states = sorted({int(state) for text in borrowing["borrowed"] for state in str(text).split()})
+        if told := ", ".join(map(str, states)):
+            lines.append(
+                f"Borrowed directions: {model}, states {told}, in {len(borrowing)} of {len(rows)} "
+                "cells; the sign of such a gain means nothing (cells.csv says where)."
+            )
+        if n_left_out := int(rows["n_left_out"].sum()):
+            lines.append(f"Left out: {n_left_out} prompts that are too short or equal for the tokenizer of {model}.")
+    return lines
 
 
 def summarize(
@@ -137,8 +192,8 @@ def summarize(
             complete &= known
             with np.errstate(divide="ignore"):  # of a bound that is zero
                 x = np.log(array[:, known]) if log else array[:, known]
-            found = mean_over_tasks(x, tasks[known], cells[known], generator=generator)
-            row |= dict(zip((value, f"{value}_low", f"{value}_high"), np.exp(found) if log else found, strict=True))
+            bounds = mean_over_tasks(x, tasks[known], cells[known], generator=generator)
+            row |= dict(zip((value, f"{value}_low", f"{value}_high"), np.exp(bounds) if log else bounds, strict=True))
         rows.append({**row, "n_tasks": len(np.unique(tasks[complete]))})
     return pd.DataFrame(rows)
 
@@ -168,9 +223,9 @@ def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     frame = frame.assign(ratio=ratio.where(ratio > 0))  # 0: an optimum out of reach, as older files have it
     censored = frame["ratio"].isna()
     counts = frame.assign(n_rows=1, n_censored=censored.astype(int)).groupby(list(by), sort=False, dropna=False)
-    found = summarize(frame, by, ["ratio"], log=True)
+    means = summarize(frame, by, ["ratio"], log=True)
     totals = counts[["n_rows", "n_censored", "n_out_of_reach"]].sum()
-    return found.assign(**{name: totals[name].to_numpy(int) for name in totals})  # groups in the same order
+    return means.assign(**{name: totals[name].to_numpy(int) for name in totals})  # groups in the same order
 
 
 def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:
@@ -192,7 +247,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     Raises
     ------
     FileError
-        If it is not there or cannot be read.
+        If it is not there, cannot be read, or lacks a column.
 
     Examples
     --------
@@ -200,11 +255,20 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     >>> {"model", "task", "seed"} <= set(read_table(committed("real"), "agreement").columns)
     True
     """
-    path = Path(folder) / f"{name}.csv"
-    try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])  # "null" is the name of a predictor
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path} cannot be read ({error}). Run `llvlit study --report` on that study.") from error
+    path, what = Path(folder) / f"{name}.csv", "a table of a study"
+    content = read_bytes(path, what)
+    with foreign(path, what, remedy="Run `llvlit study --report` on that study."):
+        words = dict.fromkeys(WORDS, str)
+        frame = pd.read_csv(BytesIO(content), keep_default_na=False, na_values=[""], dtype=words)  # "null" is a name
+        if missing := NEEDED.get(name, set()) - set(frame.columns):
+            raise ValueError(f"no column {', '.join(sorted(missing))}")
+        if not len(frame) or not content.endswith(b"\n"):
+            raise ValueError("it is cut short")
+        for column in frame.columns.difference([*WORDS]):
+            values = frame[column].astype(bool if column in ("final_norm", "visible") else float)
+            if not (frame[column].isna() | (np.isfinite(values) & (values == frame[column]))).all():
+                raise ValueError(f"{column} holds what it cannot")
+    return frame
 
 
 def committed(study: str, *, start: str | Path = ".") -> Path:
@@ -236,22 +300,224 @@ def _short(frame: pd.DataFrame) -> pd.DataFrame:
             if len(known) and (known == known.round()).all():
                 short[column] = short[column].astype("Int64")
             else:
-                short[column] = short[column].map(lambda value: float(f"{value:.{DIGITS}g}"))
+                short[column] = short[column].map(partial(rounded, digits=DIGITS)).astype(float)
     return short
 
 
 def _provenance(results: Results, grid: Grid) -> dict[str, Any]:
     """Grid, versions, devices and commits of all experiments."""
-    keys = sorted({key for one in results.experiments for key in one.metadata} - {"seconds", "finished"})
-    found = {key: sorted({str(one.metadata.get(key)) for one in results.experiments}) for key in keys}
+    keys = sorted({key for one in results.finished for key in one.metadata} - {"seconds", "finished"})
+    facts = {key: sorted({str(one.metadata.get(key)) for one in results.finished}) for key in keys}
     return {
         "grid": grid.name,
         "grid_fingerprint": grid.fingerprint,
         "description": grid.description,
         "n_cells": len(grid.cells()),
-        "n_experiments": len(results.experiments),
+        "n_experiments": len(results.finished),
         "n_not_visible": len(results.not_visible),
-        "seconds": round(sum(one.metadata["seconds"] for one in results.experiments)),
-        "finished": max(one.metadata["finished"] for one in results.experiments),
-        **{key: values[0] if len(values) == 1 else values for key, values in found.items()},
+        "seconds": round(sum(one.metadata["seconds"] for one in results.finished)),
+        "finished": max(one.metadata["finished"] for one in results.finished),
+        **{key: values[0] if len(values) == 1 else values for key, values in facts.items()},
     }
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """Tables of a committed study.
+
+    Attributes
+    ----------
+    cells, energy : DataFrame
+        As written; energy has no rows where none was asked for.
+    agreement : DataFrame
+        Mean-difference directions, exact products, no final norm, all layers, all operating prompts: the rows that
+        the paper's numbers are of.
+    provenance : dict
+        Grid, versions, devices.
+
+    Examples
+    --------
+    >>> from llvlit.study.tables import read_study
+    >>> read_study("real").parameters("embedded/small")
+    872320
+    """
+
+    cells: pd.DataFrame
+    agreement: pd.DataFrame
+    energy: pd.DataFrame
+    provenance: dict[str, Any]
+
+    @property
+    def models(self) -> list[str]:
+        """Models that show some concept, from small to large."""
+        seen = self.cells[self.cells["visible"].astype(bool)]
+        return list(seen.groupby("model")["parameters"].first().sort_values(kind="stable").index)
+
+    def parameters(self, model: str) -> int:
+        """Number of parameters of a model."""
+        return int(self.cells.loc[self.cells["model"] == model, "parameters"].dropna().iloc[0])
+
+
+def read_study(name: str, *, start: str | Path = ".") -> StudyTables | None:
+    """Tables of ``results/NAME`` in the checkout around ``start``; None where that study is not there.
+
+    Examples
+    --------
+    >>> from llvlit.study.tables import read_study
+    >>> read_study("real").models
+    ['embedded/small', 'embedded/medium', 'embedded/large']
+    >>> read_study("nothing of this name") is None
+    True
+    """
+    try:
+        folder = committed(name, start=start)
+    except FileError:
+        return None
+    rows = plain_rows(read_table(folder, "agreement"))
+    rows = rows[(rows["jacobian"] == "jvp") & ~rows["final_norm"] & (rows["layers"] == "all")]
+    has_energy = (folder / "energy.csv").exists()
+    energy = read_table(folder, "energy") if has_energy else pd.DataFrame(columns=["model", "metric", "layers"])
+    return StudyTables(read_table(folder, "cells"), rows, energy, read_json(folder / "provenance.json", "provenance"))
+
+
+def joined(first: StudyTables, second: StudyTables | None) -> StudyTables:
+    """Two studies of the same models as one, with the first one's provenance.
+
+    Examples
+    --------
+    >>> from llvlit.study.tables import joined, read_study
+    >>> real = read_study("real")
+    >>> joined(real, None) is real
+    True
+    """
+    if second is None:
+        return first
+
+    def both(name: str) -> pd.DataFrame:
+        return pd.concat([getattr(first, name), getattr(second, name)], ignore_index=True)
+
+    return StudyTables(both("cells"), both("agreement"), both("energy"), first.provenance)
+
+
+def at_setting(study: StudyTables, paper: Paper) -> pd.DataFrame:
+    """Agreements at the paper's amplitude, at each model's largest order that is no larger than the paper's.
+
+    Examples
+    --------
+    >>> from llvlit.study.tables import at_setting, read_study
+    >>> rows = at_setting(read_study("real"), {"setting": {"order": 32, "amplitude": 0.1}})
+    >>> rows["order"].dropna().unique().tolist()
+    [32.0]
+    """
+    return rows_at(study.agreement, order=paper["setting"]["order"], amplitude=paper["setting"]["amplitude"])
+
+
+def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> str:
+    """A mean with its interval in brackets, or alone where there is none.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.study.tables import interval
+    >>> interval(pd.Series({"x": 0.5, "x_low": 0.4, "x_high": 0.7}), "x", sign="+")
+    '+0.50 [+0.40, +0.70]'
+    """
+    middle, low, high = (float(row[f"{value}{end}"]) for end in ("", "_low", "_high"))
+    if np.isnan(middle):
+        return DASH
+
+    def told(x: float) -> str:  # never "-0.00"; many digits of a large ratio would be noise
+        return f"{round(x, digits) + 0.0:{sign}.{digits}f}" if abs(x) < 10 else f"{x:{sign},.0f}"
+
+    return told(middle) if np.isnan(low) else f"{told(middle)} [{told(low)}, {told(high)}]"
+
+
+def means(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+    """As :func:`summarize`, but with ``n_pairs`` (of task and seed) and no interval below two tasks.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.study.tables import means
+    >>> frame = pd.DataFrame({"model": ["m", "m"], "task": ["films", "films"], "seed": [0, 1], "x": [0.2, 0.4]})
+    >>> row = means(frame, ["model"], ["x"]).iloc[0]
+    >>> round(float(row["x"]), 2), float(row["x_low"]), int(row["n_pairs"])
+    (0.3, nan, 2)
+    """
+    summary = summarize(frame, by, values)
+    pairs = frame.drop_duplicates([*by, "task", "seed"]).groupby(list(by), sort=False, dropna=False).size()
+    summary["n_pairs"] = pairs.to_numpy()  # groups in the same order
+    bounds = [f"{value}{end}" for value in values for end in ("_low", "_high")]
+    summary.loc[summary["n_tasks"] < 2, bounds] = np.nan
+    return summary
+
+
+def paired(
+    frame: pd.DataFrame,
+    column: str,
+    after: Any,
+    before: Any,
+    *,
+    cell: Sequence[str] = CELL,
+    value: str = "spearman",
+) -> pd.Series:
+    """Mean of after minus before between two kinds of rows of the same cells.
+
+    Its entries are ``value``, ``value_low``, ``value_high`` (NaN below two tasks), ``n_tasks`` and ``n_pairs`` (of
+    task and seed).
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.study.tables import paired
+    >>> rows = [("films", "krylov", 0.9), ("films", "random", 0.5), ("books", "krylov", 0.6), ("books", "random", 0.4)]
+    >>> frame = pd.DataFrame(rows, columns=["task", "predictor", "spearman"]).assign(model="m", seed=0)
+    >>> round(float(paired(frame, "predictor", "krylov", "random")["value"]), 2)
+    0.3
+    """
+    wide = frame.pivot_table(index=list(cell), columns=column, values=value)
+    wide = wide.reindex(columns=[after, before])
+    both = (wide[after] - wide[before]).rename("value").dropna().reset_index()
+    return mean_of(both)
+
+
+def mean_of(frame: pd.DataFrame) -> pd.Series:
+    """Mean of the column ``value`` of such a frame, as :func:`llvlit.study.tables.paired` gives it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.study.tables import mean_of
+    >>> float(mean_of(pd.DataFrame({"task": ["films"], "seed": [0], "value": [0.5]}))["value"])
+    0.5
+    """
+    if not len(frame):
+        return pd.Series({"value": np.nan, "value_low": np.nan, "value_high": np.nan, "n_tasks": 0, "n_pairs": 0})
+    return means(frame.assign(kind=0), ["kind"], ["value"]).iloc[0]
+
+
+def verdict(row: pd.Series, more: str = "better", less: str = "worse", same: str = "no sure difference") -> str:
+    """What the interval of a difference says; nothing where there is none.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.study.tables import verdict
+    >>> verdict(pd.Series({"value_low": 0.1, "value_high": 0.4}))
+    'better'
+    """
+    if np.isnan(row["value_low"]):
+        return "too few tasks"
+    return more if row["value_low"] > 0 else less if row["value_high"] < 0 else same
+
+
+def extent(n_tasks: float, n_pairs: float) -> str:
+    """How much stands behind a mean.
+
+    Examples
+    --------
+    >>> from llvlit.study.tables import extent
+    >>> extent(4, 12), extent(1, 1)
+    ('4 tasks, 12 pairs', '1 task, 1 pair')
+    """
+    return f"{n_tasks:.0f} task{'' if n_tasks == 1 else 's'}, {n_pairs:.0f} pair{'' if n_pairs == 1 else 's'}"

@@ -20,11 +20,10 @@ import llvlit
 from fuzzing.tampering import as_json, cut, drop, flip, header, insert, over, places, put
 from fuzzing.things import GAINS_FILE, LLV_FILE, MODEL_FOLDER, ROOT, WORK, command, contents, folder_of, model_folder
 from llvlit.engine.depth import depth_system
-from llvlit.study.cells import claim_folder, run_cell
-from llvlit.study.comparison import read_study
-from llvlit.study.experiment import Experiment
+from llvlit.study.cells import Results, claim_folder, load_results, run_cell
 from llvlit.study.grid import load_grid
-from llvlit.study.tables import read_table
+from llvlit.study.runner import write_result
+from llvlit.study.tables import read_study, read_table
 
 __all__ = ["as_json", "cut", "drop", "flip", "header", "insert", "over", "places", "put"]
 
@@ -109,7 +108,7 @@ def _study() -> Path:
     claim_folder(grid, folder, write=True)
     (folder / "cells").mkdir()
     for cell in grid.cells():
-        (folder / "cells" / f"{cell.key}.json").write_text(json.dumps(run_cell(cell, "cpu")), encoding="utf-8")
+        write_result(folder, cell.key, json.loads(json.dumps(run_cell(cell, "cpu"))))
     command(["study", GRID_FILE, "--report", "--out", str(folder)])
     return folder
 
@@ -124,8 +123,8 @@ AGREEMENT, PROVENANCE = TABLES["agreement.csv"], json.loads(TABLES["provenance.j
 GRID_JSON = json.loads(STUDY["grid.json"])
 
 
-def read_cell(data: bytes) -> Experiment:
-    return Experiment.load(temporary(data, "cell.json"))
+def read_cell(data: bytes) -> Results:
+    return load_results(folder_of({"cells/cell.json": data}))
 
 
 def read_csv(data: bytes) -> pd.DataFrame:
