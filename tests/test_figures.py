@@ -149,7 +149,7 @@ def test_a_table_reads_no_formula_out_of_a_name(monkeypatch):
         ("summary", lambda axes: study_figures.energy_summary([])),
         ("summary lacks schedule", lambda axes: study_figures.energy_summary(summary(layers="all"))),
         (
-            "summary has no row",
+            "rows has no row",
             lambda axes: study_figures.interval_line(
                 [], summary(spearman=[1.0, 2.0])[:0], "spearman", axes=axes, label=""
             ),

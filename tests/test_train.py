@@ -146,6 +146,8 @@ def odd_corpora(folder: Path) -> Iterator[tuple[Path, str]]:
         "unmarked": (gzip.compress(b"a fine film\n"), "has the rating 'a fine film'"),
         "endless": (gzip.compress(b"0" * 2_000_000), "has a line of over"),
         "empty": (gzip.compress(b""), "holds no review"),
+        "mute": (gzip.compress(b"9\t\n" * 9), "holds no review"),
+        "few": (gzip.compress(b"9\ta fine film\n"), "holds 1 rated reviews of 1, and no rated review is left"),
     }
     for name, (content, message) in lines.items():
         (folder / name).mkdir()
@@ -186,9 +188,9 @@ def test_odd_corpora_are_told_at_once(tmp_path: Path) -> None:
     for folder, message in odd_corpora(tmp_path / "corpora"):
         with pytest.raises(LlvlitError, match=message) as told:
             train_family(folder, tmp_path / "run", sizes=["tiny"], steps=1, device="cpu")
-        assert folder.name in str(told.value)
+        assert folder.name in str(told.value) or folder.name == "few"
     assert time.perf_counter() - began < 10
-    assert not (tmp_path / "run").exists()
+    assert sorted(files_of(tmp_path / "run")) == [".llvlit.json", "corpus.safetensors", "tokenizer.json"]  # of the few
 
 
 # Tokens
@@ -395,7 +397,7 @@ def test_finished_run_is_loaded(streams: tuple[WindowStream, WindowStream], tmp_
 
 
 def test_training_learns(streams: tuple[WindowStream, WindowStream], tmp_path: Path) -> None:
-    _, state = fit(streams, tmp_path / "checkpoint.safetensors", replace(RECIPE, steps=60))
+    _, state = fit(streams, tmp_path / "checkpoint.safetensors", replace(RECIPE, steps=40))
     first, last = state.curve[0], state.curve[-1]
     assert set(last) == {"step", "training", "held_out_plain", "held_out_rated", "held_out_verdict"}
     assert first["held_out_plain"] > 5 and last["held_out_plain"] < first["held_out_plain"] - 1

@@ -79,6 +79,7 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
     Traceback (most recent call last):
     llvlit.errors.InputError: alt is empty; every figure has a name, an alt text and a caption.
     """
+    _check_figure(figure)
     for argument, value in (("name", name), ("alt", alt), ("caption", caption)):
         if not checks.text(argument, value).strip():
             raise InputError(f"{argument} is empty; every figure has a name, an alt text and a caption.")
@@ -94,11 +95,23 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, whole or not at all."""
+    _check_figure(figure)
     path = checks.path("path", path)
     with mpl.rc_context(STYLE):
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
     plt.close(figure)
     return path
+
+
+def _check_figure(figure: object) -> None:
+    checks.instance("figure", figure, Figure, "a figure, as llvlit.plots.figures.new gives it")
+
+
+def check_axes(axes: object, **texts: object) -> None:
+    """InputError unless these are axes, and the named texts are texts."""
+    checks.instance("axes", axes, Axes, "axes, as llvlit.plots.figures.new gives them")
+    for argument, text in texts.items():
+        checks.text(argument, text)
 
 
 def new(
@@ -143,10 +156,24 @@ def _code(found: re.Match[str]) -> str:
     return f'<code class="command">{found[1]}</code>' if " " in found[1] else f"<code>{found[1]}</code>"
 
 
-def _cell(content: object) -> str:
+def _cell(argument: str, content: object) -> str:
     """A table's cell as HTML: intervals unbroken, code between backticks, and dollars that start no formula."""
-    text = re.sub("`([^`]+)`", _code, _WHOLE.sub(_unbroken, escape(str(content))))
+    try:
+        words = str(content)
+    except Exception:  # of a foreign object, anything
+        raise checks.refuse(argument, content, "cells that can be written") from None
+    text = re.sub("`([^`]+)`", _code, _WHOLE.sub(_unbroken, escape(words)))
     return text.replace("$", '<span class="tex2jax_ignore">$</span>')
+
+
+def _several(argument: str, cells: object, expected: str = "a list of cells") -> list[Any]:
+    """What a row, or a table, holds."""
+    if isinstance(cells, str | bytes) or not isinstance(cells, Iterable) or hasattr(cells, "detach"):
+        raise checks.refuse(argument, cells, expected)
+    try:
+        return list(cells)
+    except TypeError:  # an array of no dimension
+        raise checks.refuse(argument, cells, expected) from None
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -160,11 +187,15 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """
     from IPython.display import HTML, display
 
-    def line(cells: Sequence[object], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_cell(cell)}</{tag}>" for cell in cells) + "</tr>"
+    def line(argument: str, cells: object, tag: str) -> str:
+        return (
+            "<tr>" + "".join(f"<{tag}>{_cell(argument, cell)}</{tag}>" for cell in _several(argument, cells)) + "</tr>"
+        )
 
-    body = "".join(line(row, "td") for row in rows)
-    display(HTML(f'<table class="dataframe"><thead>{line(header, "th")}</thead><tbody>{body}</tbody></table>'))
+    body = "".join(line("rows", row, "td") for row in _several("rows", rows, "rows of cells"))
+    display(
+        HTML(f'<table class="dataframe"><thead>{line("header", header, "th")}</thead><tbody>{body}</tbody></table>')
+    )
 
 
 def short_name(model: str) -> str:
@@ -176,7 +207,7 @@ def short_name(model: str) -> str:
     >>> short_name("embedded/large")
     'large'
     """
-    return model.rstrip("/").rpartition("/")[2]
+    return checks.text("model", model).rstrip("/").rpartition("/")[2]
 
 
 def plain(text: str) -> str:
@@ -188,7 +219,7 @@ def plain(text: str) -> str:
     >>> figures.plain("a$b$c")
     'a\\$b\\$c'
     """
-    return re.sub(r"(?<!\\)\$", r"\$", text)
+    return re.sub(r"(?<!\\)\$", r"\$", checks.text("text", text))
 
 
 def model_style(number: int) -> dict[str, Any]:
@@ -200,7 +231,7 @@ def model_style(number: int) -> dict[str, Any]:
     >>> figures.model_style(0)["color"]
     '#0072b2'
     """
-    return dict(MODEL_STYLES[number % len(MODEL_STYLES)])
+    return dict(MODEL_STYLES[checks.integer("number", number, at_least=0) % len(MODEL_STYLES)])
 
 
 def layer_axis(axes: Axes, n_layers: int, *, label: str, title: str = "", states: bool = False) -> None:
@@ -214,7 +245,9 @@ def layer_axis(axes: Axes, n_layers: int, *, label: str, title: str = "", states
     >>> axes.get_xlabel()
     'Layer'
     """
-    axes.set_xlabel("State (before layer)" if states else "Layer")
+    check_axes(axes, label=label, title=title)
+    n_layers = checks.integer("n_layers", n_layers, at_least=1)
+    axes.set_xlabel("State (before layer)" if checks.flag("states", states) else "Layer")
     axes.set_ylabel(label)
     axes.set_title(title, loc="left")
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=9))
@@ -244,6 +277,7 @@ def gain_profile(
     >>> [line.get_label() for line in axes.get_lines()]
     ['measured', 'krylov', 'direction borrowed']
     """
+    check_axes(axes, title=title)
     gains = checks.array("measured", measured, ("n_layers",))
     first = checks.integer("first", first, at_least=0, at_most=len(gains) - 1)
     layers = np.arange(first, len(gains))
@@ -252,7 +286,9 @@ def gain_profile(
         low, high = checks.array("bounds", bounds, (2, len(gains)))
         axes.fill_between(layers, low[first:], high[first:], color="black", alpha=0.15, linewidth=0)
     spare = cycle(MODEL_STYLES)
-    for name, values in (predicted or {}).items():
+    predicted = {} if predicted is None else checks.instance("predicted", predicted, Mapping, "gains by name")
+    for name, values in predicted.items():
+        checks.text("predicted", name)
         style = PREDICTORS.get(name) or next(spare)
         line = checks.array(f"predicted[{name!r}]", values, (len(gains),))
         axes.plot(layers, line[first:], linestyle="--", label=plain(name), **style)
@@ -267,12 +303,14 @@ def gain_profile(
 
 def _mask(argument: str, chosen: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
     """Mask ``(size,)`` of what is chosen, which is a mask already or numbers from 0."""
-    given = np.asarray(chosen)
-    if given.dtype == bool and given.shape == (size,):
+    given = np.asarray(chosen) if isinstance(chosen, Sequence | np.ndarray) else np.zeros((0, 0))
+    if given.ndim != 1:
+        raise checks.refuse(argument, chosen, f"numbers below {size}, or a mask of {size}")
+    if given.dtype == bool and len(given) == size:
         return given
     mask = np.zeros(size, dtype=bool)
-    numbers = list(chosen) if given.ndim == 1 else [chosen]
-    mask[[checks.integer(argument, number, at_least=0, at_most=size - 1) for number in numbers]] = True
+    for number in chosen:
+        mask[checks.integer(argument, number, at_least=0, at_most=size - 1)] = True
     return mask
 
 
@@ -297,14 +335,20 @@ def heatmap(
     >>> axes.get_ylabel()
     'Order'
     """
-    if np.ndim(values) != 2:
-        raise InputError(f"values has shape {np.shape(values)}; expected (n_rows, n_columns).")
-    image = axes.imshow(values, origin="lower", cmap="viridis", vmin=limits[0], vmax=limits[1], aspect="auto")
+    check_axes(axes, x=x, y=y, label=label, title=title)
+    low, high = checks.array("limits", limits, (2,))
+    try:
+        matrix = np.asarray(values, dtype=float)
+    except Exception:  # of a foreign object, anything
+        raise checks.refuse("values", values, "a matrix of numbers") from None
+    if matrix.ndim != 2 or not matrix.size:
+        raise InputError(f"values has shape {matrix.shape}; expected (n_rows, n_columns).")
+    image = axes.imshow(matrix, origin="lower", cmap="viridis", vmin=low, vmax=high, aspect="auto")
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_title(title, loc="left")
     axes.grid(visible=False)
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
-    if bar:
+    if checks.flag("bar", bar):
         figure.colorbar(image, ax=axes, label=label)

@@ -8,7 +8,10 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import is_color_like
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from pandas.api.types import is_numeric_dtype
 
 from llvlit import checks
 from llvlit.errors import InputError
@@ -36,8 +39,14 @@ def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = 
     >>> len(study_figures.agreement_summary(summary, {"spearman": "Spearman"}).axes)
     1
     """
-    values = values or {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
-    summary = _rows(summary, ("model", "predictor"), values, layers="all")
+    if values is None:
+        values = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
+    if not checks.instance("values", values, Mapping, "names of panels by column"):
+        raise InputError("values is empty; name a column, and its panel.")
+    for value, label in values.items():
+        checks.text("values", value)
+        checks.text("values", label)
+    summary = _rows("summary", summary, ("model", "predictor"), values, layers="all")
     models = list(dict.fromkeys(summary["model"]))
     predictors = [name for name in figures.PREDICTORS if name in set(summary["predictor"])]
     figure, panels = figures.new(len(values), width=3.6 * len(values), height=3.6)
@@ -81,7 +90,15 @@ def interval_line(
     >>> len(axes.containers)
     1
     """
-    rows = _rows(rows, (), (value,))
+    figures.check_axes(axes, value=value, label=label)
+    if color is not None and not is_color_like(checks.text("color", color)):
+        raise InputError(f"color={checks.shown(color)} is no color that matplotlib knows.")
+    if marker is not None and checks.text("marker", marker) not in Line2D.markers:
+        raise InputError(f"marker={checks.shown(marker)} is no marker that matplotlib knows.")
+    checks.choice("linestyle", linestyle, ("-", "--", "-.", ":", "none"))
+    checks.choice("fillstyle", fillstyle, ("full", "none"))
+    rows = _rows("rows", rows, (), (value,))
+    where = checks.array("where", where, (len(rows),))
     middle = rows[value].to_numpy(float)
     bounds = np.stack([rows[f"{value}_low"].to_numpy(float), rows[f"{value}_high"].to_numpy(float)])
     style: dict[str, Any] = {
@@ -91,7 +108,7 @@ def interval_line(
         "fillstyle": fillstyle,
         "label": figures.plain(label),
     }
-    if band:
+    if checks.flag("band", band):
         axes.plot(where, middle, **style)
         axes.fill_between(where, *bounds, color=color, alpha=0.15, linewidth=0)
         return
@@ -112,7 +129,8 @@ def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
     >>> study_figures.energy_summary(summary).axes[0].get_xscale()
     'log'
     """
-    summary = _rows(summary, ("model", "schedule", "metric"), ("ratio",), layers=layers)
+    layers = checks.text("layers", layers)
+    summary = _rows("summary", summary, ("model", "schedule", "metric"), ("ratio",), layers=layers)
     schedules, metrics = list(dict.fromkeys(summary["schedule"])), list(dict.fromkeys(summary["metric"]))
     models = list(dict.fromkeys(summary["model"]))
     figure, panels = figures.new(len(metrics), width=4.6 * len(metrics), height=0.9 + 0.42 * len(schedules))
@@ -136,24 +154,35 @@ def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
 
 
 def _rows(
-    summary: pd.DataFrame, columns: Iterable[str], values: Iterable[str], *, layers: str | None = None
+    argument: str, table: pd.DataFrame, keys: Sequence[str], values: Iterable[str], *, layers: str | None = None
 ) -> pd.DataFrame:
-    """Rows of some ``layers``, with the columns that are drawn.
+    """Rows of some ``layers``, one for each combination of the keys, which are texts; the values are numbers.
 
     Raises
     ------
     InputError
-        If a column is missing, or no row is left.
+        If a column is missing or of another kind, no row is left, or two are of one combination.
     """
-    checks.instance("summary", summary, pd.DataFrame, "a table, as llvlit.study.tables.summarize gives it")
-    needed = [*columns, *(f"{value}{end}" for value in values for end in ("", "_low", "_high"))]
-    if layers is not None:
-        needed.append("layers")
-    if missing := [column for column in needed if column not in summary]:
-        raise InputError(f"summary lacks {', '.join(missing)}; it has {', '.join(map(str, summary.columns))}.")
-    rows = summary if layers is None else summary[summary["layers"] == layers]
+    checks.instance(argument, table, pd.DataFrame, "a table, as llvlit.study.tables.summarize gives it")
+    numbers = [f"{value}{end}" for value in values for end in ("", "_low", "_high")]
+    texts = [*keys, *(("layers",) if layers is not None else ())]
+    if missing := [column for column in (*texts, *numbers) if column not in table]:
+        raise InputError(f"{argument} lacks {', '.join(missing)}; it has {', '.join(map(str, table.columns))}.")
+    for column in (*texts, *numbers):
+        fits = (
+            is_numeric_dtype(table[column])
+            if column in numbers
+            else all(isinstance(text, str) for text in table[column])
+        )
+        if not fits or table.columns.tolist().count(column) > 1:
+            raise InputError(
+                f"{argument}: column {column} must hold {'numbers' if column in numbers else 'texts'} alone."
+            )
+    rows = table if layers is None else table[table["layers"] == layers]
     if rows.empty:
-        raise InputError(f"summary has no row{'' if layers is None else f' of layers={layers!r}'}; nothing to draw.")
+        raise InputError(f"{argument} has no row{'' if layers is None else f' of layers={layers!r}'}; nothing to draw.")
+    if keys and rows.duplicated(list(keys)).any():
+        raise InputError(f"{argument} has several rows of the same {', '.join(keys)}; one of each can be drawn.")
     return rows
 
 

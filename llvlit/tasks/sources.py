@@ -95,7 +95,7 @@ def find_source(name: str | Path, *, data_dir: str | Path | None = None, revisio
     is_hub = name in HUB_TASKS and data_dir is None
     if revision is not None and not is_hub:
         raise InputError(
-            f"revision={revision!r} is of use on the hub alone; name={str(name)!r} is not read from there."
+            f"revision={checks.shown(revision)} is of use on the hub alone; name={str(name)!r} is not read from there."
         )
     if isinstance(name, str):
         if (known := _as_name(name)) in filed:

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from llvlit.checks import instance
 from llvlit.prompts import Prompts
 
 
@@ -30,6 +31,10 @@ class Splits:
     concept: Prompts
     operating: Prompts
     evaluation: Prompts
+
+    def __post_init__(self) -> None:
+        for part in ("concept", "operating", "evaluation"):
+            instance(part, getattr(self, part), Prompts, "prompts")
 
 
 class _Letters(dict[int, int | None]):

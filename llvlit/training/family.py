@@ -91,8 +91,8 @@ def train_family(
     chosen = torch_device(checks.text("device", device))
     if checks.flag("compiled", compiled):
         _try_compiler(chosen)
-    if next(read_reviews(corpus), None) is None:
-        raise InputError(f"corpus={str(corpus)!r} holds no review. Name a folder that holds some.")
+    if not any(text for text, _ in read_reviews(corpus)):
+        raise InputError(f"corpus={str(corpus)!r} holds no review with a text. Name a folder that holds some.")
     own(out, KIND)
     with locked(out):
         tokenizer, tokens, inputs = _prepare(corpus, out, vocabulary)

@@ -58,6 +58,7 @@ RIGHT = {
     "cell": "('model', 'task', 'seed')",
     "chance_gaps": "directions.chance_gaps",
     "class_names": "('bad', 'good')",
+    "color": "'black'",
     "column": "'predictor'",
     "concept": "3",
     "cotangents": "system.states[:, :1]",
@@ -71,6 +72,7 @@ RIGHT = {
     "dtype": "None",
     "evaluation": "2",
     "figure": "axes().figure",
+    "fillstyle": "'full'",
     "final_norm": "False",
     "final_norms": "(False,)",
     "first": "llvlit.study.tables.read_study('real', start=ROOT)",
@@ -96,7 +98,9 @@ RIGHT = {
     "less": "'worse'",
     "level": "0.9",
     "limits": "(0.0, 1.0)",
+    "linestyle": "'--'",
     "log": "False",
+    "marker": "'o'",
     "max_tokens": "64",
     "measured": "gains.mean",
     "metadata": "{}",
@@ -257,7 +261,7 @@ UNDEFINED = {
 }
 """Callables whose documentation says where NaN, or an infinite energy, is the answer."""
 
-MAY_BE_NAN = {"Directions(gaps)"}
+MAY_BE_NAN = {"Directions(gaps)", "heatmap(values)"}
 """Arguments whose documentation says what NaN means."""
 
 LIMITS = {  # least and largest value, bounds included
