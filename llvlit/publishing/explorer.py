@@ -7,12 +7,13 @@ along the concept direction there.  All else (output, energies, the cheapest pus
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+from llvlit import checks
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError
 from llvlit.method.agreement import agreement
@@ -93,6 +94,10 @@ def explorer_case(
     InputError, NumericalError
         See :func:`llvlit.concept_directions`, :func:`llvlit.identify` and :func:`llvlit.measured_gains`.
     """
+    model = checks.instance("model", model, LanguageModel, "a model, as load_model gives it")
+    task, order = checks.text("task", task), checks.integer("order", order, at_least=1)
+    amplitude, seed = checks.number("amplitude", amplitude, above=0), checks.seed("seed", seed)
+    splits = checks.instance("splits", splits, Splits, "splits, as a task gives them")
     directions = concept_directions(model, splits.concept, seed=seed)
     plan = Plan(directions, "reachability", min(order, model.hidden_size))
     found = identify_all(model, splits.operating, {"": plan}, linear=False)
@@ -154,9 +159,12 @@ def export_explorer(
     >>> document["cases"][0]["n_layers"]
     12
     """
+    for task, splits in checks.instance("tasks", tasks, Mapping, "splits of each task by its name").items():
+        checks.text("tasks", task)
+        checks.instance("tasks", splits, Splits, "splits of each task by its name")
     cases = [
         explorer_case(model, task, splits, order=order, amplitude=amplitude, seed=seed)
-        for model in models
+        for model in _each(models)
         for task, splits in tasks.items()
     ]
     if not cases:
@@ -166,6 +174,16 @@ def export_explorer(
         if names.count(name) > 1:
             raise InputError(f"models holds {name[0]!r} twice; the explorer tells models by name. Rename one.")
     return {"format": FORMAT_VERSION, "llvlit": version("llvlit"), "cases": cases}
+
+
+def _each(models: Iterable[LanguageModel]) -> Iterator[LanguageModel]:
+    expected = "models, as load_model gives them"
+    try:
+        iterator = iter(models)
+    except Exception:  # whatever a foreign object raises
+        raise checks.refuse("models", models, expected) from None
+    for model in iterator:
+        yield checks.instance("models", model, LanguageModel, expected)
 
 
 def explorer_html(document: Mapping[str, Any]) -> str:
@@ -182,8 +200,10 @@ def explorer_html(document: Mapping[str, Any]) -> str:
     >>> explorer_html(export_explorer([model], {task.name: splits}, order=4))[:28]
     '<div class="llvlit-explorer"'
     """
+    cases = checks.instance("document", document, Mapping, "a document, as export_explorer gives it").get("cases")
+    n_cases = len(checks.instance("document['cases']", cases, list, "a list of cases, as export_explorer gives it"))
     try:
         data = json.dumps(document, allow_nan=False, separators=(",", ":"))
-    except ValueError as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"document cannot be written as JSON: {error}. Check the surrogates and gains.") from None
-    return PAGE.format(n_cases=len(document["cases"]), data=data.replace("<", "\\u003c"))
+    return PAGE.format(n_cases=n_cases, data=data.replace("<", "\\u003c"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from shlex import quote
 
 import numpy as np
 import pandas as pd
 
+from llvlit import checks
 from llvlit.plots.figures import short_name
 from llvlit.study.tables import (
     AGREEMENT,
@@ -31,6 +33,14 @@ STABLE = 0.05
 """Change of Spearman's correlation below which an amplitude counts as making no difference."""
 
 
+NEEDED: dict[str, type] = {
+    **dict.fromkeys(("models", "tasks", "energies", "stable_amplitudes"), list),
+    **dict.fromkeys(("setting", "claims"), dict),
+    **dict.fromkeys(("tasks_of", "energies_of"), str),
+}
+"""The paper's numbers, as ``results/paper.json`` holds them: keys, and the kind of their values."""
+
+
 def paper_command(model: str | None = None, task: str | None = None) -> str:
     """Command that computes the paper's grid, or one model or one cell of it, into ``results/paper``.
 
@@ -40,9 +50,14 @@ def paper_command(model: str | None = None, task: str | None = None) -> str:
     >>> paper_command("gpt2")
     'llvlit study paper --models gpt2 --out study/paper-gpt2 --save results/paper'
     """
-    chosen = "".join(f" --{axis} {name}" for axis, name in (("models", model), ("tasks", task)) if name)
-    name = "-".join(["paper", *filter(None, [task or model])])
-    return f"llvlit study paper{chosen} --out study/{name} --save results/paper"
+    given = {
+        axis: checks.text(axis[:-1], name, may_be_empty=False)
+        for axis, name in (("models", model), ("tasks", task))
+        if name is not None
+    }
+    chosen = "".join(f" --{axis} {quote(name)}" for axis, name in given.items())
+    folder = "-".join(["paper", *list(given.values())[-1:]])
+    return f"llvlit study paper{chosen} --out {quote(f'study/{folder}')} --save results/paper"
 
 
 def our_command() -> str:
@@ -55,6 +70,17 @@ def our_command() -> str:
     'llvlit study results/grids/remaining.toml --save results/remaining'
     """
     return "llvlit study results/grids/remaining.toml --save results/remaining"
+
+
+def _check(paper: object, ours: Sequence[object], theirs: object) -> None:
+    """Let in the paper's numbers and studies alone."""
+    expected = "what results/paper.json holds"
+    content = checks.instance("paper", paper, dict, expected)
+    for key, kind in NEEDED.items():
+        checks.instance(f"paper[{key!r}]", content.get(key), kind, expected)
+    for argument, studies in (("ours", ours), ("theirs", [theirs] if theirs is not None else [])):
+        for study in studies:
+            checks.instance(argument, study, StudyTables, "tables of a study, as read_study gives them")
 
 
 def _absent(command: str) -> str:
@@ -85,6 +111,7 @@ def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     >>> rows[0][0], rows[0][2].partition(":")[0]
     ('GPT-2, 124 M', 'not run here')
     """
+    _check(paper, [ours], theirs)
     run = {}
     for study in filter(None, (ours, theirs)):
         for _, row in means(_of_basis(study, paper), ["model"], list(AGREEMENT)).iterrows():
@@ -117,6 +144,7 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     >>> rows[0][0], rows[-1][0]
     ('Amazon polarity', 'tweeteval_offensive')
     """
+    _check(paper, [ours], theirs)
     own, again = _by_task(paper, ours, ours.models[-1]), _by_task(paper, theirs, paper["tasks_of"])
     named = {row["task"]: row for row in paper["tasks"]}
     table = []
@@ -167,6 +195,7 @@ def energy_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> 
     >>> [row[0] for row in rows]
     ['uniform', 'last layer', 'random layer']
     """
+    _check(paper, [ours], theirs)
     own = _ratios(ours, ours.models)
     again = {} if theirs is None else _ratios(theirs, [paper["energies_of"]])
     absent = _absent(paper_command(paper["energies_of"]))
@@ -255,6 +284,7 @@ def ablation_rows(paper: Paper, ours: Sequence[StudyTables], theirs: StudyTables
     >>> sorted({row[0] for row in rows})
     ['basis', 'order']
     """
+    _check(paper, checks.instance("ours", ours, (list, tuple), "a list of studies"), theirs)
     again = {} if theirs is None else ablations_of(theirs, paper)
     own: dict[tuple[str, str], tuple[str, str, str]] = {}
     for study in ours:

@@ -1,4 +1,4 @@
-"""Settings: which models, tasks and sizes the chapters run with."""
+"""Settings of the book: which models, tasks and sizes the chapters run with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUNNING = (0, 1)
 
 
 @dataclass(frozen=True)
-class Settings:
+class BookSettings:
     """What an execution of the book uses.
 
     Attributes
@@ -48,12 +48,22 @@ class Settings:
     order: int = 32
     amplitude: float = 0.1
 
+    def __post_init__(self) -> None:
+        checks.text("name", self.name, may_be_empty=False)
+        for argument in ("models", "tasks"):
+            names = checks.instance(argument, getattr(self, argument), tuple, "a tuple of names")
+            for name in names:
+                checks.text(argument, name, may_be_empty=False)
+        for argument in ("concept", "operating", "evaluation", "order"):
+            checks.integer(argument, getattr(self, argument), at_least=1)
+        checks.number("amplitude", self.amplitude, above=0)
+
     def split(self, task: str | Task, *, seed: int = 0) -> Splits:
         """The splits of a task in these sizes."""
-        loaded = load_task(task) if isinstance(task, str) else task
+        loaded = load_task(task) if isinstance(task, str) else checks.instance("task", task, Task, "a task or its name")
         return loaded.split(concept=self.concept, operating=self.operating, evaluation=self.evaluation, seed=seed)
 
-    def choose(self, *, model: str | None = None, task: str | None = None, order: int | None = None) -> Settings:
+    def choose(self, *, model: str | None = None, task: str | None = None, order: int | None = None) -> BookSettings:
         """The settings with another model, task or order where a chapter takes its own; None changes nothing.
 
         Parameters
@@ -70,6 +80,10 @@ class Settings:
         InputError
             If the order is not a whole number of at least 1.  Unknown names are refused where they are loaded.
         """
+        model, task = (
+            None if value is None else checks.text(argument, value, may_be_empty=False)
+            for argument, value in (("model", model), ("task", task))
+        )
         order = self.order if order is None else checks.integer("order", order, at_least=1)
         models, tasks = self.models, self.tasks
         if model is not None:
@@ -82,7 +96,7 @@ class Settings:
 SETTINGS = ("embedded", "paper")
 
 
-def load_settings(name: str) -> Settings:
+def load_settings(profile: str) -> BookSettings:
     """Settings of a profile by its name, or of a local folder of models in the hub's format.
 
     ``embedded`` runs anywhere; ``paper`` takes gpt2, gpt2-medium, gpt2-large and ten data sets from the hub,
@@ -99,22 +113,22 @@ def load_settings(name: str) -> Settings:
     >>> load_settings("embedded").models[-1]
     'embedded/large'
     """
-    name = checks.text("profile", name)
-    if name == "embedded":
-        return Settings(name, embedded_names(), EMBEDDED_TASKS, concept=200, operating=100, evaluation=100)
-    if name == "paper":
+    profile = checks.text("profile", profile)
+    if profile == "embedded":
+        return BookSettings(profile, embedded_names(), EMBEDDED_TASKS, concept=200, operating=100, evaluation=100)
+    if profile == "paper":
         paper = load_grid("paper")
         sizes = paper.settings
-        return Settings(
-            name, paper.models, paper.tasks, sizes.concept, sizes.operating, sizes.evaluation, order=sizes.orders[-1]
+        return BookSettings(
+            profile, paper.models, paper.tasks, sizes.concept, sizes.operating, sizes.evaluation, order=sizes.orders[-1]
         )
-    folder = checks.path("profile", name)
+    folder = checks.path("profile", profile)
     if not folder.is_dir():
-        raise InputError(unknown_name("profile", name, SETTINGS, hint="Or name a folder of models."))
+        raise InputError(unknown_name("profile", profile, SETTINGS, hint="Or name a folder of models."))
     paths = tuple(str(path.parent) for path in sorted(folder.glob("*/config.json"), key=_size))
     if not paths:
-        raise InputError(f"profile={name!r} holds no model: no subfolder has a config.json.")
-    return Settings(name, paths, EMBEDDED_TASKS, concept=200, operating=100, evaluation=100)
+        raise InputError(f"profile={profile!r} holds no model: no subfolder has a config.json.")
+    return BookSettings(profile, paths, EMBEDDED_TASKS, concept=200, operating=100, evaluation=100)
 
 
 def _size(config: Path) -> int:
