@@ -74,7 +74,7 @@ def directive(token: Token) -> Directive | None:
 
 def blocks(text: str) -> Iterator[str | Directive]:
     """Parts of a MyST text in order: directives, and the text between them with its plain code."""
-    lines, at = text.splitlines(), 0
+    lines, at = text.split("\n"), 0
     for token in parse(text):
         block = directive(token) if token.level == 0 else None
         if block and token.map:

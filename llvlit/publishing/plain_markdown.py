@@ -118,14 +118,14 @@ class Writer:
         if block.name == "prf:proof":
             body = self.text(blocks(block.body))
             return f"**Proof.** {body}" + ("\n\n∎" if body.endswith("$$") else " ∎")
+        if block.name == "list-table":
+            return self._table(block.body)
         body = self.text(blocks(block.body), boxed=True)
         title = self._words(block.argument, boxed=True)
         kind = block.name.removeprefix("prf:").capitalize()
-        if block.name == "list-table":
-            return self._table(block.body)
         if block.name.startswith("prf:"):
             title = f"{kind}: {title}" if title else kind
-        lines = (f"**{title or kind}**", "", *body.splitlines())
+        lines = (f"**{title or kind}**", "", *body.split("\n"))
         return "\n".join(f"> {line}".rstrip() for line in lines)
 
     def _table(self, body: str) -> str:
@@ -141,7 +141,7 @@ class Writer:
 
     def _words(self, text: str, boxed: bool) -> str:
         """Text between directives: labels dropped, equations numbered, macros written out, roles as words."""
-        lines: list[str | None] = list(text.splitlines())
+        lines: list[str | None] = list(text.split("\n"))
         for token in parse(text):
             if token.map is None:
                 continue
@@ -158,10 +158,11 @@ class Writer:
         if token.type in ("myst_target", "myst_line_comment"):
             return None
         if block := directive(token):  # in a list
-            return "\n".join(margin + line for line in self._box(block).splitlines())
+            return "\n".join(margin + line for line in self._box(block).split("\n"))
         if token.type in ("math_block", "math_block_label"):
-            number = f" \\tag{{{self.references.numbers[token.info][1]}}}" if token.info else ""
-            lines = ["$$", *f"{self._tex(token.content).strip()}{number}".splitlines(), "$$"]
+            _, number = self.references.numbers.get(token.info, ("", None))
+            tag = f" \\tag{{{number}}}" if number else ""
+            lines = ["$$", *f"{self._tex(token.content).strip()}{tag}".splitlines(), "$$"]
             return margin + (" " if boxed else f"\n{margin}").join(line.strip() if boxed else line for line in lines)
         if token.type == "amsmath":
             return self._tex(source)
@@ -174,7 +175,7 @@ class Writer:
                 new = self._tex(old)
             else:
                 continue
-            place = re.compile(r"\s+".join(map(re.escape, old.split()))).search(source, at)
+            place = re.compile(r"[\s>]+".join(map(re.escape, old.split()))).search(source, at)
             if place:
                 source = source[: place.start()] + new + source[place.end() :]
                 at = place.start() + len(new)
