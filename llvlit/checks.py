@@ -86,6 +86,8 @@ def integer(argument: str, value: object, *, at_least: int | None = None, at_mos
     result = _scalar(value)
     if isinstance(result, bool) or not isinstance(result, int):
         raise refuse(argument, value, "a whole number")
+    if abs(result) >= 2**63:
+        raise InputError(f"{argument}={shown(value)} is beyond 64 bits; pass a smaller number.")
     _within(argument, value, result, at_least=at_least, at_most=at_most)
     return result
 
@@ -146,12 +148,18 @@ def path(argument: str, value: object) -> Path:
     """Path of a file or folder, ``~`` read as the home folder."""
     if not isinstance(value, str | os.PathLike):
         raise refuse(argument, value, "a path")
-    place = os.fspath(value)
+    try:
+        place = os.fspath(value)
+    except Exception:  # whatever a foreign object raises
+        raise refuse(argument, value, "a path") from None
     if not isinstance(place, str) or not place or "\0" in place:
         raise InputError(f"{argument}={shown(value)} is no path; pass the name of a file or folder.")
     try:
+        os.fsencode(place)
         result = Path(place).expanduser()
         result.stat()
+    except UnicodeEncodeError:
+        raise InputError(f"{argument}={shown(value)} holds a lone surrogate, which no path has.") from None
     except RuntimeError as error:  # no such user
         raise InputError(f"{argument}={shown(value)} is no path here ({error}).") from None
     except OSError as error:
@@ -200,7 +208,9 @@ def array(
 
 def _scalar(value: Any) -> Any:
     """A number of numpy or torch as one of Python; anything else as it is."""
-    return value.item() if isinstance(getattr(value, "ndim", None), int) and value.ndim == 0 else value
+    if not isinstance(getattr(value, "ndim", None), int) or value.ndim or getattr(value, "is_meta", False):
+        return value
+    return value.item()
 
 
 def _plain(value: Any) -> Any:
