@@ -29,7 +29,7 @@ from llvlit.engine.depth import depth_system, sweep
 from llvlit.engine.models import LanguageModel, wrap_model
 from llvlit.method.concepts import random_directions
 from llvlit.method.gains import measured_gains
-from llvlit.tasks.task import Prompts
+from llvlit.prompts import Prompts
 
 N_PROMPTS, N_TOKENS, N_DIRECTIONS = 8, 64, 32
 VOCABULARY = 1000

@@ -20,9 +20,10 @@ from llvlit.engine.models import LanguageModel, load_model
 from llvlit.engine.tokens import tokenize
 from llvlit.method.concepts import random_directions
 from llvlit.method.identification import Plan, identify_all
+from llvlit.prompts import Prompts
 from llvlit.study.estimate import model_shape
 from llvlit.study.grid import load_grid
-from llvlit.tasks.task import Prompts, load_task
+from llvlit.tasks.task import load_task
 
 BASES = load_grid("real").settings.bases
 ORDER = 32

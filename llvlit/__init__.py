@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from llvlit.method.surrogate import LLV
     from llvlit.method.verification import RequiredEnergy, required_energy
     from llvlit.prompts import Prompts
-    from llvlit.tasks.task import Splits, Task, load_task
+    from llvlit.tasks.splits import Splits
+    from llvlit.tasks.task import Task, load_task
 
 _MODULES = {
     "engine.depth": (
@@ -65,8 +66,8 @@ _MODULES = {
         "required_energy",
     ),
     "prompts": ("Prompts",),
+    "tasks.splits": ("Splits",),
     "tasks.task": (
-        "Splits",
         "Task",
         "load_task",
     ),

@@ -126,10 +126,10 @@ def read_bytes(path: str | Path, what: str, *, most: int = MOST_BYTES) -> bytes:
 
 
 def read_text(path: str | Path, what: str, *, most: int = MOST_BYTES) -> str:
-    """Text of a file in UTF-8; see :func:`read_bytes` for what is refused."""
+    """Text of a file in UTF-8, lines ended by one newline; see :func:`read_bytes` for what is refused."""
     content = read_bytes(path, what, most=most)
     with foreign(path, f"{what} in UTF-8"):
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def read_json(path: str | Path, what: str) -> dict[str, Any]:

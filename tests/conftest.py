@@ -18,8 +18,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from llvlit.engine.models import LanguageModel, wrap_model
+from llvlit.prompts import Prompts
 from llvlit.publishing.browser import CHROMIUM, chromium
-from llvlit.tasks.task import Prompts
 
 EXACT = 1e-12
 """float64 arithmetic of some thousand operations on numbers near 1."""

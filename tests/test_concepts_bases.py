@@ -28,7 +28,7 @@ from llvlit.method.concepts import (
     random_directions,
     separation,
 )
-from llvlit.tasks.task import Prompts
+from llvlit.prompts import Prompts
 
 
 def labelled(labels, pairs=None):

@@ -19,7 +19,7 @@ from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import ReplayStyle, first_output
 from llvlit.engine.tokens import tokenize
 from llvlit.errors import InputError, ModelError, NumericalError
-from llvlit.tasks.task import Prompts
+from llvlit.prompts import Prompts
 
 
 def hooked_forward(model: LanguageModel, text: str, inputs: torch.Tensor) -> torch.Tensor:

@@ -17,8 +17,9 @@ from llvlit.method.concepts import concept_directions
 from llvlit.method.control import energy, minimum_energy, relative_weights, schedules
 from llvlit.method.gains import measured_gains
 from llvlit.method.identification import identify
+from llvlit.prompts import Prompts
 from llvlit.publishing.explorer import explorer_case, explorer_html, export_explorer, responses
-from llvlit.tasks.task import Prompts, Splits
+from llvlit.tasks.splits import Splits
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
 PAGE = """\

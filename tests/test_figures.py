@@ -35,7 +35,7 @@ def test_a_profile_takes_another_model_task_and_order_in_the_chapters_place():
     assert (chosen.order, chosen.evaluation) == (7, profile.evaluation)
     assert profile.choose(model="gpt2").models == (*profile.models, "gpt2")
     for order in (0, 2.0, True):
-        with pytest.raises(InputError, match=r"order=.* at least 1"):
+        with pytest.raises(InputError, match=r"order="):
             profile.choose(order=order)
 
 

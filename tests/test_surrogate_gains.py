@@ -23,7 +23,7 @@ from llvlit.method.gains import Gains, adjoint_gains, measured_gains
 from llvlit.method.identification import JACOBIANS, Plan, identify, identify_all
 from llvlit.method.surrogate import LLV
 from llvlit.method.verification import required_energy
-from llvlit.tasks.task import Prompts
+from llvlit.prompts import Prompts
 
 FLOAT32 = 2e-6
 """Single prompts' operators are stored in float32."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from llvlit import checks
+from llvlit.checks import checked
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError
 from llvlit.method.agreement import agreement
@@ -23,7 +24,7 @@ from llvlit.method.gains import measured_gains
 from llvlit.method.identification import Plan, identify_all
 from llvlit.method.surrogate import LLV
 from llvlit.plots.figures import short_name
-from llvlit.tasks.task import Splits
+from llvlit.tasks.splits import Splits
 
 FORMAT_VERSION = 1
 PAGE = """\
@@ -125,6 +126,7 @@ def explorer_case(
     }
 
 
+@checked
 def export_explorer(
     models: Iterable[LanguageModel],
     tasks: Mapping[str, Splits],
@@ -186,6 +188,7 @@ def _each(models: Iterable[LanguageModel]) -> Iterator[LanguageModel]:
         yield checks.instance("models", model, LanguageModel, expected)
 
 
+@checked
 def explorer_html(document: Mapping[str, Any]) -> str:
     """The element that ``explorer.js`` turns into the explorer, with the document inside and words for no JavaScript.
 

@@ -6,16 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llvlit import checks
+from llvlit.checks import checked, checked_fields
 from llvlit.engine.models import embedded_names
 from llvlit.errors import InputError, unknown_name
 from llvlit.study.grid import load_grid
 from llvlit.tasks.grammars import EMBEDDED_TASKS
-from llvlit.tasks.task import Splits, Task, load_task
+from llvlit.tasks.splits import Splits
+from llvlit.tasks.task import Task, load_task
 
 RUNNING = (0, 1)
 """Positions in the evaluation split of the prompt that all chapters follow, and of its twin of the other class."""
 
 
+@checked_fields
 @dataclass(frozen=True)
 class BookSettings:
     """What an execution of the book uses.
@@ -49,20 +52,17 @@ class BookSettings:
     amplitude: float = 0.1
 
     def __post_init__(self) -> None:
-        checks.text("name", self.name, may_be_empty=False)
-        for argument in ("models", "tasks"):
-            names = checks.instance(argument, getattr(self, argument), tuple, "a tuple of names")
-            for name in names:
-                checks.text(argument, name, may_be_empty=False)
         for argument in ("concept", "operating", "evaluation", "order"):
             checks.integer(argument, getattr(self, argument), at_least=1)
         checks.number("amplitude", self.amplitude, above=0)
 
+    @checked
     def split(self, task: str | Task, *, seed: int = 0) -> Splits:
         """The splits of a task in these sizes."""
         loaded = load_task(task) if isinstance(task, str) else checks.instance("task", task, Task, "a task or its name")
         return loaded.split(concept=self.concept, operating=self.operating, evaluation=self.evaluation, seed=seed)
 
+    @checked
     def choose(self, *, model: str | None = None, task: str | None = None, order: int | None = None) -> BookSettings:
         """The settings with another model, task or order where a chapter takes its own; None changes nothing.
 
@@ -96,6 +96,7 @@ class BookSettings:
 SETTINGS = ("embedded", "paper")
 
 
+@checked
 def load_settings(profile: str) -> BookSettings:
     """Settings of a profile by its name, or of a local folder of models in the hub's format.
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import llvlit
 
@@ -192,10 +192,9 @@ OWN = {
     "LLV.load.path": "LLV_FILE",
     "LLV.per_prompt": "surrogate.per_prompt",
     "LLV.truncate.order": "2",
-    "Profile.amplitude": "0.1",
-    "Profile.choose.model": "'m'",
-    "Profile.choose.task": "'t'",
-    "Profile.split.task": "task",
+    "Settings.choose.model": "'m'",
+    "Settings.choose.task": "'t'",
+    "Settings.split.task": "task",
     "Prompts.labels": "[1, 0]",
     "Settings.amplitudes": "(0.1,)",
     "Settings.bases": "('krylov', 'random')",
@@ -356,7 +355,9 @@ class Callee:
 
 def kinds_of(annotation: Any) -> frozenset[str]:
     """Kinds of value that an annotation allows; a name that is not known stays as it is."""
-    text = str(annotation) if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     while "[" in text:
         text, n = re.subn(r"\[[^\[\]]*\]", "", text)
         if not n:
@@ -366,18 +367,34 @@ def kinds_of(annotation: Any) -> frozenset[str]:
     return frozenset(kinds | ({"array", "tensor"} if kinds & {"array", "tensor"} else set()))
 
 
+def _by_suffix(table: dict[str, str], name: str) -> str | None:
+    """Entry under the longest end of a dotted name; an argument's own name alone is none."""
+    parts = name.split(".")
+    ends = (".".join(parts[start:]) for start in range(len(parts)))
+    return next((table[end] for end in ends if end in table), None)
+
+
+def _evaluated(annotation: Any, function: Any) -> Any:
+    """What an annotation names, if that says more than the annotation."""
+    names = getattr(inspect.unwrap(function), "__globals__", None) or vars(import_module(function.__module__))
+    try:
+        named = eval(annotation, names) if isinstance(annotation, str) else annotation
+    except NameError:
+        return annotation
+    return named if get_origin(named) is Annotated else annotation
+
+
 def _arguments(name: str, value: Any, *, bound: bool) -> tuple[Argument, ...]:
     found = list(inspect.signature(value).parameters.values())[1 if bound else 0 :]
-    short = ".".join(name.split(".")[-2:]) if name.split(".")[-2][:1].isupper() else name.rpartition(".")[2]
     arguments, after_gap = [], False
     for one in found:
         if one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL):
             continue
-        right = OWN.get(f"{short}.{one.name}", RIGHT.get(one.name))
+        right = _by_suffix(OWN, f"{name}.{one.name}") or RIGHT.get(one.name)
         needed = one.default is one.empty
         after_gap |= not needed
         positional = one.kind is not one.KEYWORD_ONLY and needed and not after_gap
-        arguments.append(Argument(one.name, kinds_of(one.annotation), right, positional, needed))
+        arguments.append(Argument(one.name, kinds_of(_evaluated(one.annotation, value)), right, positional, needed))
     return tuple(arguments)
 
 
@@ -409,7 +426,7 @@ def callees() -> list[Callee]:
             if method.startswith("_") or not (inspect.isfunction(own) or isinstance(own, classmethod)):
                 continue
             is_method = inspect.isfunction(own)
-            source = f"{INSTANCES.get(short, '?')}.{method}" if is_method else f"{name}.{method}"
+            source = f"{_by_suffix(INSTANCES, name) or '?'}.{method}" if is_method else f"{name}.{method}"
             called = own if is_method else getattr(value, method)
             found.append(Callee(f"{name}.{method}", source, _arguments(f"{name}.{method}", called, bound=is_method)))
     return found
