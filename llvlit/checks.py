@@ -249,10 +249,13 @@ def tensor(argument: str, value: object) -> torch.Tensor:
     return value.detach() if value.is_floating_point() else value.to(torch.float64)
 
 
-def _array(argument: str, value: object) -> np.ndarray:
+def _array(argument: str, value: Any) -> np.ndarray:
     """The same, an array of real numbers as it is."""
+    is_plain = type(value) is np.ndarray and value.dtype.isnative
+    if is_plain and value.dtype.kind == "f" and np.isfinite(value).all():
+        return value  # without a copy
     found = array(argument, value)
-    return value if type(value) is np.ndarray and value.dtype.isnative else found
+    return value if is_plain else found
 
 
 def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

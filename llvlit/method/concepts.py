@@ -117,10 +117,10 @@ def borrowing(states: Iterable[int]) -> str:
     return f"; borrowed directions: {numbers}" if numbers else ""
 
 
-def numbers_of(argument: str, value: object, *, last: int | None = None) -> tuple[int, ...]:
-    """Whole numbers, such as those of borrowed states or of pairs, as a tuple; with ``last``, from 0 to it."""
-    entries = instance(argument, value, (tuple, list), "a tuple of whole numbers")
-    return tuple(integer(argument, entry, at_least=None if last is None else 0, at_most=last) for entry in entries)
+def check_borrowed(states: tuple[int, ...], n_states: int) -> None:
+    """Refuse a number of a borrowed direction beyond the last."""
+    if max(states, default=0) >= n_states:
+        raise InputError(f"borrowed={states} must hold numbers from 0 to {n_states - 1}.")
 
 
 def concept_directions(

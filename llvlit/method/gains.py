@@ -6,20 +6,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from msgspec import Meta
 
-from llvlit.checks import array, choice, flag, instance, integer, number
+from llvlit.checks import array, checked, checked_fields, flag, integer
 from llvlit.checks import path as checked_path
-from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import propagate_beside, sweep
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import FileError, InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
-from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowing, numbers_of
+from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowing, check_borrowed
 from llvlit.method.intervals import interval, resampled_means
 from llvlit.prompts import Prompts
 from llvlit.provenance import environment
@@ -27,6 +27,7 @@ from llvlit.provenance import environment
 PROMPTS_PER_ADJOINT = 32
 
 
+@checked_fields
 @dataclass(frozen=True)
 class Gains:
     """Gain profiles of single prompts.
@@ -61,29 +62,24 @@ class Gains:
     """
 
     per_prompt: np.ndarray
-    kind: str
-    amplitude: float
+    kind: Literal["measured", "adjoint"]
+    amplitude: Annotated[float, Meta(ge=0)]
     pairs: tuple[int, ...] = ()
-    borrowed: tuple[int, ...] = ()
+    borrowed: tuple[Annotated[int, Meta(ge=0)], ...] = ()
     metadata: dict[str, Any] = field(repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         per_prompt = array("per_prompt", self.per_prompt, ("n_prompts", "n_layers"))
         n_prompts, n_layers = per_prompt.shape
-        pairs = numbers_of("pairs", self.pairs) or tuple(range(n_prompts))
-        if len(pairs) != n_prompts:
-            raise InputError(f"pairs has {len(pairs)} entries; there are {n_prompts} prompts.")
         object.__setattr__(self, "per_prompt", per_prompt)
-        object.__setattr__(self, "kind", choice("kind", self.kind, ("measured", "adjoint")))
-        amplitude = number("amplitude", self.amplitude, at_least=0)
-        if (amplitude == 0) != (self.kind == "adjoint"):
+        object.__setattr__(self, "pairs", self.pairs or tuple(range(n_prompts)))
+        if len(self.pairs) != n_prompts:
+            raise InputError(f"pairs has {len(self.pairs)} entries; there are {n_prompts} prompts.")
+        if (self.amplitude == 0) != (self.kind == "adjoint"):
             raise InputError(
-                f"amplitude={amplitude} of {self.kind} gains: it is 0 for adjoint gains and for no others."
+                f"amplitude={self.amplitude} of {self.kind} gains: it is 0 for adjoint gains and for no others."
             )
-        object.__setattr__(self, "amplitude", amplitude)
-        object.__setattr__(self, "pairs", pairs)
-        object.__setattr__(self, "borrowed", numbers_of("borrowed", self.borrowed, last=n_layers - 1))
-        instance("metadata", self.metadata, dict, "a dict")
+        check_borrowed(self.borrowed, n_layers)
 
     def __str__(self) -> str:
         n_prompts, n_layers = self.per_prompt.shape
@@ -95,14 +91,15 @@ class Gains:
         """Gain profile, the mean over prompts ``(n_layers,)``."""
         return self.per_prompt.mean(axis=0)
 
-    def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
+    @checked
+    def interval(self, *, level: Annotated[float, Meta(gt=0, le=1 - 1e-12)] = 0.95, seed: int = 0) -> np.ndarray:
         """Bootstrap interval of the mean over independent units: lower and upper bound, ``(2, n_layers)``."""
-        level = number("level", level, above=0, at_most=1 - 1e-12)
-        return interval(resampled_means(self.per_prompt, self.pairs, seed=checked_seed("seed", seed)), level=level)
+        return interval(resampled_means(self.per_prompt, self.pairs, seed=seed), level=level)
 
+    @checked
     def select(self, layers: slice) -> Gains:
         """The same gains at some layers only, such as ``slice(1, None)`` for all but layer 0, counted anew from 0."""
-        kept = np.arange(self.per_prompt.shape[1])[instance("layers", layers, slice, "a slice")].tolist()
+        kept = np.arange(self.per_prompt.shape[1])[layers].tolist()
         borrowed = tuple(kept.index(layer) for layer in self.borrowed if layer in kept)
         return replace(self, per_prompt=self.per_prompt[:, layers], borrowed=borrowed)
 
@@ -140,30 +137,6 @@ def own_content(path: str | Path) -> Iterator[None]:
         raise FileError(f"{path} does not hold a whole result ({error}). Compute it again.") from error
 
 
-@overload
-def measured_gains(
-    model: LanguageModel,
-    prompts: Prompts | TokenizedPrompts,
-    directions: DirectionsLike,
-    *,
-    amplitude: float = ...,
-    max_tokens: int = ...,
-    final_norm: bool = ...,
-) -> Gains: ...
-
-
-@overload
-def measured_gains(
-    model: LanguageModel,
-    prompts: Prompts | TokenizedPrompts,
-    directions: Sequence[DirectionsLike],
-    *,
-    amplitude: float | Sequence[float] = ...,
-    max_tokens: int = ...,
-    final_norm: bool = ...,
-) -> list[Gains]: ...
-
-
 def measured_gains(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,
@@ -172,7 +145,7 @@ def measured_gains(
     amplitude: float | Sequence[float] = 0.1,
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
-) -> Gains | list[Gains]:
+) -> Any:
     """Gains of the full model: central differences of the output over an input before one layer at a time.
 
     Every prompt's 2 L pushed states travel through depth behind its tokens, joining at the layer where they
@@ -205,11 +178,10 @@ def measured_gains(
     (0.1, 10.0)
     """
     several = _several(directions)
-    listed = isinstance(amplitude, list | tuple | np.ndarray) and np.ndim(amplitude)
-    amplitudes: Any = amplitude if listed else [amplitude] * len(several)
-    steps = [number("amplitude", step, above=0) for step in amplitudes]
-    if len(steps) != len(several):
-        raise InputError(f"{len(several)} sets of directions came with {len(steps)} amplitudes; pass one each.")
+    amplitudes = array("amplitude", amplitude, positive=True)
+    if amplitudes.shape not in ((), (len(several),)):
+        raise InputError(f"{len(several)} sets of directions came with {amplitudes.size} amplitudes; pass one each.")
+    steps = np.broadcast_to(amplitudes, len(several)).tolist()
     flag("final_norm", final_norm)
     vectors = torch.stack([one.on(model) for one in several])  # (n_sets, n_layers + 1, hidden_size)
     tokens = tokens_of(model, prompts, max_tokens)
@@ -227,12 +199,12 @@ def measured_gains(
     for place, (one, step) in enumerate(zip(several, steps, strict=True)):
         readouts = finals[:, :, place] @ vectors[place, -1].to(torch.float64)
         per_prompt = ((readouts[..., 0] - readouts[..., 1]) / (2 * step)).cpu().numpy()
-        results.append(make_gains(model, tokens, per_prompt, "measured", step, one))
+        results.append(make_gains(model, tokens, per_prompt, one, amplitude=step))
     return results if isinstance(directions, list | tuple) else results[0]
 
 
 def _several(directions: Any) -> list[Directions]:
-    """Sets of directions, each in the one form."""
+    """Sets of directions, of one or several, each in the one form."""
     several = [as_directions(one) for one in (directions if isinstance(directions, list | tuple) else [directions])]
     if not several:
         raise InputError("directions is empty; pass at least one set.")
@@ -256,11 +228,12 @@ def make_gains(
     model: LanguageModel,
     tokens: TokenizedPrompts,
     per_prompt: np.ndarray,
-    kind: str,
-    amplitude: float,
     directions: Directions,
+    *,
+    amplitude: float = 0.0,
 ) -> Gains:
-    """Gains with the facts that they carry: units, borrowed directions, origin."""
+    """Gains, measured if pushes had an amplitude, with the facts that they carry: units, borrowed directions, origin."""
+    kind: Literal["measured", "adjoint"] = "measured" if amplitude else "adjoint"
     if not np.isfinite(per_prompt).all():
         raise NumericalError(f"The {kind} gains of {model.name} are not finite. Check the model's weights.")
     borrowed = tuple(np.flatnonzero(directions.borrowed[:-1]).tolist())
@@ -279,28 +252,6 @@ def origin(model: LanguageModel, tokens: TokenizedPrompts) -> dict[str, Any]:
     }
 
 
-@overload
-def adjoint_gains(
-    model: LanguageModel,
-    prompts: Prompts | TokenizedPrompts,
-    directions: DirectionsLike,
-    *,
-    max_tokens: int = ...,
-    final_norm: bool = ...,
-) -> Gains: ...
-
-
-@overload
-def adjoint_gains(
-    model: LanguageModel,
-    prompts: Prompts | TokenizedPrompts,
-    directions: Sequence[DirectionsLike],
-    *,
-    max_tokens: int = ...,
-    final_norm: bool = ...,
-) -> list[Gains]: ...
-
-
 def adjoint_gains(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,
@@ -308,7 +259,7 @@ def adjoint_gains(
     *,
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
-) -> Gains | list[Gains]:
+) -> Any:
     """First-order gains of the full model, all layers from one backward pass.
 
     The adjoint ``w_L = c``, ``w_l = A_l^T w_{l+1}`` gives ``g_l = w_l^T v_l``: the full-order linear
@@ -336,7 +287,6 @@ def adjoint_gains(
     True
     """
     several = _several(directions)
-    flag("final_norm", final_norm)
     vectors = torch.stack([one.on(model) for one in several], dim=1)  # (n_layers + 1, n_sets, hidden_size)
     tokens = tokens_of(model, prompts, max_tokens)
     gains = np.empty((len(several), len(tokens), model.n_layers))
@@ -348,5 +298,5 @@ def adjoint_gains(
             adjoints = layer.vjp(adjoints)
             products = torch.einsum("nkh,kh->kn", adjoints.to(torch.float64), vectors[layer.index].to(torch.float64))
             gains[:, members, layer.index] = products.cpu().numpy()
-    results = [make_gains(model, tokens, each, "adjoint", 0.0, one) for each, one in zip(gains, several, strict=True)]
+    results = [make_gains(model, tokens, each, one) for each, one in zip(gains, several, strict=True)]
     return results if isinstance(directions, list | tuple) else results[0]

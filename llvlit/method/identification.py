@@ -176,10 +176,7 @@ def identify_all(
     metadata = {**origin(model, tokens), "jacobian": jacobian, "final_norm": final_norm}
     return Identification(
         {name: reduction.finish(metadata) for name, reduction in reductions.items()},
-        {
-            name: make_gains(model, tokens, chain.gains(), "adjoint", 0.0, reductions[name].directions)
-            for name, chain in chains.items()
-        },
+        {name: make_gains(model, tokens, chain.gains(), reductions[name].directions) for name, chain in chains.items()},
         torch.stack(states, dim=1),
     )
 
