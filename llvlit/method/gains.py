@@ -232,7 +232,7 @@ def make_gains(
     *,
     amplitude: float = 0.0,
 ) -> Gains:
-    """Gains, measured if pushes had an amplitude, with the facts that they carry: units, borrowed directions, origin."""
+    """Gains with the facts that they carry: kind, units, borrowed directions, origin."""
     kind: Literal["measured", "adjoint"] = "measured" if amplitude else "adjoint"
     if not np.isfinite(per_prompt).all():
         raise NumericalError(f"The {kind} gains of {model.name} are not finite. Check the model's weights.")

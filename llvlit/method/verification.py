@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 
-from llvlit.checks import array, flag, instance, number
+from llvlit.checks import array, instance, number
 from llvlit.engine.depth import DepthSystem, depth_system
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
@@ -91,36 +91,6 @@ class RequiredEnergy:
         return HELP[self.status]
 
 
-@overload
-def required_energy(
-    model: LanguageModel,
-    prompts: Prompts | TokenizedPrompts,
-    directions: DirectionsLike,
-    shape: np.ndarray,
-    target: float,
-    *,
-    weights: np.ndarray | None = ...,
-    relative_tolerance: float = ...,
-    max_tokens: int = ...,
-    final_norm: bool = ...,
-) -> RequiredEnergy: ...
-
-
-@overload
-def required_energy(
-    model: LanguageModel,
-    prompts: Prompts | TokenizedPrompts,
-    directions: DirectionsLike,
-    shape: Mapping[Any, np.ndarray],
-    target: float,
-    *,
-    weights: np.ndarray | None = ...,
-    relative_tolerance: float = ...,
-    max_tokens: int = ...,
-    final_norm: bool = ...,
-) -> dict[Any, RequiredEnergy]: ...
-
-
 def required_energy(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,
@@ -132,7 +102,7 @@ def required_energy(
     relative_tolerance: float = 1e-3,
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
-) -> RequiredEnergy | dict[Any, RequiredEnergy]:
+) -> Any:
     """Smallest scale of a shape of inputs that moves the full model's output by the target, prompt by prompt.
 
     A geometric grid of scales of both signs brackets the first crossing; bisection narrows it.  All scales of
@@ -179,9 +149,14 @@ def required_energy(
     shapes = shape if isinstance(shape, Mapping) else {"shape": shape}
     if not shapes:
         raise InputError("shape is empty; pass at least one shape.")
-    units = {name: _unit(name, one, model.n_layers) for name, one in shapes.items()}
+    arrays = {name: array(str(name), one, (model.n_layers,)) for name, one in shapes.items()}
+    lengths = np.array([np.linalg.norm(one) for one in arrays.values()])
+    for name, length in zip(arrays, lengths, strict=True):
+        if not 0 < length < np.inf:
+            raise InputError(f"{name} has length {length:g}; no scale of it can be taken. Pass inputs of some length.")
+    units = np.stack([*arrays.values()]) / lengths[:, None]
+    energies = [energy(unit, weights=weights) for unit in units]
     target = number("target", target, nonzero=True)
-    flag("final_norm", final_norm)
     tolerance = number("relative_tolerance", relative_tolerance, above=0, at_most=0.5)
     check_resolution("relative_tolerance", tolerance, 1.0, model.dtype)
     tokens = tokens_of(model, prompts, max_tokens)
@@ -190,26 +165,16 @@ def required_energy(
         system = depth_system(model, tokens.select(members), max_tokens=max_tokens, final_norm=final_norm)
         size = system.states[:, -1].norm(dim=-1).mean().item()
         check_resolution("target", target, size, model.dtype)
-        parts.append(_first_crossings(system, vectors, np.stack([*units.values()]), target, tolerance))
+        parts.append(_first_crossings(system, vectors, units, target, tolerance))
     norms, reached = (np.concatenate(column).T for column in zip(*parts, strict=True))
     results = {}
-    for (name, unit), norm, shifts in zip(units.items(), norms, reached, strict=True):
-        missed = np.isnan(norm)
-        cost = np.where(missed, np.inf, norm**2 * energy(unit, weights=weights))
+    for place, name in enumerate(arrays):
+        norm, missed = norms[place], np.isnan(norms[place])
+        cost = np.where(missed, np.inf, norm**2 * energies[place])
         status = OUT_OF_REACH if missed.any() else REACHED
-        scale = norm / np.linalg.norm(np.asarray(shapes[name], dtype=np.float64))
-        borrowed = tuple(np.flatnonzero(directions.borrowed[:-1] & (unit != 0)).tolist())
-        results[name] = RequiredEnergy(scale, cost, shifts, target, status, borrowed)
+        borrowed = tuple(np.flatnonzero(directions.borrowed[:-1] & (units[place] != 0)).tolist())
+        results[name] = RequiredEnergy(norm / lengths[place], cost, reached[place], target, status, borrowed)
     return results if shapes is shape else results["shape"]
-
-
-def _unit(name: Hashable, shape: np.ndarray, n_layers: int) -> np.ndarray:
-    """The shape scaled to norm 1."""
-    shape = array(str(name), shape, (n_layers,))
-    size = np.linalg.norm(shape)
-    if size == 0:
-        raise InputError(f"{name} is zero; no scale of it moves the output.")
-    return shape / size
 
 
 def output_shifts(system: DepthSystem, directions: DirectionsLike, inputs: np.ndarray) -> np.ndarray:
@@ -253,19 +218,6 @@ def _shifts(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray) -> n
     return np.asarray(shifts.cpu().numpy().reshape(n_prompts, k))
 
 
-@dataclass(frozen=True)
-class _Bracket:
-    """Scales of one shape between which the output first crosses the target, prompt by prompt ``(n_prompts,)``.
-
-    Where ``crosses`` is false no scale tried crosses it; ``reached`` is the shift at ``upper``, or the nearest seen.
-    """
-
-    lower: np.ndarray
-    upper: np.ndarray
-    reached: np.ndarray
-    crosses: np.ndarray
-
-
 def _shifts_towards(
     system: DepthSystem, vectors: torch.Tensor, scales: np.ndarray, units: np.ndarray, target: float
 ) -> np.ndarray:
@@ -274,25 +226,23 @@ def _shifts_towards(
     return np.where(np.isfinite(values), values, 0.0) * np.sign(target)
 
 
-def _bracket(system: DepthSystem, vectors: torch.Tensor, unit: np.ndarray, target: float) -> _Bracket:
-    """The first crossing on a geometric grid of scales of both signs."""
+def _bracket(system: DepthSystem, vectors: torch.Tensor, unit: np.ndarray, target: float) -> tuple[np.ndarray, ...]:
+    """Scales between which the output first crosses the target, the shift at the upper one, and whether it crosses.
+
+    Each ``(n_prompts,)``, from a geometric grid of both signs.  Without a crossing the shift is the nearest seen.
+    """
     wanted = abs(target)
     reference = system.states[:, 0].to("cpu", torch.float64).norm(dim=-1).numpy() * 1e-3
     slope = np.abs(_shifts_towards(system, vectors, reference[:, None], unit[None], target)[:, 0]) / reference
     guess = wanted / np.maximum(slope, wanted / (LARGEST_PUSH * reference))
     factors = np.concatenate([np.geomspace(1 / 16, 1, 7), np.geomspace(1.5, 64, 9), np.geomspace(128, LARGEST_PUSH, 6)])
-    grid = guess[:, None] * np.concatenate([factors, -factors])
+    grid = guess[:, None] * np.stack([factors, -factors], axis=1).ravel()  # by size, the two signs in turn
     seen = _shifts_towards(system, vectors, grid, unit[None], target)
-    order = np.argsort(np.abs(grid), axis=1, kind="stable")
-    grid, seen = np.take_along_axis(grid, order, 1), np.take_along_axis(seen, order, 1)
-    crossed = seen >= wanted
-    crosses = np.asarray(crossed.any(axis=1))
-    rows, first = np.arange(len(grid)), crossed.argmax(axis=1)
-    upper = grid[rows, first]
-    sign = np.sign(upper)
-    smaller = np.where((np.sign(grid) == sign[:, None]) & (np.abs(grid) < np.abs(upper)[:, None]), np.abs(grid), 0.0)
+    crosses = np.asarray((seen >= wanted).any(axis=1))
+    rows, first = np.arange(len(grid)), (seen >= wanted).argmax(axis=1)
+    lower = np.where(first >= 2, grid[rows, first - 2], 0.0)
     reached = np.where(crosses, seen[rows, first], seen.max(axis=1))
-    return _Bracket(sign * smaller.max(axis=1), upper, reached, crosses)
+    return lower, grid[rows, first], reached, crosses
 
 
 def _first_crossings(
@@ -303,10 +253,7 @@ def _first_crossings(
     Each shape has a grid of its own; then the brackets of all shapes are halved together.
     """
     brackets = [_bracket(system, vectors, unit, target) for unit in progress(units, "energies")]
-    lower, upper, reached, crosses = (
-        np.stack([getattr(bracket, name) for bracket in brackets], axis=1)
-        for name in ("lower", "upper", "reached", "crosses")
-    )
+    lower, upper, reached, crosses = (np.stack(column, axis=1) for column in zip(*brackets, strict=True))
     for _ in range(MOST_HALVINGS):
         if np.max(np.abs(upper - lower)[crosses] / np.abs(upper)[crosses], initial=0.0) <= tolerance:
             break
