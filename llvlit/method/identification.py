@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 
-from llvlit.checks import array, choice, flag, instance, integer
-from llvlit.checks import seed as checked_seed
+from llvlit.checks import array, checked_fields, choice, integer
 from llvlit.engine.depth import sweep
 from llvlit.engine.layer import DenseLayer, LinearizedLayer
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.bases import BASES, krylov_basis, principal_basis, random_basis, reachability_basis
-from llvlit.method.concepts import MODEL, DirectionsLike, as_directions
+from llvlit.method.concepts import DirectionsLike, as_directions
 from llvlit.method.gains import Gains, make_gains, origin
 from llvlit.method.surrogate import LLV
 from llvlit.prompts import Prompts
@@ -29,21 +28,20 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 """Deflation tolerance: well above the rounding of products in the model's type."""
 
 
+@checked_fields
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What one surrogate of many shall be: see the arguments of :func:`identify`."""
 
     directions: DirectionsLike
     basis: str = "krylov"
-    order: int = 32
+    order: Annotated[int, Meta(ge=1)] = 32
     output: torch.Tensor | np.ndarray | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         choice("basis", self.basis, BASES)
         object.__setattr__(self, "directions", as_directions(self.directions))
-        object.__setattr__(self, "order", integer("order", self.order, at_least=1))
-        object.__setattr__(self, "seed", checked_seed("seed", self.seed))
 
 
 @dataclass(frozen=True)
@@ -152,17 +150,15 @@ def identify_all(
     if not plans:
         raise InputError("plans is empty; plan at least one surrogate.")
     choice("jacobian", jacobian, JACOBIANS)
-    flag("final_norm", final_norm)
-    instance("model", model, LanguageModel, MODEL)
     reductions = {name: _Reduction(plan, model) for name, plan in plans.items()}
     tokens = tokens_of(model, prompts, max_tokens)
-    chains: dict[Any, _Chain] = {}
-    for name, reduction in reductions.items() if linear else ():
-        shared = (chain for chain in chains.values() if chain.is_that_of(reduction))
-        chains[name] = next(shared, None) or _Chain(reduction.vectors, reduction.readout)
-    distinct = list(dict.fromkeys(chains.values()))
+    first = {  # of those whose linear gains are the same
+        name: next(other for other in reductions.values() if other.has_linear_gains_of(reduction))
+        for name, reduction in (reductions.items() if linear else ())
+    }
+    carried = list(dict.fromkeys(first.values()))
     largest = max(plan.order for plan in plans.values())
-    products = sum(plan.order for plan in plans.values()) + len(distinct) * model.n_layers // 2
+    products = sum(plan.order for plan in plans.values()) + len(carried) * model.n_layers // 2
     states = []
     for frozen in sweep(model, tokens, max_tokens=max_tokens, final_norm=final_norm, description="identify"):
         forms = products > model.hidden_size
@@ -170,13 +166,16 @@ def identify_all(
         states.append(frozen.states)
         for reduction in reductions.values():
             reduction.take(frozen.index, layer, jacobian)
-        for chain in distinct:
-            chain.take(frozen.index, layer, jacobian)
+        for reduction in carried:
+            reduction.carry(frozen.index, layer, jacobian)
     states.append(frozen.next_states)
     metadata = {**origin(model, tokens), "jacobian": jacobian, "final_norm": final_norm}
     return Identification(
-        {name: reduction.finish(metadata) for name, reduction in reductions.items()},
-        {name: make_gains(model, tokens, chain.gains(), reductions[name].directions) for name, chain in chains.items()},
+        {name: reduction.finish(states[-1], metadata) for name, reduction in reductions.items()},
+        {
+            name: make_gains(model, tokens, one.linear_gains(), reductions[name].directions)
+            for name, one in first.items()
+        },
         torch.stack(states, dim=1),
     )
 
@@ -199,58 +198,51 @@ class _Reduction:
         self.bases: list[torch.Tensor] = []
         self.orders: list[int] = []
         self.operators: list[torch.Tensor] = []
-        self.transposed = torch.empty(0)  # every prompt's operators
-        self.images: torch.Tensor | None = None
-        self.mean_images = self.vectors.new_empty(model.hidden_size, 0)
-        self.last_states: torch.Tensor | None = None
+        self.transposed: list[torch.Tensor] = []  # every prompt's operators
+        self.images = torch.empty(0)  # of the last basis, prompt by prompt (n_prompts, order, hidden_size)
+        self.mean_images = torch.empty(model.hidden_size, 0)
+        self.reached: torch.Tensor | None = None
 
     def take(self, index: int, layer: Linearization, jacobian: str) -> None:
         """Basis before a layer, operator of the layer before, and products with this one's Jacobians."""
-        if self.plan.basis == "krylov":
-            kept: list[torch.Tensor] = []
-            apply: Callable[[torch.Tensor], torch.Tensor] = partial(_mean_image, layer, jacobian, kept)
+        kept: list[torch.Tensor] = []
+
+        def mean_image(column: torch.Tensor) -> torch.Tensor:
             if isinstance(layer, DenseLayer):
-                apply = partial(torch.mv, layer.mean)
-            direction, order = self._direction(index), self.plan.order
-            basis, rank, _ = krylov_basis(apply, direction, order=order, tolerance=self.tolerance)
-            self._note(basis, rank)
-            images = torch.cat(kept, dim=1) if kept else _images(layer, basis[:, :rank], jacobian)
+                return layer.mean @ column
+            kept.append(_images(layer, column.unsqueeze(1), jacobian))
+            return _mean(kept[-1])[0]
+
+        if self.plan.basis == "krylov":
+            direction = self.vectors[index].to("cpu", torch.float64)
+            basis, rank, _ = krylov_basis(mean_image, direction, order=self.plan.order, tolerance=self.tolerance)
         else:
-            basis, rank = self._basis(index, layer.states)
-            self._note(basis, rank)
-            images = _images(layer, basis[:, :rank], jacobian)
-        if missing := self.plan.order - rank:
-            images = torch.nn.functional.pad(images, (0, 0, 0, missing))
-        self.images = images
-        self.mean_images = layer.mean @ basis if isinstance(layer, DenseLayer) else _mean(images).T
-        self.last_states = layer.next_states
+            basis, rank = self._basis(layer.states)
+        self._add(basis, rank)
+        images = torch.cat(kept, dim=1) if kept else _images(layer, basis[:, :rank], jacobian)
+        self.images = torch.nn.functional.pad(images, (0, 0, 0, self.plan.order - rank))
+        self.mean_images = layer.mean @ basis if isinstance(layer, DenseLayer) else _mean(self.images).T
 
-    def _direction(self, index: int) -> torch.Tensor:
-        return self.vectors[index].to("cpu", torch.float64)
-
-    def _basis(self, index: int, states: torch.Tensor) -> tuple[torch.Tensor, int]:
-        direction, order = self._direction(index), self.plan.order
+    def _basis(self, states: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """Basis, other than Krylov's, at the next state."""
+        direction, order = self.vectors[len(self.bases)].to("cpu", torch.float64), self.plan.order
         if self.plan.basis == "random":
             return random_basis(direction, order=order, generator=self.generator)
         if self.plan.basis == "pca":
             return principal_basis(states, direction, order=order, tolerance=self.tolerance)
         return reachability_basis(self.mean_images, direction, order=order, tolerance=self.tolerance)
 
-    def _note(self, basis: torch.Tensor, rank: int) -> None:
+    def _add(self, basis: torch.Tensor, rank: int) -> None:
+        """One basis more, and with it the operators of the layer before."""
+        if self.bases:
+            self.transposed.append((self.images @ basis.to(self.images)).to("cpu", torch.float32))
+            self.operators.append(basis.T @ self.mean_images)
         self.bases.append(basis)
         self.orders.append(rank)
-        if self.images is not None:
-            if not self.operators:
-                n_prompts, order, _ = self.images.shape
-                size = (len(self.vectors) - 1, n_prompts, order, order)
-                self.transposed = torch.empty(size, dtype=torch.float32, device="cpu")
-            self.transposed[len(self.operators)] = self.images @ basis.to(self.images)
-            self.operators.append(basis.T @ self.mean_images)
 
-    def finish(self, metadata: dict[str, Any]) -> LLV:
+    def finish(self, last_states: torch.Tensor, metadata: dict[str, Any]) -> LLV:
         """Basis and operator at the last state, and all of it as a surrogate."""
-        assert self.last_states is not None
-        self._note(*self._basis(len(self.bases), self.last_states))
+        self._add(*self._basis(last_states))
         operators = torch.stack(self.operators)
         if not torch.isfinite(operators).all():  # nor is a mean, where one prompt's operator is not
             raise NumericalError(
@@ -261,31 +253,23 @@ class _Reduction:
             C=(self.bases[-1].T @ self.readout.to("cpu", torch.float64)).numpy(),
             bases=torch.stack(self.bases).numpy(),
             orders=np.array(self.orders),
-            per_prompt=self.transposed.permute(1, 0, 3, 2).numpy(),
+            per_prompt=torch.stack(self.transposed).permute(1, 0, 3, 2).numpy(),
             metadata={"basis": self.plan.basis, "order": self.plan.order, "seed": self.plan.seed, **metadata},
             borrowed=tuple(np.flatnonzero(self.directions.borrowed).tolist()),
         )
 
+    def has_linear_gains_of(self, other: _Reduction) -> bool:
+        """Whether both have the same directions and the same readout."""
+        return torch.equal(self.vectors, other.vectors) and torch.equal(self.readout, other.readout)
 
-class _Chain:
-    """What inputs at all earlier layers have become, prompt by prompt, at full order."""
-
-    def __init__(self, vectors: torch.Tensor, readout: torch.Tensor) -> None:
-        self.vectors, self.readout = vectors, readout
-        self.reached: torch.Tensor | None = None
-
-    def is_that_of(self, reduction: _Reduction) -> bool:
-        """Whether a surrogate has these directions and this readout."""
-        return torch.equal(self.vectors, reduction.vectors) and torch.equal(self.readout, reduction.readout)
-
-    def take(self, index: int, layer: Linearization, jacobian: str) -> None:
-        """One layer further: the input before it joins those that came earlier."""
+    def carry(self, index: int, layer: Linearization, jacobian: str) -> None:
+        """Take what inputs at earlier layers have become at full order, prompt by prompt, and a new one a layer on."""
         new = self.vectors[index].expand(len(layer.states), 1, -1)
         together = new if self.reached is None else torch.cat([self.reached, new], dim=1)
         self.reached = layer.jvp(together, method=jacobian)
 
-    def gains(self) -> np.ndarray:
-        """Readout of what arrived: the linear gains, ``(n_prompts, n_layers)``."""
+    def linear_gains(self) -> np.ndarray:
+        """Readout of what arrived, ``(n_prompts, n_layers)``."""
         assert self.reached is not None
         gains = self.reached.to(torch.float64) @ self.readout.to(self.reached.device, torch.float64)
         return np.asarray(gains.cpu().numpy())
@@ -300,9 +284,3 @@ def _images(layer: Linearization, columns: torch.Tensor, jacobian: str) -> torch
     """Products of each prompt's Jacobian with the columns of a basis, ``(n_prompts, order, hidden_size)``."""
     tangents = columns.T.to(layer.states).expand(len(layer.states), -1, -1)
     return layer.jvp(tangents, method=jacobian)
-
-
-def _mean_image(layer: Linearization, jacobian: str, kept: list[torch.Tensor], column: torch.Tensor) -> torch.Tensor:
-    """Mean over the prompts of J q ``(hidden_size,)``; each prompt's own product is appended to ``kept``."""
-    kept.append(_images(layer, column.unsqueeze(1), jacobian))
-    return _mean(kept[-1])[0]
