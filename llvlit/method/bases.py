@@ -49,10 +49,11 @@ def orthonormal_basis(
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
     entries = list(instance("vectors", vectors, Iterable, "vectors, one after the other"))
-    checked = [_checked(f"vectors[{place}]", entry, order, tolerance) for place, entry in enumerate(entries)]
-    if len({len(vector) for vector in checked}) != 1:
+    arrays = [array(f"vectors[{place}]", entry, ("hidden_size",)) for place, entry in enumerate(entries)]
+    if len({len(one) for one in arrays}) != 1:
         raise InputError("vectors must be one or more, all of one length.")
-    return _orthonormal(checked, order, tolerance)
+    _checked("vectors", arrays[0], order, tolerance)
+    return _orthonormal([torch.from_numpy(one) for one in arrays], order, tolerance)
 
 
 def _orthonormal(vectors: Sequence[torch.Tensor], order: int, tolerance: float) -> tuple[torch.Tensor, int]:

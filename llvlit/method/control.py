@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from llvlit.checks import array, number
-from llvlit.checks import seed as checked_seed
+from llvlit.checks import array, checked
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.gains import Gains, profile
 
 
+@checked
 def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndarray | None = None) -> np.ndarray:
     """Inputs u* ``(n_layers,)`` of least energy ``u^T W u`` among all with ``h^T u = target``.
 
@@ -36,7 +36,7 @@ def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndar
     >>> llvlit.minimum_energy(np.array([3.0, 4.0, 0.0]), 5.0)
     array([0.6, 0.8, 0. ])
     """
-    h, target = profile("gains", gains), number("target", target)
+    h = profile("gains", gains)
     inverse = 1 / _weights(weights, len(h))
     size = np.abs(h).max()
     if size == 0:
@@ -82,6 +82,7 @@ def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
     return float(inputs @ (_weights(weights, len(inputs)) * inputs))
 
 
+@checked
 def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, seed: int = 0) -> dict[str, np.ndarray]:
     """Named input shapes ``(n_layers,)``, each of energy ``u^T W u = 1``.
 
@@ -96,7 +97,7 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     """
     h = profile("gains", gains)
     n_layers = len(h)
-    generator = np.random.default_rng(checked_seed("seed", seed))
+    generator = np.random.default_rng(seed)
     single = np.eye(n_layers)
     shapes = {
         "optimal": minimum_energy(h / (np.abs(h).max() or 1.0), 1.0, weights=weights),
