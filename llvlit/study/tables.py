@@ -443,7 +443,7 @@ def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> 
 
 @checked
 def means(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """As :func:`summarize`, but with ``n_pairs`` (of task and seed) and no interval below two tasks.
+    """As :func:`~llvlit.study.tables.summarize`, but with ``n_pairs`` (of task and seed); no interval below two tasks.
 
     Examples
     --------
