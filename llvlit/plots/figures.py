@@ -18,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from llvlit import checks
-from llvlit.checks import checked
 from llvlit.errors import InputError
 from llvlit.files import write_atomically
 
@@ -62,7 +61,6 @@ WIDEST = 9.6
 """Inches, of a figure: in the book's column, letters then keep two thirds of their size."""
 
 
-@checked
 def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
     """Show a figure in a notebook as SVG, with its label, its alt text and its caption.
 
@@ -116,7 +114,6 @@ def check_axes(axes: object, **texts: object) -> None:
         checks.text(argument, text)
 
 
-@checked
 def new(
     n_columns: int = 1, *, n_rows: int = 1, height: float = 3.6, width: float | None = None
 ) -> tuple[Figure, list[Axes]]:
@@ -179,7 +176,6 @@ def _several(argument: str, cells: object, expected: str = "a list of cells") ->
         raise checks.refuse(argument, cells, expected) from None
 
 
-@checked
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Show a table in a notebook; the build gives it the book's style.  What stands between `…` is code.
 
@@ -202,7 +198,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     )
 
 
-@checked
 def short_name(model: str) -> str:
     """A model's name without its folder.
 
@@ -227,7 +222,6 @@ def plain(text: str) -> str:
     return re.sub(r"(?<!\\)\$", r"\$", checks.text("text", text))
 
 
-@checked
 def model_style(number: int) -> dict[str, Any]:
     """Color and marker of the model of that rank in size, the same in every chapter.
 
@@ -240,7 +234,6 @@ def model_style(number: int) -> dict[str, Any]:
     return dict(MODEL_STYLES[checks.integer("number", number, at_least=0) % len(MODEL_STYLES)])
 
 
-@checked
 def layer_axis(axes: Axes, n_layers: int, *, label: str, title: str = "", states: bool = False) -> None:
     """Name the axes: layers (or states) on x, whole numbers only; what is shown on y.
 
@@ -261,7 +254,6 @@ def layer_axis(axes: Axes, n_layers: int, *, label: str, title: str = "", states
     axes.set_xlim(-0.5, n_layers - 0.5)
 
 
-@checked
 def gain_profile(
     measured: Sequence[float] | np.ndarray,
     bounds: Sequence[Sequence[float]] | np.ndarray | None = None,
@@ -322,7 +314,6 @@ def _mask(argument: str, chosen: Sequence[int] | np.ndarray, size: int) -> np.nd
     return mask
 
 
-@checked
 def heatmap(
     values: np.ndarray,
     *,

@@ -14,12 +14,10 @@ from matplotlib.lines import Line2D
 from pandas.api.types import is_numeric_dtype
 
 from llvlit import checks
-from llvlit.checks import checked
 from llvlit.errors import InputError
 from llvlit.plots import figures
 
 
-@checked
 def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = None) -> Figure:
     """Agreement of every predictor by model, one panel a number; bars are the intervals in the summary.
 
@@ -66,7 +64,6 @@ def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = 
     return figure
 
 
-@checked
 def interval_line(
     where: Sequence[float] | np.ndarray,
     rows: pd.DataFrame,
@@ -119,7 +116,6 @@ def interval_line(
     axes.errorbar(where, middle, yerr=spread, capsize=2, elinewidth=0.9, **style)
 
 
-@checked
 def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
     """Energy of every schedule over that of the first optimum, one panel a metric, one marker a model, log axis.
 

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from llvlit import checks
-from llvlit.checks import checked
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError
 from llvlit.method.agreement import agreement
@@ -126,7 +125,6 @@ def explorer_case(
     }
 
 
-@checked
 def export_explorer(
     models: Iterable[LanguageModel],
     tasks: Mapping[str, Splits],
@@ -188,7 +186,6 @@ def _each(models: Iterable[LanguageModel]) -> Iterator[LanguageModel]:
         yield checks.instance("models", model, LanguageModel, expected)
 
 
-@checked
 def explorer_html(document: Mapping[str, Any]) -> str:
     """The element that ``explorer.js`` turns into the explorer, with the document inside and words for no JavaScript.
 

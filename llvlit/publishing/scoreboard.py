@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from llvlit import checks
-from llvlit.checks import checked
 from llvlit.plots.figures import short_name
 from llvlit.study.tables import (
     AGREEMENT,
@@ -42,7 +41,6 @@ NEEDED: dict[str, type] = {
 """The paper's numbers, as ``results/paper.json`` holds them: keys, and the kind of their values."""
 
 
-@checked
 def paper_command(model: str | None = None, task: str | None = None) -> str:
     """Command that computes the paper's grid, or one model or one cell of it, into ``results/paper``.
 
@@ -99,7 +97,6 @@ def _of_basis(study: StudyTables, paper: Paper) -> pd.DataFrame:
     return rows[rows["predictor"] == paper["setting"]["basis"]]
 
 
-@checked
 def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
     """By rank in size: the paper's model, its numbers, the same model run here, our model, its numbers, their extent.
 
@@ -131,7 +128,6 @@ def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     ]
 
 
-@checked
 def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
     """By task: name, length alone, the paper's numbers, ours, seeds that show it, the paper's model run here.
 
@@ -185,7 +181,6 @@ def _by_task(paper: Paper, study: StudyTables | None, model: str) -> dict[str, l
     }
 
 
-@checked
 def energy_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
     """By schedule (absolute energy, all layers): the paper's range, its model run here, ours, in the range or not.
 
@@ -273,7 +268,6 @@ def _stable(row: pd.Series) -> str:
     return "stable" if row["value_high"] < STABLE else "on average" if row["value"] < STABLE else "not stable"
 
 
-@checked
 def ablation_rows(paper: Paper, ours: Sequence[StudyTables], theirs: StudyTables | None) -> list[list[str]]:
     """By comparison: setting, what is compared, its change on the paper's models run here, on ours, verdict, extent.
 

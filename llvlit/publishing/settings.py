@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llvlit import checks
-from llvlit.checks import checked, checked_fields
 from llvlit.engine.models import embedded_names
 from llvlit.errors import InputError, unknown_name
 from llvlit.study.grid import load_grid
@@ -18,7 +17,6 @@ RUNNING = (0, 1)
 """Positions in the evaluation split of the prompt that all chapters follow, and of its twin of the other class."""
 
 
-@checked_fields
 @dataclass(frozen=True)
 class BookSettings:
     """What an execution of the book uses.
@@ -56,13 +54,11 @@ class BookSettings:
             checks.integer(argument, getattr(self, argument), at_least=1)
         checks.number("amplitude", self.amplitude, above=0)
 
-    @checked
     def split(self, task: str | Task, *, seed: int = 0) -> Splits:
         """The splits of a task in these sizes."""
         loaded = load_task(task) if isinstance(task, str) else checks.instance("task", task, Task, "a task or its name")
         return loaded.split(concept=self.concept, operating=self.operating, evaluation=self.evaluation, seed=seed)
 
-    @checked
     def choose(self, *, model: str | None = None, task: str | None = None, order: int | None = None) -> BookSettings:
         """The settings with another model, task or order where a chapter takes its own; None changes nothing.
 
@@ -96,7 +92,6 @@ class BookSettings:
 SETTINGS = ("embedded", "paper")
 
 
-@checked
 def load_settings(profile: str) -> BookSettings:
     """Settings of a profile by its name, or of a local folder of models in the hub's format.
 

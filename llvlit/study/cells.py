@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from llvlit.checks import checked
+from llvlit import checks
 from llvlit.engine.models import LanguageModel, load_model, local_folder, torch_device, wrap_model
 from llvlit.errors import CellError, ConceptNotVisibleError, FileError, InputError
 from llvlit.files import foreign, locked, read_json, write_json
@@ -42,7 +42,6 @@ TYPICAL_TOKENS = 64
 UNTRAINED = re.compile(r"untrained(?:-(\d+))?:(.+)")
 
 
-@checked
 def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
     """Model of a study: as :func:`llvlit.load_model` knows it, or ``untrained:NAME``, or ``untrained-SEED:NAME``.
 
@@ -56,7 +55,7 @@ def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
     >>> untrained.n_layers, untrained.fingerprint == model.fingerprint
     (12, False)
     """
-    match = UNTRAINED.fullmatch(name)
+    match = UNTRAINED.fullmatch(checks.text("name", name))
     if match is None:
         return load_model(name, device=device)
     trained = load_model(match[2], device=device)

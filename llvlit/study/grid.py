@@ -12,12 +12,13 @@ from itertools import product
 from math import isfinite
 from os.path import isfile
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
-from llvlit.checks import checked, checked_fields, shown
+from llvlit import checks
+from llvlit.checks import shown
 from llvlit.engine.tokens import MAX_TOKENS
 from llvlit.errors import InputError, unknown_name
 from llvlit.files import read_toml
@@ -36,7 +37,39 @@ Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Amplitude = Annotated[float, Meta(gt=0)]
 
 
-@checked_fields
+WORDS = {"int": "whole number", "float": "number", "str": "text", "array": "list", "bool": "true or false"}
+
+
+def _expected(error: msgspec.ValidationError) -> tuple[str, str]:
+    """What an error expects, in plain words, and where."""
+    expected, _, where = str(error).partition(" - at `$")
+    words = re.sub(r"`(\w+)`", lambda match: WORDS.get(match[1], match[1]), expected)
+    return words, where.strip("`.")
+
+
+def _check_fields(whole: Any) -> None:
+    """Let every field through the door: of its kind, finite, of distinct values, of names that are known."""
+    kinds = get_type_hints(type(whole), include_extras=True)
+    for key in (one.name for one in fields(whole)):
+        value = getattr(whole, key)
+        if key == "settings":
+            checks.instance(key, value, Settings, "Settings")
+            continue
+        try:
+            value = msgspec.convert(value, kinds[key])
+        except (msgspec.ValidationError, RecursionError) as error:
+            expected, where = _expected(error) if isinstance(error, msgspec.ValidationError) else ("Too deep", "")
+            raise InputError(f"{key}{where}={shown(value)}: {expected}.") from None
+        object.__setattr__(whole, key, value)
+        for entry in value if isinstance(value, tuple) else ():
+            if isinstance(entry, float) and not isfinite(entry):
+                raise InputError(f"{key}={shown(value)} must be finite.")
+            if value.count(entry) > 1:
+                raise InputError(f"{key}={shown(value)} must be distinct values.")
+            if entry not in NAMES.get(key, value):
+                raise InputError(unknown_name(key, entry, NAMES[key]))
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that one cell evaluates at once, since its passes through the model serve all of it.
@@ -77,8 +110,11 @@ class Settings:
     energy_prompts: Annotated[int, Meta(ge=0, le=10**9)] = 0
     target: float = 0.5
 
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        checks.number("target", self.target, nonzero=True)
 
-@checked_fields
+
 @dataclass(frozen=True)
 class Cell:
     """One model on one split of one task.
@@ -98,14 +134,18 @@ class Cell:
     'gpt2--film-sentiment--seed-0'
     """
 
-    model: str
-    task: str
-    seed: int
+    model: Name
+    task: Name
+    seed: Seed
     jacobian: str
     final_norm: bool
     settings: Settings
     suffix: str | None = None
     data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        checks.choice("jacobian", self.jacobian, JACOBIANS)
 
     @property
     def key(self) -> str:
@@ -116,7 +156,6 @@ class Cell:
         return "--".join(parts)
 
 
-@checked_fields
 @dataclass(frozen=True)
 class Grid:
     """All cells of a study: every model with every task, seed, kind of Jacobian and kind of last step.
@@ -144,7 +183,12 @@ class Grid:
     settings: Settings = Settings()
     per_task: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    @checked
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        for task, own in self.per_task.items():
+            _known("per_task", f"{task}.", own, PER_TASK)
+            _converted("per_task", f"{task}.", dict(own), _TaskSettings)
+
     def cells(self, *, data_dir: str | None = None) -> tuple[Cell, ...]:
         """All cells, those of one model side by side."""
         cells = []
@@ -173,7 +217,6 @@ class _TaskSettings:
     evaluation: Count | None = None
 
 
-@checked
 def load_grid(name: str | Path) -> Grid:
     """Grid by the name of a shipped one, or from a ``.toml`` file.
 
@@ -212,10 +255,6 @@ def load_grid(name: str | Path) -> Grid:
         _converted(place, f"task.{task}.", own, _TaskSettings)
     _known(place, "settings.", settings, [one.name for one in fields(Settings)])
     chosen = _converted(place, "settings.", settings, Settings)
-    if not (isfinite(chosen.target) and chosen.target):
-        raise InputError(
-            f"{place}: settings.target={chosen.target} must be finite and not zero: a shift in class gaps."
-        )
     orders, counts = tuple(sorted(chosen.orders)), tuple(sorted(chosen.operating_counts))
     return replace(grid, settings=replace(chosen, orders=orders, operating_counts=counts), per_task=per_task)
 
@@ -235,30 +274,17 @@ def _known(place: str, prefix: str, content: Any, allowed: Collection[str]) -> N
             raise InputError(f"{place}: {unknown_name('key', prefix + key, [prefix + one for one in allowed])}")
 
 
-WORDS = {"int": "whole number", "float": "number", "str": "text", "array": "list", "bool": "true or false"}
-
-
 def _converted(place: str, prefix: str, content: dict[str, Any], kind: type[Kind]) -> Kind:
-    """The content as what it must be; InputError names the key, what came, what is expected."""
+    """The content of a file as what it must be; InputError names the key, what came, what is expected."""
     try:
-        result = msgspec.convert(content, kind)
+        return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        expected, _, where = str(error).partition(" - at `$.")
-        expected = re.sub(r"`(\w+)`", lambda match: WORDS.get(match[1], match[1]), expected)
+        if isinstance(error.__cause__, InputError):
+            raise InputError(f"{place}: {prefix}{error.__cause__}") from None
+        expected, where = _expected(error)
         key = re.split(r"\W", where)[0]
-        came = shown(content.get(key))
-        raise InputError(f"{place}: {prefix}{where.rstrip('`')}: {expected}; {prefix}{key}={came} came.") from None
-    for key, values in vars(result).items():
-        if not isinstance(values, tuple):
-            continue
-        if len(set(values)) < len(values):
-            raise InputError(f"{place}: {prefix}{key}={shown(values)} must be distinct values.")
-        for value in values:
-            if isinstance(value, float) and not isfinite(value):
-                raise InputError(f"{place}: {prefix}{key}={shown(values)} must be finite.")
-            if value not in NAMES.get(key, values):
-                raise InputError(f"{place}: {unknown_name(prefix + key, value, NAMES[key])}")
-    return result
+        came = f"{prefix}{key}={shown(content.get(key))}"
+        raise InputError(f"{place}: {prefix}{where}: {expected}; {came} came.") from None
 
 
 def _slug(name: str) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from llvlit.checks import checked
-from llvlit.errors import FileError
+from llvlit import checks
+from llvlit.errors import FileError, InputError
 from llvlit.files import foreign, read_bytes, read_json, write_atomically, write_json
 from llvlit.method.agreement import MEASURES
 from llvlit.method.intervals import mean_over_tasks
@@ -44,6 +44,7 @@ WORDS |= {"finished", "device", "commit"}
 AGREEMENT = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
 DASH = "\N{EN DASH}"
 DIGITS = 5
+STUDY = "a study, as read_study gives it"
 Paper = Mapping[str, Any]
 """What ``results/paper.json`` holds."""
 
@@ -98,6 +99,30 @@ def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[first + (rest if "suffix" in rest else sorted(rest))]
 
 
+def with_columns(argument: str, frame: object, words: Sequence[str] = (), numbers: Sequence[str] = ()) -> pd.DataFrame:
+    """A frame that has some columns, those of numbers as float64; InputError names what is lacking or no number."""
+    found = checks.instance(argument, frame, pd.DataFrame, "a DataFrame")
+    for column in (*words, *numbers):
+        if checks.text("column", column) not in found.columns:
+            raise InputError(
+                f"{argument} has no column {checks.shown(column)}; it has {checks.shown([*found.columns])}."
+            )
+    try:
+        return found.assign(**{name: found[name].astype(np.float64) for name in numbers})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{argument} holds no numbers where {', '.join(numbers)} belong ({error}).") from None
+
+
+def _names(argument: str, values: object, *, at_least: int = 1) -> list[str]:
+    """Names of columns."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | pd.Series):
+        raise checks.refuse(argument, values, "a list of columns")
+    names = [checks.text(argument, name) for name in values]
+    if len(names) < at_least:
+        raise InputError(f"{argument} is empty; name at least one column.")
+    return names
+
+
 def plain_rows(agreement: pd.DataFrame, direction: str = "mean_difference") -> pd.DataFrame:
     """Agreements of whole predictors along one kind of directions, from all operating prompts of their cell.
 
@@ -134,7 +159,6 @@ def told_of_cells(cells: pd.DataFrame) -> list[str]:
     return lines
 
 
-@checked
 def summarize(
     frame: pd.DataFrame, by: Sequence[str], values: Sequence[str], *, log: bool = False, seed: int = 0
 ) -> pd.DataFrame:
@@ -177,11 +201,16 @@ def summarize(
     >>> round(float(means["spearman"][0]), 2), int(means["n_tasks"][0])
     (0.7, 2)
     """
-    generator = np.random.default_rng(seed)
+    by, values = _names("by", by), _names("values", values)
+    log = checks.flag("log", log)
+    frame = with_columns("frame", frame, ["task", "seed", *by], values)
+    generator = np.random.default_rng(checks.seed("seed", seed))
     tasks = frame.groupby("task").ngroup().to_numpy()
     cells = frame.groupby(["task", "seed"]).ngroup().to_numpy()  # those of one task side by side
     numbers = {value: frame.reindex(columns=[value, f"{value}_low", f"{value}_high"]) for value in values}
-    arrays = {value: numbers[value].to_numpy(float).T for value in values}
+    arrays = {value: with_columns("frame", numbers[value], (), [*numbers[value]]).to_numpy().T for value in values}
+    if log and any((array[0] <= 0).any() for array in arrays.values()):
+        raise InputError(f"frame holds {', '.join(values)} that are not positive; they have no geometric mean.")
     grouped = frame.groupby(list(by), sort=False, dropna=False)
     groups = grouped.ngroup().to_numpy()
     rows = []
@@ -200,7 +229,6 @@ def summarize(
     return pd.DataFrame(rows)
 
 
-@checked
 def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """Geometric means of energy ratios with 95 % intervals, and how many are censored.
 
@@ -222,10 +250,11 @@ def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     >>> bool((found["n_censored"] <= found["n_rows"]).all())
     True
     """
-    ratio = frame["ratio"].astype(float)
+    frame = with_columns("frame", frame, (), ["ratio", "n_out_of_reach"])
+    ratio = frame["ratio"]
     frame = frame.assign(ratio=ratio.where(ratio > 0))  # 0: an optimum out of reach, as older files have it
     censored = frame["ratio"].isna()
-    counts = frame.assign(n_rows=1, n_censored=censored.astype(int)).groupby(list(by), sort=False, dropna=False)
+    counts = frame.assign(n_rows=1, n_censored=censored.astype(int)).groupby(_names("by", by), sort=False, dropna=False)
     means = summarize(frame, by, ["ratio"], log=True)
     totals = counts[["n_rows", "n_censored", "n_out_of_reach"]].sum()
     return means.assign(**{name: totals[name].to_numpy(int) for name in totals})  # groups in the same order
@@ -244,7 +273,6 @@ def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:
     return [*paths, path]
 
 
-@checked
 def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     """A table of a study's report: ``cells``, ``agreement`` or ``energy``.
 
@@ -259,7 +287,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     >>> {"model", "task", "seed"} <= set(read_table(committed("real"), "agreement").columns)
     True
     """
-    path, what = Path(folder) / f"{name}.csv", "a table of a study"
+    path, what = checks.path("folder", folder) / f"{checks.choice('name', name, TABLES)}.csv", "a table of a study"
     content = read_bytes(path, what)
     with foreign(path, what, remedy="Run `llvlit study --report` on that study."):
         words = dict.fromkeys(WORDS, str)
@@ -275,7 +303,6 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     return frame
 
 
-@checked
 def committed(study: str, *, start: str | Path = ".") -> Path:
     """Folder ``results/STUDY`` of the checkout around ``start``, with tables that were computed once and committed.
 
@@ -290,7 +317,9 @@ def committed(study: str, *, start: str | Path = ".") -> Path:
     >>> committed("real").name
     'real'
     """
-    for folder in (Path(start).resolve(), *Path(start).resolve().parents):
+    checks.path("study", checks.text("study", study))
+    place = checks.path("start", start).resolve()
+    for folder in (place, *place.parents):
         if (folder / "results" / study / "provenance.json").is_file():
             return folder / "results" / study
     raise FileError(f"There is no results/{study} here. Work in a checkout of llvlit, or run that study yourself.")
@@ -358,13 +387,12 @@ class StudyTables:
         seen = self.cells[self.cells["visible"].astype(bool)]
         return list(seen.groupby("model")["parameters"].first().sort_values(kind="stable").index)
 
-    @checked
     def parameters(self, model: str) -> int:
         """Number of parameters of a model."""
-        return int(self.cells.loc[self.cells["model"] == model, "parameters"].dropna().iloc[0])
+        sizes = dict(self.cells[["model", "parameters"]].dropna().to_numpy().tolist())
+        return int(sizes[checks.choice("model", model, sizes)])
 
 
-@checked
 def read_study(name: str, *, start: str | Path = ".") -> StudyTables | None:
     """Tables of ``results/NAME`` in the checkout around ``start``; None where that study is not there.
 
@@ -376,6 +404,7 @@ def read_study(name: str, *, start: str | Path = ".") -> StudyTables | None:
     >>> read_study("nothing of this name") is None
     True
     """
+    checks.path("name", checks.text("name", name))
     try:
         folder = committed(name, start=start)
     except FileError:
@@ -387,7 +416,6 @@ def read_study(name: str, *, start: str | Path = ".") -> StudyTables | None:
     return StudyTables(read_table(folder, "cells"), rows, energy, read_json(folder / "provenance.json", "provenance"))
 
 
-@checked
 def joined(first: StudyTables, second: StudyTables | None) -> StudyTables:
     """Two studies of the same models as one, with the first one's provenance.
 
@@ -398,6 +426,9 @@ def joined(first: StudyTables, second: StudyTables | None) -> StudyTables:
     >>> joined(real, None) is real
     True
     """
+    for argument, study in (("first", first), ("second", second)):
+        if study is not None or argument == "first":
+            checks.instance(argument, study, StudyTables, STUDY)
     if second is None:
         return first
 
@@ -407,7 +438,6 @@ def joined(first: StudyTables, second: StudyTables | None) -> StudyTables:
     return StudyTables(both("cells"), both("agreement"), both("energy"), first.provenance)
 
 
-@checked
 def at_setting(study: StudyTables, paper: Paper) -> pd.DataFrame:
     """Agreements at the paper's amplitude, at each model's largest order that is no larger than the paper's.
 
@@ -418,10 +448,14 @@ def at_setting(study: StudyTables, paper: Paper) -> pd.DataFrame:
     >>> rows["order"].dropna().unique().tolist()
     [32.0]
     """
-    return rows_at(study.agreement, order=paper["setting"]["order"], amplitude=paper["setting"]["amplitude"])
+    expected = "what results/paper.json holds"
+    setting = checks.instance("paper", paper, Mapping, expected).get("setting")
+    setting = checks.instance("paper['setting']", setting, Mapping, expected)
+    order = checks.integer("paper['setting']['order']", setting.get("order"), at_least=1)
+    amplitude = checks.number("paper['setting']['amplitude']", setting.get("amplitude"), above=0)
+    return rows_at(checks.instance("study", study, StudyTables, STUDY).agreement, order=order, amplitude=amplitude)
 
 
-@checked
 def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> str:
     """A mean with its interval in brackets, or alone where there is none.
 
@@ -432,7 +466,11 @@ def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> 
     >>> interval(pd.Series({"x": 0.5, "x_low": 0.4, "x_high": 0.7}), "x", sign="+")
     '+0.50 [+0.40, +0.70]'
     """
-    middle, low, high = (float(row[f"{value}{end}"]) for end in ("", "_low", "_high"))
+    digits, sign = (
+        checks.integer("digits", digits, at_least=0, at_most=15),
+        checks.choice("sign", sign, ("", "+", "-", " ")),
+    )
+    middle, low, high = _entries(row, [f"{checks.text('value', value)}{end}" for end in ("", "_low", "_high")])
     if np.isnan(middle):
         return DASH
 
@@ -442,9 +480,16 @@ def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> 
     return told(middle) if np.isnan(low) else f"{told(middle)} [{told(low)}, {told(high)}]"
 
 
-@checked
+def _entries(row: object, names: Sequence[str]) -> list[float]:
+    """Numbers of a row, by name; NaN where there is none."""
+    values = checks.instance("row", row, pd.Series, "a row with its bounds")
+    if lacking := [name for name in names if name not in values.index]:
+        raise InputError(f"row has no {', '.join(map(checks.shown, lacking))}; it has {checks.shown([*values.index])}.")
+    return [np.nan if pd.isna(values[name]) else checks.number(f"row[{name!r}]", values[name]) for name in names]
+
+
 def means(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """As :func:`summarize`, but with ``n_pairs`` (of task and seed) and no interval below two tasks.
+    """As :func:`~llvlit.study.tables.summarize`, but with ``n_pairs`` (of task and seed); no interval below two tasks.
 
     Examples
     --------
@@ -463,7 +508,6 @@ def means(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.D
     return summary
 
 
-@checked
 def paired(
     frame: pd.DataFrame,
     column: str,
@@ -487,13 +531,19 @@ def paired(
     >>> round(float(paired(frame, "predictor", "krylov", "random")["value"]), 2)
     0.3
     """
-    wide = frame.pivot_table(index=list(cell), columns=column, values=value)
+    cell = _names("cell", cell)
+    if not {"task", "seed"} <= set(cell):
+        raise InputError(f"cell={cell} lacks task or seed; differences are averaged over both.")
+    for argument, kind in (("after", after), ("before", before)):
+        if not isinstance(kind, str | int | float) or kind != kind:
+            raise checks.refuse(argument, kind, f"a value of the column {checks.shown(column)}")
+    frame = with_columns("frame", frame, [*cell, checks.text("column", column)], [checks.text("value", value)])
+    wide = frame.pivot_table(index=cell, columns=column, values=value)
     wide = wide.reindex(columns=[after, before])
     both = (wide[after] - wide[before]).rename("value").dropna().reset_index()
     return mean_of(both)
 
 
-@checked
 def mean_of(frame: pd.DataFrame) -> pd.Series:
     """Mean of the column ``value`` of such a frame, as :func:`llvlit.study.tables.paired` gives it.
 
@@ -504,12 +554,12 @@ def mean_of(frame: pd.DataFrame) -> pd.Series:
     >>> float(mean_of(pd.DataFrame({"task": ["films"], "seed": [0], "value": [0.5]}))["value"])
     0.5
     """
+    frame = with_columns("frame", frame, (), ["value"])
     if not len(frame):
         return pd.Series({"value": np.nan, "value_low": np.nan, "value_high": np.nan, "n_tasks": 0, "n_pairs": 0})
     return means(frame.assign(kind=0), ["kind"], ["value"]).iloc[0]
 
 
-@checked
 def verdict(row: pd.Series, more: str = "better", less: str = "worse", same: str = "no sure difference") -> str:
     """What the interval of a difference says; nothing where there is none.
 
@@ -520,12 +570,14 @@ def verdict(row: pd.Series, more: str = "better", less: str = "worse", same: str
     >>> verdict(pd.Series({"value_low": 0.1, "value_high": 0.4}))
     'better'
     """
-    if np.isnan(row["value_low"]):
+    words = {"more": more, "less": less, "same": same}
+    more, less, same = (checks.text(argument, word) for argument, word in words.items())
+    low, high = _entries(row, ["value_low", "value_high"])
+    if np.isnan(low):
         return "too few tasks"
-    return more if row["value_low"] > 0 else less if row["value_high"] < 0 else same
+    return more if low > 0 else less if high < 0 else same
 
 
-@checked
 def extent(n_tasks: float, n_pairs: float) -> str:
     """How much stands behind a mean.
 
@@ -535,4 +587,5 @@ def extent(n_tasks: float, n_pairs: float) -> str:
     >>> extent(4, 12), extent(1, 1)
     ('4 tasks, 12 pairs', '1 task, 1 pair')
     """
+    n_tasks, n_pairs = checks.number("n_tasks", n_tasks, at_least=0), checks.number("n_pairs", n_pairs, at_least=0)
     return f"{n_tasks:.0f} task{'' if n_tasks == 1 else 's'}, {n_pairs:.0f} pair{'' if n_pairs == 1 else 's'}"
