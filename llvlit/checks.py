@@ -218,6 +218,8 @@ def _scalar(value: Any) -> Any:
     """A number of numpy or torch as one of Python; anything else as it is."""
     if not isinstance(getattr(value, "ndim", None), int) or value.ndim or getattr(value, "is_meta", False):
         return value
+    if value is np.ma.masked:
+        return None  # its item() is 0, which nobody wrote
     return value.item()
 
 

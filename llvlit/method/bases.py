@@ -70,7 +70,8 @@ def _orthonormal(vectors: Sequence[torch.Tensor], order: int, tolerance: float) 
 def _checked(argument: str, vector: object, order: object, tolerance: object) -> torch.Tensor:
     """A vector ``(hidden_size,)`` in float64, where the other arguments of a basis fit it."""
     checked = torch.from_numpy(array(argument, vector, ("hidden_size",)))
-    integer("order", order, at_least=1, at_most=len(checked))
+    if integer("order", order, at_least=1) > len(checked):
+        raise InputError(f"order={order} must be at most {len(checked)}, the size of {argument}.")
     number("tolerance", tolerance, at_least=0)
     return checked
 

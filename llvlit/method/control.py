@@ -37,7 +37,7 @@ def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndar
     array([0.6, 0.8, 0. ])
     """
     h = profile("gains", gains)
-    inverse = 1 / _weights(weights, len(h))
+    inverse = 1 / _weights(weights, "gains", h)
     size = np.abs(h).max()
     if size == 0:
         raise NumericalError("All gains are zero: no input moves the output, and no target but 0 can be reached.")
@@ -79,7 +79,11 @@ def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
     25.0
     """
     inputs = array("inputs", inputs, ("n_layers",))
-    return float(inputs @ (_weights(weights, len(inputs)) * inputs))
+    with np.errstate(over="ignore"):
+        spent = float(inputs @ (_weights(weights, "inputs", inputs) * inputs))
+    if not np.isfinite(spent):
+        raise NumericalError(f"The energy of inputs of up to {np.abs(inputs).max():.3g} is beyond the largest number.")
+    return spent
 
 
 @checked
@@ -101,7 +105,7 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     single = np.eye(n_layers)
     shapes = {
         "optimal": minimum_energy(h / (np.abs(h).max() or 1.0), 1.0, weights=weights),
-        "uniform": 1 / np.sqrt(_weights(weights, n_layers)),
+        "uniform": 1 / np.sqrt(_weights(weights, "gains", h)),
         "last layer": single[-1],
         "random layer": single[generator.integers(n_layers)],
         "random": generator.standard_normal(n_layers),
@@ -110,5 +114,8 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     return {name: shape / np.sqrt(energy(shape, weights=weights)) for name, shape in shapes.items()}
 
 
-def _weights(weights: np.ndarray | None, n_layers: int) -> np.ndarray:
-    return np.ones(n_layers) if weights is None else array("weights", weights, (n_layers,), positive=True)
+def _weights(weights: np.ndarray | None, argument: str, values: np.ndarray) -> np.ndarray:
+    """Diagonal of W, a weight for each of the values of an argument."""
+    if weights is None:
+        return np.ones(len(values))
+    return array(f"weights, one for each of the {argument},", weights, values.shape, positive=True)

@@ -184,9 +184,9 @@ class _Reduction:
     """A surrogate in the making: bases and operators so far, and what became of the last basis."""
 
     def __init__(self, plan: Plan, model: LanguageModel) -> None:
-        self.plan, self.name = plan, model.name
         self.directions = as_directions(plan.directions)
         self.vectors = self.directions.on(model)
+        self.plan, self.name = plan, model.name
         integer("order", plan.order, at_most=model.hidden_size)
         self.readout = self.vectors[-1]
         if plan.output is not None:
