@@ -122,6 +122,21 @@ def test_orthonormal_basis_spans_its_vectors_in_their_order(hidden_size, n_vecto
         assert rest.norm() < 1e-10 * vectors[j].norm()  # a nearly dependent draw amplifies rounding
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"vectors": [[1.0], [1.0, 2.0]]}, "vectors must be one or more, all of one length"),
+        ({"vectors": []}, "vectors"),
+        ({"order": 4}, "order=4 must be at most 3, the size of vectors"),
+        ({"order": 0}, "order=0"),
+        ({"tolerance": np.ma.masked}, "tolerance"),  # whose item() is 0
+    ],
+)
+def test_bad_settings_of_a_basis_are_named(options, named):
+    with pytest.raises(InputError, match=named):
+        orthonormal_basis(**{"vectors": torch.eye(3), "order": 2, **options})
+
+
 def test_nearly_dependent_vectors_stay_orthonormal():
     """One pass of Gram and Schmidt loses orthogonality here; the second repairs it."""
     tiny = 1e-7

@@ -168,6 +168,12 @@ def test_other_bad_input_is_named(gpt2):
         pass
 
 
+def test_weights_that_do_not_fit_are_refused_before_the_model_runs(gpt2, monkeypatch):
+    monkeypatch.setattr("llvlit.method.verification.depth_system", lambda *_arguments, **_options: pytest.fail("ran"))
+    with pytest.raises(InputError, match=r"weights, one for each of the inputs, has shape \(3,\); expected \(4,\)"):
+        required_energy(gpt2, PROMPTS, random_directions(5, 24), np.ones(4), 0.5, weights=np.ones(3))
+
+
 def interrupt(at: int):
     """Trace function that raises KeyboardInterrupt at the given line of the module of steering, counted as they run."""
     left = [at]
@@ -227,6 +233,8 @@ def test_inputs_that_overflow_are_told(gpt2):
         output_shifts(depth_system(gpt2, PROMPTS), vectors, np.full((6, 1, 4), 1e300))
     with pytest.raises(NumericalError, match="largest number"):
         minimum_energy(np.full(3, 1e-200), 1e200)
+    with pytest.raises(NumericalError, match="largest number"):
+        energy(np.full(3, 1e200))
     assert np.allclose(minimum_energy(np.array([3e-200, 4e-200]), 5.0), [6e199, 8e199])  # their squares are zero
     assert np.allclose(minimum_energy(np.array([3e200, 4e200]), 5.0), [6e-201, 8e-201])  # their squares are infinite
 

@@ -24,7 +24,8 @@ from llvlit.method.intervals import interval, resampled_means
 from llvlit.prompts import Prompts
 from llvlit.provenance import environment
 
-PROMPTS_PER_ADJOINT = 32
+PROMPTS_AT_ONCE = 32
+"""Whose layers' contexts are held together."""
 
 
 @checked_fields
@@ -240,6 +241,12 @@ def make_gains(
     return Gains(per_prompt, kind, amplitude, tokens.prompts.pairs, borrowed, origin(model, tokens))
 
 
+def in_parts(tokens: TokenizedPrompts) -> Iterator[tuple[np.ndarray, TokenizedPrompts]]:
+    """Prompts, and their rows, in even parts whose layers' contexts fit into memory together."""
+    for rows in np.array_split(np.arange(len(tokens)), -(-len(tokens) // PROMPTS_AT_ONCE)):
+        yield rows, tokens.select(rows)
+
+
 def origin(model: LanguageModel, tokens: TokenizedPrompts) -> dict[str, Any]:
     """What numbers are about: the model and the prompts."""
     return {
@@ -290,8 +297,7 @@ def adjoint_gains(
     vectors = torch.stack([one.on(model) for one in several], dim=1)  # (n_layers + 1, n_sets, hidden_size)
     tokens = tokens_of(model, prompts, max_tokens)
     gains = np.empty((len(several), len(tokens), model.n_layers))
-    for members in np.array_split(np.arange(len(tokens)), -(-len(tokens) // PROMPTS_PER_ADJOINT)):
-        part = tokens.select(members)
+    for members, part in in_parts(tokens):
         layers = tuple(sweep(model, part, max_tokens=max_tokens, final_norm=final_norm, description="adjoint gains"))
         adjoints = vectors[-1].expand(len(members), -1, -1)
         for layer in reversed(layers):

@@ -125,11 +125,11 @@ class LLV:
 
     def gains(self) -> np.ndarray:
         """Predicted gains ``h_l = C^T A_{L-1} ... A_{l+1} B_l``, the Markov parameters, ``(n_layers,)`` float64."""
-        return _markov_parameters(self.A, self.C)
+        return markov_parameters(self.A, self.C)
 
     def per_prompt_gains(self) -> np.ndarray:
         """Gains of each prompt's own surrogate, ``(n_prompts, n_layers)`` float64."""
-        return _markov_parameters(self.per_prompt.astype(np.float64), self.C)
+        return markov_parameters(self.per_prompt.astype(np.float64), self.C)
 
     def truncate(self, order: int) -> LLV:
         """The surrogate of a smaller order, for nothing.
@@ -205,10 +205,6 @@ def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
             f"operators has shape {operators.shape}; expected (..., n_layers, {len(output)}, {len(output)}), as output "
             f"has shape {output.shape}."
         )
-    return _markov_parameters(operators, output)
-
-
-def _markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
     adjoint = np.broadcast_to(output, (*operators.shape[:-3], operators.shape[-1]))
     gains = []
     for layer in reversed(range(operators.shape[-3])):

@@ -16,11 +16,10 @@ from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions, borrowing
 from llvlit.method.control import energy
-from llvlit.method.gains import check_resolution
+from llvlit.method.gains import check_resolution, in_parts
 from llvlit.progress import progress
 from llvlit.prompts import Prompts
 
-PROMPTS_PER_SYSTEM = 32
 LARGEST_PUSH = 1e4
 """Largest norm of the inputs that is tried, relative to what the first-order gain asks for."""
 MOST_HALVINGS = 60
@@ -161,8 +160,8 @@ def required_energy(
     check_resolution("relative_tolerance", tolerance, 1.0, model.dtype)
     tokens = tokens_of(model, prompts, max_tokens)
     parts = []
-    for members in np.array_split(np.arange(len(tokens)), -(-len(tokens) // PROMPTS_PER_SYSTEM)):
-        system = depth_system(model, tokens.select(members), max_tokens=max_tokens, final_norm=final_norm)
+    for _, part in in_parts(tokens):
+        system = depth_system(model, part, max_tokens=max_tokens, final_norm=final_norm)
         size = system.states[:, -1].norm(dim=-1).mean().item()
         check_resolution("target", target, size, model.dtype)
         parts.append(_first_crossings(system, vectors, units, target, tolerance))
