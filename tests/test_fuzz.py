@@ -103,7 +103,7 @@ def wrong_kinds(draw: st.DrawFn) -> Case:
     callee, argument = draw(st.sampled_from([(callee, one) for callee in CALLEES for one in callee.arguments]))
     right = {one.name: one.right or "None" for one in callee.arguments}
     undefined = callee.short in surface.UNDEFINED
-    common = {"about": f"{callee.name}({argument.name})", "undefined": undefined, "argument": argument.name}
+    common = {"about": f"{callee.name}({argument.name})", "undefined": undefined, "arguments": surface.words(callee)}
     alike = [
         template.format(right[argument.name])
         for kind in own_kinds(argument)

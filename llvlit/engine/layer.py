@@ -177,6 +177,8 @@ class FrozenLayer:
             raise InputError(f"{argument} has shape {tuple(value.shape)}; expected {expected}, k at least 1.")
         if not value.is_floating_point():
             raise InputError(f"{argument} holds {value.dtype}; expected real numbers, such as {self.states.dtype}.")
+        if value.layout != torch.strided or value.is_meta or not value.isfinite().all():
+            raise InputError(f"{argument} holds a number that is not finite, or none; pass finite numbers.")
         return value.to(self.states)
 
 

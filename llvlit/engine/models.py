@@ -140,7 +140,7 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     12
     """
     checks.instance("module", module, nn.Module, "a model of transformers")
-    if not (hasattr(module, "config") and callable(tokenizer)):
+    if not (hasattr(module, "config") and callable(tokenizer) and hasattr(tokenizer, "decode")):
         raise InputError("module and tokenizer are expected as transformers loads them.")
     checks.text("name", name)
     config = text_config(module)

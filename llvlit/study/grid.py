@@ -234,6 +234,7 @@ def load_grid(name: str | Path) -> Grid:
     >>> load_grid("paper").models
     ('gpt2', 'gpt2-medium', 'gpt2-large')
     """
+    checks.path("name", name)
     if str(name) in GRIDS:
         path = Path(str(files("llvlit") / "data" / "grids" / f"{name}.toml"))
     elif isfile(name):
