@@ -250,7 +250,8 @@ def test_a_failed_rebuild_reuses_unchanged_chapters_and_keeps_the_last_good_page
     root = tmp_path / "copy"
     shutil.copytree(healthy[0], root)
     executed = root / "_build" / "executed" / "book" / "chapter.ipynb"
-    before, pages = executed.stat().st_mtime_ns, digest(root / "_build" / "html")
+    before = executed.stat().st_mtime_ns
+    pages, sources = (digest(root / "_build" / folder) for folder in ("html", "book"))
     picture = "<svg xmlns='http://www.w3.org/2000/svg'/>"
     (root / "book" / "picture.svg").write_text(picture)
     (root / "book" / "intro.md").write_text(f"{INTRO}\n![](picture.svg)\n\n{picture}\n")
@@ -259,8 +260,18 @@ def test_a_failed_rebuild_reuses_unchanged_chapters_and_keeps_the_last_good_page
     assert re.search(r"book/intro.md: no alt text: image .*picture.svg", str(caught.value))
     assert "book/intro.md: no alt text: an inline svg" in str(caught.value)
     assert executed.stat().st_mtime_ns == before
-    assert whole(root) and digest(root / "_build" / "html") == pages
-    assert not (root / "_build" / "scratch").exists()
+    assert whole(root) and digest(root / "_build" / "html") == pages and digest(root / "_build" / "book") == sources
+    assert {path.name for path in (root / "_build").iterdir()} <= {"html", "book", "executed", ".lock"}
+
+
+def test_pages_of_somebody_else_are_told_before_anything_runs(tmp_path):
+    root = write_book(tmp_path)
+    (root / "_build" / "html").mkdir(parents=True)
+    (root / "_build" / "html" / "index.html").write_text("mine")
+    with pytest.raises(FileError, match=r"_build/html holds index.html"):
+        build(root)
+    assert not (root / "_build" / "executed").exists()
+    assert (root / "_build" / "html" / "index.html").read_text() == "mine"
 
 
 def test_a_chapter_whose_record_was_changed_is_executed_again(healthy, tmp_path, monkeypatch):

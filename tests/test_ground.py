@@ -51,7 +51,7 @@ def test_an_array_names_both_shapes():
         checks.array("weights", [1.0, 2.0], ("n_prompts", 3))
 
 
-@pytest.mark.parametrize("value", [3, None, b"folder", "", "a\0b", "~no-such-user-here/x"])
+@pytest.mark.parametrize("value", [3, None, b"folder", "", "a\0b", "\ud800", "~no-such-user-here/x"])
 def test_a_path_is_a_name(value):
     with pytest.raises(InputError, match="folder="):
         checks.path("folder", value)
@@ -92,6 +92,12 @@ def test_a_file_too_large_is_not_read(tmp_path):
     path.write_bytes(b" " * 101)
     with pytest.raises(FileError, match="101 bytes"):
         files.read_text(path, "a grid", most=100)
+
+
+def test_tensors_without_numbers_are_saved(tmp_path):
+    files.save_tensors(tmp_path / "none", {"a": np.zeros(0, np.uint16), "b": torch.ones(0, 2)}, {"kind": "gains"})
+    tensors, _ = files.load_tensors(tmp_path / "none", kind="gains")
+    assert [tuple(tensors[name].shape) for name in "ab"] == [(0,), (0, 2)]
 
 
 def test_every_flipped_bit_of_saved_tensors_is_seen(tmp_path):

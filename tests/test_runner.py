@@ -115,7 +115,7 @@ def test_finished_cells_are_kept_and_damaged_ones_computed_again(tmp_path):
     jobs = [job(tmp_path, key) for key in "abcd"]
     run_jobs(jobs[:3], tmp_path)
     result_path(tmp_path, "b").write_text('{"name": "b", ', encoding="utf-8")
-    result_path(tmp_path, "c").write_text("3", encoding="utf-8")
+    result_path(tmp_path, "c").write_text("[]", encoding="utf-8")
     assert read_result(tmp_path, "b") is None
     assert run_jobs(jobs, tmp_path) == Outcome(done=("b", "c", "d"), kept=("a",), failed={})
     assert cells.times_called(tmp_path) == {"a": 1, "b": 2, "c": 2, "d": 1}
@@ -249,6 +249,14 @@ def test_cell_that_aborts_fails_alone_with_its_traceback(tmp_path, workers):
     assert text.count("Attempt") == text.count("in aborting") == 3 and "runner_jobs.py" in text
     if workers == 1:
         assert read_result(tmp_path, "t")["torch"] == torch.get_num_threads()
+
+
+def test_a_folder_of_somebody_elses_is_not_taken_for_scratch(tmp_path):
+    (tmp_path / ".scratch").mkdir()
+    (tmp_path / ".scratch" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(FileError, match=r"\.scratch"):
+        run_jobs([job(tmp_path, "a")], tmp_path)
+    assert (tmp_path / ".scratch" / "thesis.txt").exists()
 
 
 def test_workers_leave_nothing_behind(tmp_path):

@@ -298,12 +298,12 @@ def test_a_cell_of_another_version_is_refused_and_left_alone(one_cell, version):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "emptied", "not UTF-8"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "emptied", "a list", "not UTF-8"])
 def test_a_damaged_cell_is_told_in_a_report_and_computed_again_by_a_run(one_cell, damage):
     path, again = one_cell
     content = json.loads(path.read_text())
     text = path.read_text()
-    changed = {"cut": text[:300], "changed": json.dumps(content | {"agreements": []}), "emptied": ""}
+    changed = {"cut": text[:300], "changed": json.dumps(content | {"agreements": []}), "emptied": "", "a list": "[]"}
     path.write_bytes(b"\xff\xfe" + text.encode() if damage == "not UTF-8" else changed[damage].encode())
     with pytest.raises(FileError, match=rf"{path.name} cannot be read .*[Rr]un the same study again"):
         load_results(path.parent.parent)
@@ -412,8 +412,8 @@ def test_a_killed_study_goes_on_where_it_stopped(data_dir, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").glob("*.json")}
     assert 1 <= len(done) < 6
-    after = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(after.stdout)["agreement"]
+    outcome = run_study(load_grid(grid), tmp_path / "out", data_dir=data_dir, device="cpu")
+    assert len(outcome.kept) == len(done) and not outcome.failed
     paths = sorted((tmp_path / "out" / "cells").glob("*.json"))
     assert len(paths) == 6 and all(paths[0].parent.joinpath(name).stat().st_mtime_ns == t for name, t in done.items())
 

@@ -7,7 +7,7 @@ leaves every formula as it stands, and the order reported is smaller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -48,22 +48,22 @@ def orthonormal_basis(
     >>> basis[:, :2].T.tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
-    instance("vectors", vectors, Iterable, "vectors, one after the other")
+    entries = list(instance("vectors", vectors, Iterable, "vectors, one after the other"))
+    checked = [_checked(f"vectors[{place}]", entry, order, tolerance) for place, entry in enumerate(entries)]
+    if len({len(vector) for vector in checked}) != 1:
+        raise InputError("vectors must be one or more, all of one length.")
+    return _orthonormal(checked, order, tolerance)
+
+
+def _orthonormal(vectors: Sequence[torch.Tensor], order: int, tolerance: float) -> tuple[torch.Tensor, int]:
     columns: list[torch.Tensor] = []
-    hidden_size = 0
-    for place, entry in enumerate(vectors):
-        vector = _checked(f"vectors[{place}]", entry, order, tolerance)
-        if hidden_size not in (0, len(vector)):
-            raise InputError(f"vectors[{place}] has length {len(vector)}, those before it {hidden_size}.")
-        hidden_size = len(vector)
+    for vector in vectors:
         if len(columns) == order:
             break
         new = add_vector(columns, vector, tolerance=tolerance)
         if new is not None:
             columns.append(new)
-    if not hidden_size:
-        raise InputError("vectors is empty; pass at least one.")
-    return _padded(columns, hidden_size, order), len(columns)
+    return _padded(columns, len(vectors[0]), order), len(columns)
 
 
 def _checked(argument: str, vector: object, order: object, tolerance: object) -> torch.Tensor:
@@ -169,7 +169,7 @@ def reachability_basis(
     images = array("previous_images", previous_images)
     if images.ndim != 2 or len(images) != len(direction):
         raise InputError(f"previous_images has shape {images.shape}; expected ({len(direction)}, order).")
-    return orthonormal_basis([direction, *torch.from_numpy(images).T], order=order, tolerance=tolerance)
+    return _orthonormal([direction, *torch.from_numpy(images).T], order, tolerance)
 
 
 def principal_basis(
@@ -196,11 +196,8 @@ def principal_basis(
     states = torch.from_numpy(array("states", states, ("n_prompts", len(direction))))
     centred = states - states.mean(dim=0)
     _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
-    return orthonormal_basis(
-        [direction, *components[sizes > float(tolerance) * states.norm(dim=-1).max().item()]],
-        order=order,
-        tolerance=tolerance,
-    )
+    components = components[sizes > float(tolerance) * states.norm(dim=-1).max().item()]
+    return _orthonormal([direction, *components], order, tolerance)
 
 
 def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
@@ -217,4 +214,4 @@ def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Genera
     direction = _checked("direction", direction, order, DEFLATION_TOLERANCE)
     instance("generator", generator, torch.Generator, "a torch.Generator")
     others = torch.randn(2 * order, len(direction), generator=generator, dtype=torch.float64)
-    return orthonormal_basis([direction, *others], order=order)
+    return _orthonormal([direction, *others], order, DEFLATION_TOLERANCE)

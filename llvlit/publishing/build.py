@@ -3,8 +3,8 @@
 Each chapter goes through jupytext (text to notebook) and papermill, the executed notebooks are staged beside
 the plain pages, and jupyter-book builds them with execution off, from clean doctrees, with every warning an
 error.  Everything lies in ``_build/``, which one build has at a time: ``executed/`` what papermill wrote, ``book/``
-the staged source, ``html/`` the book.  ``html/`` is the last book that was built as a whole: the next one grows
-beside it and takes its place at the end.
+the staged source, ``html/`` the book.  ``book/`` and ``html/`` are of the last book that was built as a whole: the next
+one grows beside them and takes their place at the end.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CONFIG = "_config.yml"
 HTML = "book"
 """Kind of the folder ``_build/html`` (:func:`llvlit.files.finished` tells whether it is whole)."""
 
-SCRATCH = "scratch of a build"
+STAGE, SCRATCH = "staged book", "scratch of a build"
 PDF = "llvlit.pdf"
 _JUPYTER_BOOK = """
 import os, sys, threading
@@ -123,30 +123,35 @@ def build_book(
     progress = checks.flag("progress", progress)
 
     build = root / "_build"
-    with locked(build), _scratch(build) as scratch:
+    with (
+        locked(build),
+        _scratch(build) as scratch,
+        replaced(build / "html", HTML) as html,
+        replaced(build / "book", STAGE) as stage,
+    ):
         executed = build / "executed"
         stale = [page for name, page in chapter_pages.items() if name in chosen or not is_current(page, executed, run)]
         execute_chapters(stale, notebooks, executed, run, root=root, scratch=scratch, jobs=jobs, progress=progress)
         results = {name: read_executed(executed_path(executed, name)) for name in notebooks}
-        stage = _stage(root, pages, results)
+        _lay_out(root, stage, pages, results)
         if progress:
             print("Building the pages ...", flush=True)
         _run_sphinx(stage, scratch)
-        with replaced(build / "html", HTML) as html:
-            for path in (scratch / "_build" / "html").iterdir():
-                path.rename(html / path.name)
-            install = install_cell(repository_url(root))
-            for name in results:  # what the download button gives
-                notebook = runnable(nbformat.read(stage / f"{name}.ipynb", as_version=4), install)
-                write_notebook(notebook, html / "_sources" / f"{name}.ipynb")
-            faults = [fault for page in pages for fault in page_faults(html, page)]
-            if faults:
-                raise BuildError("\n".join(faults))
-            finish(html, HTML)
-            (build / PDF).unlink(missing_ok=True)  # of the book that this one replaces
+        for path in (scratch / "_build" / "html").iterdir():
+            path.rename(html / path.name)
+        install = install_cell(repository_url(root))
+        for name in results:  # what the download button gives
+            notebook = runnable(nbformat.read(stage / f"{name}.ipynb", as_version=4), install)
+            write_notebook(notebook, html / "_sources" / f"{name}.ipynb")
+        faults = [fault for page in pages for fault in page_faults(html, page)]
+        if faults:
+            raise BuildError("\n".join(faults))
+        finish(stage, STAGE)
+        finish(html, HTML)
+        (build / PDF).unlink(missing_ok=True)  # of the book that this one replaces
     return BuiltBook(
         index=build / "html" / "index.html",
-        notebooks=tuple(stage / f"{name}.ipynb" for name in results),
+        notebooks=tuple(build / "book" / f"{name}.ipynb" for name in results),
         seconds={name: results[name].metadata["llvlit"]["seconds"] for name in results},
     )
 
@@ -180,16 +185,10 @@ def _scratch(build: Path) -> Iterator[Path]:
         remove_owned(folder, SCRATCH)
 
 
-def _stage(root: Path, pages: Sequence[Page], results: Mapping[str, NotebookNode]) -> Path:
-    """Lay out what jupyter-book reads: executed chapters, plain pages, settings, and nothing else."""
-    stage = root / "_build" / "book"
-    remove_owned(stage, HTML)
-    own(stage, HTML)
-    shutil.copytree(
-        root / "book",
-        stage / "book",
-        ignore=shutil.ignore_patterns("*.md", "*.ipynb", "_static", ".*"),
-    )
+def _lay_out(root: Path, stage: Path, pages: Sequence[Page], results: Mapping[str, NotebookNode]) -> None:
+    """Put in ``stage`` what jupyter-book reads: executed chapters, plain pages, settings, and nothing else."""
+    left_out = shutil.ignore_patterns("*.md", "*.ipynb", "_static", ".*")
+    shutil.copytree(root / "book", stage / "book", ignore=left_out)
     if (root / "book" / "_static").is_dir():
         shutil.copytree(root / "book" / "_static", stage / "_static")
     for name in (CONFIG, CONTENTS):
@@ -205,7 +204,6 @@ def _stage(root: Path, pages: Sequence[Page], results: Mapping[str, NotebookNode
             faults.append(str(error))
     if faults:
         raise BuildError("\n".join(faults))
-    return stage
 
 
 def _run_sphinx(stage: Path, scratch: Path) -> None:

@@ -10,7 +10,6 @@ import math
 import os
 import pickle
 import re
-import shutil
 import signal
 import sys
 import threading
@@ -27,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from llvlit.errors import InputError, LlvlitError
-from llvlit.files import locked, read_bytes, write_json, write_text
+from llvlit.errors import FileError, InputError, LlvlitError
+from llvlit.files import locked, own, read_bytes, remove_owned, write_json, write_text
 
 if TYPE_CHECKING:
     from distributed import Client, Future
@@ -44,6 +43,7 @@ START_SECONDS = 120.0
 """For one of our own workers to start."""
 
 SCRATCH = ".scratch"
+SCRATCH_KIND = "scratch folder of a study"
 SILENT = "It left no traceback, as a process that is killed (was memory short?) or ends itself."
 
 Answer = tuple[str | None, str]
@@ -106,7 +106,7 @@ def read_result(folder: str | Path, key: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     text = read_bytes(path, "the result of a cell")
-    with suppress(ValueError, RecursionError, AttributeError):
+    with suppress(ValueError, RecursionError, AttributeError, TypeError):
         content = json.loads(text)
         if content.pop("checksum", None) == _checksum(content):
             return content
@@ -231,7 +231,7 @@ def run_jobs(
         for remnant in (*(folder / "cells").glob(".*.json.*"), *(folder / "failed").glob(".*.txt.*")):
             remnant.unlink(missing_ok=True)  # of a killed run
         scratch = folder / SCRATCH
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_owned(scratch, SCRATCH_KIND)
         finished = set(kept)
         run = Run(folder, {job.key: job for job in jobs if job.key not in finished}, show_bar=progress)
         packed = {key: _pack(job) for key, job in run.pending.items()}
@@ -357,7 +357,7 @@ def _own_cluster(workers: int, threads: int | None, scratch: Path) -> Iterator[C
         "distributed.scheduler.worker-ttl": None,  # a cell may keep its worker busy for hours
         "distributed.deploy.lost-worker-timeout": f"{START_SECONDS:.0f}s",
     }
-    scratch.mkdir(parents=True)
+    own(scratch, SCRATCH_KIND)
     cluster = None
     try:
         with dask.config.set(settings):
@@ -390,7 +390,8 @@ def _own_cluster(workers: int, threads: int | None, scratch: Path) -> Iterator[C
         for name in set(os.environ) - set(before):
             del os.environ[name]
         os.environ.update(before)
-        shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(FileError):  # the next run tries again
+            remove_owned(scratch, SCRATCH_KIND)
 
 
 @contextmanager

@@ -22,15 +22,6 @@ MADE = {
     *("Agreement", "DepthSystem", "FrozenLayer", "LanguageModel", "RequiredEnergy", "StudyTables", "TokenizedPrompts"),
     "Trajectory",
 }
-    "TokenizedPrompts",
-    "Agreement",
-    "DepthSystem",
-    "FrozenLayer",
-    "LanguageModel",
-    "RequiredEnergy",
-    "StudyTables",
-    "Trajectory",
-}
 """Classes that calls return and nobody builds: their methods are fuzzed, not their constructors."""
 
 INSTANCES = {
