@@ -35,8 +35,10 @@ def workplace(request: pytest.FixtureRequest) -> Iterator[list[Tally]]:
     tallies: list[Tally] = []
     yield tallies
     terminal = request.config.pluginmanager.get_plugin("terminalreporter")
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
     if terminal is not None and request.config.getoption("--draws"):
-        terminal.write_line("\n" + "\n".join([HEAD, *(tally.row() for tally in tallies)]))
+        with capture.global_and_fixture_disabled():
+            terminal.write_line("\n" + "\n".join([HEAD, *(tally.row() for tally in tallies)]))
     shutil.rmtree(things.WORK, ignore_errors=True)
 
 

@@ -50,6 +50,7 @@ def exclusive(model: LanguageModel, part: nn.Module | None = None) -> Iterator[N
     Traceback (most recent call last):
     llvlit.errors.ModelError: embedded/small has a hook on transformer.h.0 (llvlit.method.steering.steer): ...
     """
+    checks.instance("model", model, LanguageModel, "a model, as load_model gives it")
     if part is not None:
         checks.instance("part", part, nn.Module, "a module of the model")
     with lock_of(model):

@@ -320,6 +320,8 @@ def torch_device(device: str) -> torch.device:
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    if dtype is not None:
+        checks.instance("dtype", dtype, (str, torch.dtype), "the name of a type, or a type of torch")
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise InputError(unknown_name("dtype", dtype, DTYPES, hint="Differences of states need at least float32."))

@@ -250,7 +250,7 @@ def _shifts(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray) -> n
     for layer in range(system.n_layers):
         pushed = candidates + pushes[:, :, layer, None] * vectors[layer]
         lost |= ~pushed.isfinite().all(dim=-1)
-        candidates = system.step(layer, torch.where(lost[..., None], system.states[:, layer, None], pushed))
+        candidates = system.layers[layer].advance(torch.where(lost[..., None], system.states[:, layer, None], pushed))
     candidates = torch.where(lost[..., None], torch.nan, candidates)
     rest = system.states[:, -1:].to(torch.float64)
     shifts = (candidates.to(torch.float64) - rest) @ vectors[-1].to(torch.float64)

@@ -16,7 +16,7 @@ import resource
 import signal
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from numbers import Number
 from pathlib import Path
@@ -161,7 +161,7 @@ def outcome(call: str, names: dict[str, Any]) -> Any:
         if isinstance(result, AbstractContextManager) and hasattr(result, "gen"):
             with result:
                 return eval("logits()", names)
-        return result
+        return list(result) if isinstance(result, Generator) else result
 
 
 @contextmanager

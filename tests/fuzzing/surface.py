@@ -441,7 +441,7 @@ def callees() -> list[Callee]:
 
 def words(callee: Callee) -> tuple[str, ...]:
     """Names by which an error may tell an argument: its own, or another with which it does not go together."""
-    return (*(one.name for one in callee.arguments), "layer", "name", "directions")
+    return (*(one.name for one in callee.arguments), "layer", "name", "directions", "file", "folder")
 
 
 def unknown(callee: Callee) -> list[str]:
