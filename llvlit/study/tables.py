@@ -287,7 +287,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     >>> {"model", "task", "seed"} <= set(read_table(committed("real"), "agreement").columns)
     True
     """
-    path, what = checks.path("folder", folder) / f"{checks.choice('name', name, TABLES)}.csv", "a table of a study"
+    path, what = checks.path("folder", folder) / f"{checks.text('name', name)}.csv", "a table of a study"
     content = read_bytes(path, what)
     with foreign(path, what, remedy="Run `llvlit study --report` on that study."):
         words = dict.fromkeys(WORDS, str)
