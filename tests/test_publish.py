@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from urllib.parse import parse_qs, urlparse
 
 import nbformat
 import pytest
+from filelock import FileLock
 from test_book import PARAMETERS, cell, write_book
 
 from llvlit.errors import BuildError, FileError, InputError
@@ -34,8 +36,20 @@ INTRO = "# A tiny book\n\nSee {doc}`chapter`.\n"
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
-    """A tiny book, built once."""
-    root = write_book(tmp_path_factory.mktemp("published"), intro=INTRO, chapter=CHAPTER)
+    """A tiny book, built once for all workers, and a copy of it for each."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    built = shared / "built"
+    with FileLock(shared / "built.lock"):
+        if not built.exists():
+            shutil.rmtree(shared / "building", ignore_errors=True)
+            build(write_book(shared / "building", intro=INTRO, chapter=CHAPTER)).rename(built)
+    return shutil.copytree(built, tmp_path_factory.mktemp("published") / "book")
+
+
+def build(root: Path) -> Path:
+    """Build a book, and put beside it what else is published."""
     build_book(root, device="cpu", progress=False)
     for part in (root / "_build" / "html" / "_static" / "mathjax").iterdir():  # most of the bytes, none of the point
         if part.name != "tex-chtml.js":

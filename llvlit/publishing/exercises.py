@@ -86,8 +86,8 @@ class ClassNotebooks:
 def write_exercises(root: str | Path = ".", out: str | Path = "exercises", *, force: bool = False) -> ClassNotebooks:
     """Write ``OUT/student/NAME.ipynb`` and ``OUT/instructor/NAME.ipynb`` for every chapter of the book in ``root``.
 
-    Nothing is executed.  A notebook that is there already and differs is somebody's work: it is kept, and
-    nothing is written, unless ``force`` is true.
+    Nothing is executed, and the same text gives the same notebooks to the byte.  A notebook that is there already
+    and differs is somebody's work: it is kept, and nothing is written, unless ``force`` is true.
 
     Parameters
     ----------
@@ -116,17 +116,22 @@ def write_exercises(root: str | Path = ".", out: str | Path = "exercises", *, fo
     references = collect_references(root, pages)
     install = install_cell(repository_url(root))
     exercises: list[Exercise] = []
-    notebooks: dict[Path, str] = {}
+    notebooks: dict[str, str] = {}
     for page in (page for page in pages if page.is_chapter):
-        of_page = read_exercises(page)
+        of_page, source, writer = read_exercises(page), read_notebook(page), Writer(page, references)
         exercises += of_page
-        for reader, notebook in class_notebooks(Writer(page, references), of_page, install).items():
-            notebooks[out / reader / f"{PurePosixPath(page.name).name}.ipynb"] = nbformat.writes(notebook) + "\n"
+        body = list(_cells(source, writer, {exercise.label: exercise for exercise in of_page}))
+        for reader in READERS:
+            cells = [new_markdown_cell(_preface(writer, of_page, reader)), install]
+            cells += [cell for cell, readers in body if reader in readers]
+            cells = [NotebookNode({**cell, "id": f"cell-{number}"}) for number, cell in enumerate(cells)]
+            notebook = new_notebook(cells=cells, metadata={"kernelspec": dict(source.metadata.kernelspec)})
+            nbformat.validate(notebook)
+            notebooks[f"{reader}/{PurePosixPath(page.name).name}.ipynb"] = nbformat.writes(notebook) + "\n"
     with foreign(out, "a folder of notebooks", remedy="Name another folder."):
+        there = {name: out / name for name in notebooks if (out / name).exists()}
         edited = [
-            str(path.relative_to(out))
-            for path, text in notebooks.items()
-            if path.exists() and not (path.is_file() and path.read_bytes() == text.encode())
+            name for name, path in there.items() if not path.is_file() or path.read_bytes() != notebooks[name].encode()
         ]
     if edited and not force:
         raise FileError(
@@ -134,50 +139,28 @@ def write_exercises(root: str | Path = ".", out: str | Path = "exercises", *, fo
             "Somebody may have worked in them. Nothing was written. Name another folder, or replace them with --force."
         )
     _write_all(out, notebooks)
-    made = {reader: tuple(path for path in notebooks if path.parent.name == reader) for reader in READERS}
+    made = {reader: tuple(out / name for name in notebooks if name.startswith(reader)) for reader in READERS}
     return ClassNotebooks(**made, exercises=tuple(exercises))
 
 
-def _write_all(out: Path, notebooks: Mapping[Path, str]) -> None:
+def _write_all(out: Path, notebooks: Mapping[str, str]) -> None:
     """Write every notebook beside its place, then move all of them there: a full disk leaves all as it was."""
     n_written = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out, prefix=".exercises.") as folder:
-            drafts = {path: Path(folder, f"{number}.ipynb") for number, path in enumerate(notebooks)}
-            for path, draft in drafts.items():
-                draft.write_text(notebooks[path], encoding="utf-8", newline="\n")
-                path.parent.mkdir(exist_ok=True)
-            for path, draft in drafts.items():
-                draft.replace(path)
+            for name, text in notebooks.items():
+                for place in (out, Path(folder)):
+                    (place / name).parent.mkdir(exist_ok=True)
+                Path(folder, name).write_text(text, encoding="utf-8", newline="\n")
+            for name in notebooks:
+                Path(folder, name).replace(out / name)
                 n_written += 1
     except OSError as error:
         raise FileError(
             f"Could not write {out}: {error}. {n_written} of {len(notebooks)} notebooks were written; the others are "
             "as they were. Free some space or choose another folder."
         ) from error
-
-
-def class_notebooks(writer: Writer, exercises: tuple[Exercise, ...], install: NotebookNode) -> dict[str, NotebookNode]:
-    """A chapter as unexecuted notebooks (nbformat 4.5) in plain Markdown, by reader: with or without its solutions.
-
-    The same text gives the same notebooks to the byte.
-
-    Raises
-    ------
-    BuildError
-        If the gates of a solution do not match.
-    """
-    source = read_notebook(writer.page)
-    body = list(_cells(source, writer, {exercise.label: exercise for exercise in exercises}))
-    notebooks = {}
-    for reader in READERS:
-        cells = [new_markdown_cell(_preface(writer, exercises, reader)), install]
-        cells += [cell for cell, readers in body if reader in readers]
-        cells = [NotebookNode({**cell, "id": f"cell-{number}"}) for number, cell in enumerate(cells)]
-        notebooks[reader] = new_notebook(cells=cells, metadata={"kernelspec": dict(source.metadata.kernelspec)})
-        nbformat.validate(notebooks[reader])
-    return notebooks
 
 
 def _preface(writer: Writer, exercises: tuple[Exercise, ...], reader: str) -> str:
