@@ -66,6 +66,7 @@ By {eq}`eq-sum` and {eq}`eq-other`.
 ```
 
 See {prf:ref}`thm-sum`, {ref}`sums`, {ref}`this section <sums>`, {ref}`ex-code` and {numref}`fig-sum`.
+Write ``{eq}`eq-sum` `` for {eq}`eq-sum`.
 
 ```{code-cell} ipython3
 :tags: [hide-input]
@@ -228,6 +229,7 @@ def test_sphinx_becomes_plain_markdown(made):
         "**Proof.** By (1) and (1) of *Other?*. ∎",
         "```text\n{eq}`kept`\n```",
         "See Theorem *The sum*, *What do sums do?*, this section, *In code* and Figure 1.",
+        "Write ``{eq}`eq-sum` `` for (1).",
         "What is $1 + 1$?",
     ):
         assert expected in text, text

@@ -176,17 +176,20 @@ class Writer:
             return margin + (" " if boxed else f"\n{margin}").join(line.strip() if boxed else line for line in lines)
         if token.type == "amsmath":
             return self._tex(source)
+        written, at = "", 0  # the parser does not tell where in the source a child lies
         for child in token.children or ():
+            opening = closing = re.escape(child.markup)
             if child.type == "myst_role":
-                old, new = f"{{{child.meta['name']}}}`{child.content}`", self._role(child.meta["name"], child.content)
-            elif child.type.startswith("math_inline"):
-                old = f"{child.markup}{child.content}{child.markup}"
-                new = self._tex(old)
-            else:
+                opening, closing = rf"\{{{re.escape(child.meta['name'])}\}}`+", "`+"
+            elif child.type not in ("code_inline", "math_inline", "math_inline_double"):
                 continue
-            words = r"[\s>]+".join(map(re.escape, old.split())).replace("`", "`+")
-            source = re.sub(words, new.replace("\\", r"\\"), source, count=1)
-        return source
+            words = r"[\s>]*".join([opening, *map(re.escape, child.content.split()), closing])
+            if found := re.compile(words).search(source, at):
+                new = found[0] if child.type == "code_inline" else self._tex(found[0])
+                if child.type == "myst_role":
+                    new = self._role(child.meta["name"], child.content)
+                written, at = written + source[at : found.start()] + new, found.end()
+        return written + source[at:]
 
     def _box(self, block: Directive) -> str:
         if block.name in ("code-block", "code"):

@@ -115,7 +115,7 @@ def publish_book(
         if previous is not None:
             _take_over(previous, draft)
         shutil.rmtree(draft / version, ignore_errors=True)
-        notebooks = _lay_out(root, draft / version, revision or _commit(root, version))
+        notebooks = _lay_out(root, draft / version, revision or (version if version != LATEST else _commit(root)))
         versions = _write_root(root, draft, version)
         _pack(draft / version, package / f"{name}.tar.gz", name)
         if (draft / version / PDF).is_file():
@@ -158,10 +158,8 @@ def _take_over(previous: Path, draft: Path) -> None:
                 raise ValueError(f"the folders of {', '.join(absent) or 'all versions'} are not there")
 
 
-def _commit(root: Path, version: str) -> str:
-    """Tag, or the full commit of the checkout: nothing shorter can be fetched."""
-    if version != LATEST:
-        return version
+def _commit(root: Path) -> str:
+    """The full commit of the checkout: nothing shorter can be fetched."""
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -206,7 +204,7 @@ def _lay_out(root: Path, folder: Path, revision: str) -> list[str]:
 
 def _write_root(root: Path, site: Path, version: str) -> tuple[str, ...]:
     """Write what stands above the versions; return these, ``latest`` first, then from new to old."""
-    tags = sorted((path.name for path in site.iterdir() if _TAG.fullmatch(path.name)), key=Version, reverse=True)
+    tags = sorted((path.name for path in site.glob("*/") if _TAG.fullmatch(path.name)), key=Version, reverse=True)
     versions = tuple(name for name in (LATEST, *tags) if (site / name).is_dir())
     preferred = next((tag for tag in tags if not Version(tag).is_prerelease), versions[0])
     rows = [
