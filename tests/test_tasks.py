@@ -11,9 +11,11 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -755,13 +757,14 @@ def test_hub_is_streamed_at_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failure_is_found_in_the_chain() -> None:
+    asked = httpx.Request("GET", "http://hub/a/b.safetensors")
     with pytest.raises(OSError) as wrapped:
         try:
-            raise ValueError("404.\n\nEntry Not Found for url: http://hub/a/b.safetensors.\nMore.")
-        except ValueError as error:
+            raise RemoteEntryNotFoundError("404.\n\nMore.", response=httpx.Response(404, request=asked))
+        except RemoteEntryNotFoundError as error:
             raise OSError("Something is wrong") from error
     assert failure(wrapped.value) == "Entry Not Found for url: http://hub/a/b.safetensors"
-    assert failure(ValueError("first\nsecond")) == "first"
+    assert failure(ValueError("first\nsecond")) == "first second"
     assert failure(ValueError()) == "ValueError"
     assert len(failure(ValueError("word " * 1000))) <= 300
 

@@ -130,7 +130,7 @@ def tokenize(model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TO
 def usable_prompts(
     model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS
 ) -> tuple[TokenizedPrompts, dict[str, tuple[int, ...]]]:
-    """The prompts that :func:`tokenize` takes, and the positions of those left out, by reason.
+    """The prompts that :func:`~llvlit.engine.tokens.tokenize` takes, and the positions of those left out, by reason.
 
     Of prompts of one label that have the same tokens, the first stays; of both labels, none does.  A prompt stays
     when its twin is left out: its number in ``pairs`` is then its own.

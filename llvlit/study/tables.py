@@ -489,7 +489,7 @@ def _entries(row: object, names: Sequence[str]) -> list[float]:
 
 
 def means(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """As :func:`summarize`, but with ``n_pairs`` (of task and seed) and no interval below two tasks.
+    """As :func:`~llvlit.study.tables.summarize`, but with ``n_pairs`` (of task and seed); no interval below two tasks.
 
     Examples
     --------
