@@ -67,7 +67,7 @@ def number(
     llvlit.errors.InputError: amplitude=-1 must be above 0.
     """
     scalar = _scalar(value)
-    if isinstance(scalar, bool) or not isinstance(scalar, Real):
+    if isinstance(scalar, bool) or not isinstance(scalar, Real) or value is np.ma.masked:
         raise refuse(argument, value, "a number")
     try:
         result = float(scalar)
@@ -218,8 +218,6 @@ def _scalar(value: Any) -> Any:
     """A number of numpy or torch as one of Python; anything else as it is."""
     if not isinstance(getattr(value, "ndim", None), int) or value.ndim or getattr(value, "is_meta", False):
         return value
-    if value is np.ma.masked:
-        return None  # its item() is 0, which nobody wrote
     return value.item()
 
 
