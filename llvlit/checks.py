@@ -7,26 +7,18 @@ works with.  What does not fit raises :class:`llvlit.errors.InputError`: the arg
 from __future__ import annotations
 
 import errno
-import inspect
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
-from functools import cache, wraps
+from collections.abc import Collection
 from numbers import Real
 from pathlib import Path
 from reprlib import Repr
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import numpy as np
 
 from llvlit.errors import InputError, unknown_name
 
-if TYPE_CHECKING:
-    import torch
-
 Kind = TypeVar("Kind")
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -234,183 +226,3 @@ def instance(argument: str, value: object, kind: type[Kind] | tuple[type[Kind], 
     if not isinstance(value, kind):
         raise refuse(argument, value, expected)
     return value
-
-
-def tensor(argument: str, value: object) -> torch.Tensor:
-    """Finite real tensor without its history, of its own type and device; float64 of whatever else holds numbers."""
-    import torch  # here, since it is slow to import
-
-    if not isinstance(value, torch.Tensor):
-        return torch.from_numpy(array(argument, value))
-    if value.is_meta or value.layout != torch.strided or value.is_complex() or value.dtype == torch.bool:
-        raise refuse(argument, value, "a dense tensor of real numbers")
-    if not torch.isfinite(value).all():
-        raise InputError(f"{argument} holds a number that is not finite; pass finite numbers.")
-    return value.detach() if value.is_floating_point() else value.to(torch.float64)
-
-
-def _array(argument: str, value: Any) -> np.ndarray:
-    """The same, an array of real numbers as it is."""
-    is_plain = type(value) is np.ndarray and value.dtype.isnative
-    if is_plain and value.dtype.kind == "f" and np.isfinite(value).all():
-        return value  # without a copy
-    found = array(argument, value)
-    return value if is_plain else found
-
-
-def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A public function whose arguments come in through the door, each in the kind that its annotation says.
-
-    Ranges, shapes and names that are valid are the function's own to check.
-
-    Examples
-    --------
-    >>> from llvlit.checks import checked
-    >>> @checked
-    ... def head(values: np.ndarray, n_values: int) -> np.ndarray:
-    ...     return values[:n_values]
-    >>> head([1, 2, 3], np.int64(2))
-    array([1., 2.])
-    >>> head([1, 2, 3], "2")
-    Traceback (most recent call last):
-    llvlit.errors.InputError: n_values='2' is of type str; expected a whole number.
-    """
-    signature = inspect.signature(function)
-
-    @wraps(function)
-    def behind(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        given = signature.bind(*args, **kwargs)
-        kinds = _kinds(function)
-        for argument, value in given.arguments.items():
-            if argument in kinds:
-                given.arguments[argument] = admitted(argument, value, kinds[argument])
-        return function(*given.args, **given.kwargs)
-
-    return behind
-
-
-def checked_fields(kind: type[Kind]) -> type[Kind]:
-    """A public dataclass that is built through the door, like a :func:`checked` function.
-
-    Examples
-    --------
-    >>> from dataclasses import dataclass
-    >>> from llvlit.checks import checked_fields
-    >>> @checked_fields
-    ... @dataclass(frozen=True)
-    ... class Size:
-    ...     width: int
-    >>> Size(2.5)
-    Traceback (most recent call last):
-    llvlit.errors.InputError: width=2.5 is of type float; expected a whole number.
-    """
-    kind.__init__ = checked(kind.__init__)  # type: ignore[method-assign]  # a subclass would have fields of its own
-    return kind
-
-
-@cache
-def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations of a function's arguments; of a class that its module does not import, the name."""
-    found = {}
-    names = inspect.unwrap(function).__globals__
-    for argument in inspect.signature(function).parameters.values():
-        kind = argument.annotation
-        if kind is argument.empty or argument.kind in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL):
-            continue
-        found[argument.name] = _evaluated(kind, names) if isinstance(kind, str) else kind
-    return found
-
-
-def _evaluated(annotation: str, names: dict[str, Any]) -> Any:
-    try:
-        return eval(annotation, names)
-    except NameError:  # imported for type checkers alone
-        parts = [part.strip() for part in annotation.split("|")]
-        if len(parts) == 1:
-            return annotation.rpartition(".")[2]
-        return tuple(_evaluated(part, names) for part in parts)
-
-
-def admitted(argument: str, value: Any, kind: Any) -> Any:
-    """A value in the kind that an annotation says."""
-    alternatives = kind if isinstance(kind, tuple) else get_args(kind) if _is_union(kind) else (kind,)
-    if value is None and {None, NoneType} & {one for one in alternatives if one is None or isinstance(one, type)}:
-        return None
-    if Path in alternatives:
-        path(argument, value)
-        return value
-    refusal: InputError | None = None
-    for alternative in alternatives:
-        if alternative not in (None, NoneType):
-            try:
-                return _admitted(argument, value, alternative)
-            except InputError as error:
-                refusal = error
-    raise refusal or refuse(argument, value, "None")
-
-
-def _is_union(kind: Any) -> bool:
-    return get_origin(kind) in (Union, UnionType)
-
-
-def _admitted(argument: str, value: Any, kind: Any) -> Any:
-    origin, inner = get_origin(kind) or kind, get_args(kind)
-    if kind is Any or kind is object:
-        return value
-    if origin is Annotated:
-        return _bounded(argument, admitted(argument, value, inner[0]), inner[1:])
-    if kind in _DOORS:
-        return seed(argument, value) if argument == "seed" else _DOORS[kind](argument, value)
-    if getattr(kind, "__module__", "") == "torch" and getattr(kind, "__name__", "") == "Tensor":
-        return tensor(argument, value)
-    if origin is Literal:
-        return choice(argument, value, inner)
-    if origin in (tuple, list, Sequence, Iterable, Collection):
-        entries = _entries(argument, value)
-        if origin is tuple and inner and inner[-1] is not ...:
-            if len(entries) != len(inner):
-                raise InputError(f"{argument} has {len(entries)} entries; expected {len(inner)}.")
-            kinds = inner
-        else:
-            kinds = (inner[0] if inner else Any,) * len(entries)
-        return tuple(admitted(f"{argument}[{n}]", *pair) for n, pair in enumerate(zip(entries, kinds, strict=True)))
-    if origin in (Mapping, dict):
-        if not isinstance(value, Mapping):
-            raise refuse(argument, value, "a mapping")
-        return {
-            key: admitted(f"{argument}[{shown(key)}]", one, inner[1] if inner else Any) for key, one in value.items()
-        }
-    if origin is Callable:
-        if not callable(value):
-            raise refuse(argument, value, "a function")
-        return value
-    name = kind if isinstance(kind, str) else kind.__name__
-    fits = (
-        name in {base.__name__ for base in type(value).__mro__} if isinstance(kind, str) else isinstance(value, origin)
-    )
-    if not fits:
-        raise refuse(argument, value, f"{'an' if name[0] in 'AEIOU' else 'a'} {name}")
-    return value
-
-
-def _bounded(argument: str, value: Any, bounds: Iterable[Any]) -> Any:
-    """A value within what an annotation adds to its kind, as msgspec has it: ``gt``, ``ge``, ``le``, ``min_length``."""
-    for bound in bounds:
-        above, least, most, shortest = (getattr(bound, name, None) for name in ("gt", "ge", "le", "min_length"))
-        if isinstance(value, Real):
-            _within(argument, value, float(value), above=above, at_least=least, at_most=most)
-        if shortest is not None and len(value) < shortest:
-            raise InputError(f"{argument}={shown(value)} is too short; pass at least {shortest}.")
-    return value
-
-
-def _entries(argument: str, value: Any) -> list[Any]:
-    if isinstance(value, str | bytes | Mapping | Set):
-        raise refuse(argument, value, "a sequence")
-    try:
-        return list(value)
-    except Exception:  # whatever a foreign object raises when it is asked for its entries
-        raise refuse(argument, value, "a sequence") from None
-
-
-_DOORS: dict[Any, Callable[[str, Any], Any]] = {int: integer, float: number, bool: flag, str: text, np.ndarray: _array}

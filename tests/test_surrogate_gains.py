@@ -309,7 +309,7 @@ def test_a_failed_save_keeps_the_old_file(gpt2, directions, tmp_path, monkeypatc
     ],
 )
 def test_bad_settings_of_identify_are_named(gpt2, directions, options, named):
-    with pytest.raises(InputError, match=r"model=.*expected a LanguageModel"):
+    with pytest.raises(InputError, match=r"model=.*expected a model"):
         identify({}, PROMPTS, directions)
     with pytest.raises(InputError, match=named):
         identify(gpt2, PROMPTS, directions, **{"order": 3, **options})

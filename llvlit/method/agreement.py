@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from llvlit.checks import checked
+from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError
 from llvlit.method.concepts import borrowing
 from llvlit.method.gains import Gains, profile
@@ -57,7 +57,6 @@ class Agreement:
         return {name: getattr(self, name) for name in MEASURES}
 
 
-@checked
 def agreement(predicted: Gains | np.ndarray, measured: Gains | np.ndarray, *, seed: int = 0) -> Agreement:
     """Agreement of two gain profiles over layers.
 
@@ -81,6 +80,7 @@ def agreement(predicted: Gains | np.ndarray, measured: Gains | np.ndarray, *, se
     h, g = profile("predicted", predicted), profile("measured", measured)
     if h.shape != g.shape or len(h) < 3:
         raise InputError(f"predicted {h.shape} and measured {g.shape} must be profiles of one length, at least 3.")
+    seed = checked_seed("seed", seed)
     intervals = {}
     if isinstance(measured, Gains) and len(set(measured.pairs)) > 1:
         means = resampled_means(measured.per_prompt, measured.pairs, seed=seed)

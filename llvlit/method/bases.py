@@ -8,25 +8,20 @@ leaves every formula as it stands, and the order reported is smaller.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated
 
 import torch
-from msgspec import Meta
 
-from llvlit.checks import array, checked
+from llvlit.checks import array, instance, integer, number
 from llvlit.errors import InputError
 
 DEFLATION_TOLERANCE = 1e-8
 """Relative size under which the part of a vector outside the basis counts as rounding."""
 
-Order = Annotated[int, Meta(ge=1)]
-Tolerance = Annotated[float, Meta(ge=0)]
 BASES = ("krylov", "reachability", "random", "pca")
 
 
-@checked
 def orthonormal_basis(
-    vectors: Iterable[torch.Tensor], *, order: Order, tolerance: Tolerance = DEFLATION_TOLERANCE
+    vectors: Iterable[torch.Tensor], *, order: int, tolerance: float = DEFLATION_TOLERANCE
 ) -> tuple[torch.Tensor, int]:
     """Orthonormal basis of the span of vectors, in their order.
 
@@ -53,11 +48,12 @@ def orthonormal_basis(
     >>> basis[:, :2].T.tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
-    entries = list(vectors)
-    if len({entry.shape for entry in entries}) != 1:
+    entries = list(instance("vectors", vectors, Iterable, "vectors, one after the other"))
+    arrays = [array(f"vectors[{place}]", entry, ("hidden_size",)) for place, entry in enumerate(entries)]
+    if len({len(one) for one in arrays}) != 1:
         raise InputError("vectors must be one or more, all of one length.")
-    _vector("vectors", entries[0], order)
-    return _orthonormal(entries, order, tolerance)
+    _checked("vectors", arrays[0], order, tolerance)
+    return _orthonormal([torch.from_numpy(one) for one in arrays], order, tolerance)
 
 
 def _orthonormal(vectors: Sequence[torch.Tensor], order: int, tolerance: float) -> tuple[torch.Tensor, int]:
@@ -71,12 +67,13 @@ def _orthonormal(vectors: Sequence[torch.Tensor], order: int, tolerance: float) 
     return _padded(columns, len(vectors[0]), order), len(columns)
 
 
-def _vector(argument: str, value: torch.Tensor, order: int) -> torch.Tensor:
-    """A vector ``(hidden_size,)`` in float64 on the CPU, long enough for a basis of the order."""
-    vector = torch.from_numpy(array(argument, value, ("hidden_size",)))
-    if order > len(vector):
-        raise InputError(f"order={order} must be at most {len(vector)}, the size of {argument}.")
-    return vector
+def _checked(argument: str, vector: object, order: object, tolerance: object) -> torch.Tensor:
+    """A vector ``(hidden_size,)`` in float64, where the other arguments of a basis fit it."""
+    checked = torch.from_numpy(array(argument, vector, ("hidden_size",)))
+    if integer("order", order, at_least=1) > len(checked):
+        raise InputError(f"order={order} must be at most {len(checked)}, the size of {argument}.")
+    number("tolerance", tolerance, at_least=0)
+    return checked
 
 
 def add_vector(columns: list[torch.Tensor], vector: torch.Tensor, *, tolerance: float) -> torch.Tensor | None:
@@ -89,7 +86,7 @@ def add_vector(columns: list[torch.Tensor], vector: torch.Tensor, *, tolerance: 
         span = torch.stack(columns, dim=1)
         for _ in range(2):
             rest = rest - span @ (span.T @ rest)
-    return rest / rest.norm() if rest.norm() > tolerance * size else None
+    return rest / rest.norm() if rest.norm() > float(tolerance) * size else None
 
 
 def _padded(columns: list[torch.Tensor], hidden_size: int, order: int) -> torch.Tensor:
@@ -99,13 +96,12 @@ def _padded(columns: list[torch.Tensor], hidden_size: int, order: int) -> torch.
     return basis
 
 
-@checked
 def krylov_basis(
     apply: Callable[[torch.Tensor], torch.Tensor],
     direction: torch.Tensor,
     *,
-    order: Order,
-    tolerance: Tolerance = DEFLATION_TOLERANCE,
+    order: int,
+    tolerance: float = DEFLATION_TOLERANCE,
 ) -> tuple[torch.Tensor, int, torch.Tensor]:
     """Basis of the Krylov space ``span{v, A v, A^2 v, ...}``, by Arnoldi's iteration (arXiv 2603.12541).
 
@@ -132,7 +128,9 @@ def krylov_basis(
     >>> basis.T.tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
-    direction = _vector("direction", direction, order)
+    if not callable(apply):
+        raise InputError("apply cannot be called; pass a function that maps q to A q.")
+    direction = _checked("direction", direction, order, tolerance)
     columns: list[torch.Tensor] = []
     images: list[torch.Tensor] = []
     new = add_vector(columns, direction, tolerance=tolerance)
@@ -144,13 +142,12 @@ def krylov_basis(
     return _padded(columns, hidden_size, order), len(columns), _padded(images, hidden_size, order)
 
 
-@checked
 def reachability_basis(
     previous_images: torch.Tensor,
     direction: torch.Tensor,
     *,
-    order: Order,
-    tolerance: Tolerance = DEFLATION_TOLERANCE,
+    order: int,
+    tolerance: float = DEFLATION_TOLERANCE,
 ) -> tuple[torch.Tensor, int]:
     """Basis of v_l and of what earlier inputs have become by layer l, newest first.
 
@@ -170,17 +167,15 @@ def reachability_basis(
     >>> reachability_basis(earlier, torch.tensor([1.0, 0, 0]), order=2)[0].T.tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
-    direction = _vector("direction", direction, order)
-    if previous_images.ndim != 2 or len(previous_images) != len(direction):
-        raise InputError(
-            f"previous_images has shape {tuple(previous_images.shape)}; expected ({len(direction)}, order)."
-        )
-    return _orthonormal([direction, *previous_images.T], order, tolerance)
+    direction = _checked("direction", direction, order, tolerance)
+    images = array("previous_images", previous_images)
+    if images.ndim != 2 or len(images) != len(direction):
+        raise InputError(f"previous_images has shape {images.shape}; expected ({len(direction)}, order).")
+    return _orthonormal([direction, *torch.from_numpy(images).T], order, tolerance)
 
 
-@checked
 def principal_basis(
-    states: torch.Tensor, direction: torch.Tensor, *, order: Order, tolerance: Tolerance = DEFLATION_TOLERANCE
+    states: torch.Tensor, direction: torch.Tensor, *, order: int, tolerance: float = DEFLATION_TOLERANCE
 ) -> tuple[torch.Tensor, int]:
     """Basis of v_l and the leading principal components of the states, by falling variance.
 
@@ -199,16 +194,15 @@ def principal_basis(
     >>> rank, basis[:, 1].abs().tolist()
     (2, [0.0, 0.0, 1.0])
     """
-    direction = _vector("direction", direction, order)
+    direction = _checked("direction", direction, order, tolerance)
     states = torch.from_numpy(array("states", states, ("n_prompts", len(direction))))
     centred = states - states.mean(dim=0)
     _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
-    components = components[sizes > tolerance * states.norm(dim=-1).max().item()]
+    components = components[sizes > float(tolerance) * states.norm(dim=-1).max().item()]
     return _orthonormal([direction, *components], order, tolerance)
 
 
-@checked
-def random_basis(direction: torch.Tensor, *, order: Order, generator: torch.Generator) -> tuple[torch.Tensor, int]:
+def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
     """The null: v_l and random directions orthogonal to it.
 
     Examples
@@ -219,6 +213,7 @@ def random_basis(direction: torch.Tensor, *, order: Order, generator: torch.Gene
     >>> torch.allclose(basis.T @ basis, torch.eye(8).double())
     True
     """
-    direction = _vector("direction", direction, order)
+    direction = _checked("direction", direction, order, DEFLATION_TOLERANCE)
+    instance("generator", generator, torch.Generator, "a torch.Generator")
     others = torch.randn(2 * order, len(direction), generator=generator, dtype=torch.float64)
     return _orthonormal([direction, *others], order, DEFLATION_TOLERANCE)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
 
 import numpy as np
 import torch
-from msgspec import Meta
 
-from llvlit.checks import array, checked, choice, instance, text
+from llvlit.checks import array, choice, instance, integer, text
+from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import last_token_states
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts
@@ -21,7 +20,6 @@ METHODS = ("mean_difference", "lda", "logistic", "principal_component")
 N_PERMUTATIONS = 200
 CHANCE_QUANTILE = 0.95
 FEWEST_TO_PERMUTE = 10
-Size = Annotated[int, Meta(ge=1, le=10**6)]
 UNIT_TOLERANCE = 1e-4
 """How far a direction's length may be from 1: what rounding to half precision does is less."""
 
@@ -81,9 +79,9 @@ class Directions:
                 f"borrowed has shape {borrowed.shape}, type {borrowed.dtype}; pass a bool for every state."
             )
 
-    @checked
     def on(self, model: LanguageModel) -> torch.Tensor:
         """Vectors in the model's type and on its device; InputError if their shape does not fit it."""
+        instance("model", model, LanguageModel, "a model, as load_model gives it")
         expected = (model.n_layers + 1, model.hidden_size)
         if tuple(self.vectors.shape) != expected:
             raise InputError(
@@ -118,13 +116,12 @@ def borrowing(states: Iterable[int]) -> str:
     return f"; borrowed directions: {numbers}" if numbers else ""
 
 
-def check_borrowed(states: tuple[int, ...], n_states: int) -> None:
-    """Refuse a number of a borrowed direction beyond the last."""
-    if max(states, default=0) >= n_states:
-        raise InputError(f"borrowed={states} must hold numbers from 0 to {n_states - 1}.")
+def numbers_of(argument: str, value: object, *, last: int | None = None) -> tuple[int, ...]:
+    """Whole numbers, such as those of borrowed states or of pairs, as a tuple; with ``last``, from 0 to it."""
+    entries = instance(argument, value, (tuple, list), "a tuple of whole numbers")
+    return tuple(integer(argument, entry, at_least=None if last is None else 0, at_most=last) for entry in entries)
 
 
-@checked
 def concept_directions(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,
@@ -162,13 +159,13 @@ def concept_directions(
     (13, 64)
     """
     choice("method", method, METHODS)
+    checked_seed("seed", seed)
     labelled = prompts.prompts if isinstance(prompts, TokenizedPrompts) else prompts
     _check_classes(labelled)
     states = last_token_states(model, prompts, max_tokens=max_tokens, final_norm=final_norm)
     return directions_of_states(states, labelled, method=method, seed=seed)
 
 
-@checked
 def directions_of_states(
     states: torch.Tensor, prompts: Prompts, *, method: str = "mean_difference", seed: int = 0
 ) -> Directions:
@@ -192,6 +189,7 @@ def directions_of_states(
     ([[0.0, 1.0]], [2.0])
     """
     choice("method", method, METHODS)
+    seed = checked_seed("seed", seed)
     _check_classes(prompts)
     labels = np.array(prompts.labels)
     states = torch.from_numpy(array("states", states, (len(labels), "n_states", "hidden_size")))
@@ -228,9 +226,10 @@ def directions_of_states(
 
 
 def _check_classes(prompts: Prompts) -> None:
-    for label in {0, 1} - set(prompts.labels):
+    labels = instance("prompts", prompts, Prompts, "labelled prompts").labels
+    for label in {0, 1} - set(labels):
         raise InputError(
-            f"prompts hold no prompt of class {label} ({len(prompts.labels)} of class {1 - label}); "
+            f"prompts hold no prompt of class {label} ({len(labels)} of class {1 - label}); "
             "a direction needs both classes."
         )
 
@@ -291,8 +290,7 @@ def _contrasts(labels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(ones / ones.sum(-1, keepdims=True) - (1 - ones) / (1 - ones).sum(-1, keepdims=True))
 
 
-@checked
-def random_directions(n_states: Size, hidden_size: Size, *, seed: int = 0) -> torch.Tensor:
+def random_directions(n_states: int, hidden_size: int, *, seed: int = 0) -> torch.Tensor:
     """The null: unit directions ``(n_states, hidden_size)`` drawn uniformly from the sphere, float64.
 
     Examples
@@ -302,7 +300,9 @@ def random_directions(n_states: Size, hidden_size: Size, *, seed: int = 0) -> to
     >>> tuple(null.shape), torch.allclose(null.norm(dim=1), torch.ones(13).double())
     ((13, 64), True)
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(checked_seed("seed", seed))
+    n_states = integer("n_states", n_states, at_least=1, at_most=10**6)
+    hidden_size = integer("hidden_size", hidden_size, at_least=1, at_most=10**6)
     vectors = torch.randn(n_states, hidden_size, generator=generator, dtype=torch.float64)
     return vectors / vectors.norm(dim=-1, keepdim=True)
 

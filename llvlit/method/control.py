@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from llvlit.checks import array, checked
+from llvlit.checks import array, number
+from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.gains import Gains, profile
 
 
-@checked
 def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndarray | None = None) -> np.ndarray:
     """Inputs u* ``(n_layers,)`` of least energy ``u^T W u`` among all with ``h^T u = target``.
 
@@ -36,7 +36,7 @@ def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndar
     >>> llvlit.minimum_energy(np.array([3.0, 4.0, 0.0]), 5.0)
     array([0.6, 0.8, 0. ])
     """
-    h = profile("gains", gains)
+    h, target = profile("gains", gains), number("target", target)
     inverse = 1 / _weights(weights, "gains", h)
     size = np.abs(h).max()
     if size == 0:
@@ -86,7 +86,6 @@ def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
     return spent
 
 
-@checked
 def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, seed: int = 0) -> dict[str, np.ndarray]:
     """Named input shapes ``(n_layers,)``, each of energy ``u^T W u = 1``.
 
@@ -101,7 +100,7 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     """
     h = profile("gains", gains)
     n_layers = len(h)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(checked_seed("seed", seed))
     single = np.eye(n_layers)
     shapes = {
         "optimal": minimum_energy(h / (np.abs(h).max() or 1.0), 1.0, weights=weights),

@@ -6,20 +6,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from msgspec import Meta
 
-from llvlit.checks import array, checked, checked_fields, flag, integer
+from llvlit.checks import array, choice, flag, instance, integer, number
 from llvlit.checks import path as checked_path
+from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import propagate_beside, sweep
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import FileError, InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
-from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowing, check_borrowed
+from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowing, numbers_of
 from llvlit.method.intervals import interval, resampled_means
 from llvlit.prompts import Prompts
 from llvlit.provenance import environment
@@ -28,7 +28,6 @@ PROMPTS_AT_ONCE = 32
 """Whose layers' contexts are held together."""
 
 
-@checked_fields
 @dataclass(frozen=True)
 class Gains:
     """Gain profiles of single prompts.
@@ -63,24 +62,27 @@ class Gains:
     """
 
     per_prompt: np.ndarray
-    kind: Literal["measured", "adjoint"]
-    amplitude: Annotated[float, Meta(ge=0)]
+    kind: str
+    amplitude: float
     pairs: tuple[int, ...] = ()
-    borrowed: tuple[Annotated[int, Meta(ge=0)], ...] = ()
+    borrowed: tuple[int, ...] = ()
     metadata: dict[str, Any] = field(repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         per_prompt = array("per_prompt", self.per_prompt, ("n_prompts", "n_layers"))
         n_prompts, n_layers = per_prompt.shape
-        object.__setattr__(self, "per_prompt", per_prompt)
-        object.__setattr__(self, "pairs", self.pairs or tuple(range(n_prompts)))
-        if len(self.pairs) != n_prompts:
-            raise InputError(f"pairs has {len(self.pairs)} entries; there are {n_prompts} prompts.")
-        if (self.amplitude == 0) != (self.kind == "adjoint"):
+        amplitude, pairs = number("amplitude", self.amplitude, at_least=0), numbers_of("pairs", self.pairs)
+        if pairs and len(pairs) != n_prompts:
+            raise InputError(f"pairs has {len(pairs)} entries; there are {n_prompts} prompts.")
+        if (amplitude == 0) != (choice("kind", self.kind, ("measured", "adjoint")) == "adjoint"):
             raise InputError(
-                f"amplitude={self.amplitude} of {self.kind} gains: it is 0 for adjoint gains and for no others."
+                f"amplitude={amplitude} of {self.kind} gains: it is 0 for adjoint gains and for no others."
             )
-        check_borrowed(self.borrowed, n_layers)
+        object.__setattr__(self, "per_prompt", per_prompt)
+        object.__setattr__(self, "amplitude", amplitude)
+        object.__setattr__(self, "pairs", pairs or tuple(range(n_prompts)))
+        object.__setattr__(self, "borrowed", numbers_of("borrowed", self.borrowed, last=n_layers - 1))
+        instance("metadata", self.metadata, dict, "a dict")
 
     def __str__(self) -> str:
         n_prompts, n_layers = self.per_prompt.shape
@@ -92,15 +94,14 @@ class Gains:
         """Gain profile, the mean over prompts ``(n_layers,)``."""
         return self.per_prompt.mean(axis=0)
 
-    @checked
-    def interval(self, *, level: Annotated[float, Meta(gt=0, le=1 - 1e-12)] = 0.95, seed: int = 0) -> np.ndarray:
+    def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
         """Bootstrap interval of the mean over independent units: lower and upper bound, ``(2, n_layers)``."""
-        return interval(resampled_means(self.per_prompt, self.pairs, seed=seed), level=level)
+        level = number("level", level, above=0, at_most=1 - 1e-12)
+        return interval(resampled_means(self.per_prompt, self.pairs, seed=checked_seed("seed", seed)), level=level)
 
-    @checked
     def select(self, layers: slice) -> Gains:
         """The same gains at some layers only, such as ``slice(1, None)`` for all but layer 0, counted anew from 0."""
-        kept = np.arange(self.per_prompt.shape[1])[layers].tolist()
+        kept = np.arange(self.per_prompt.shape[1])[instance("layers", layers, slice, "a slice")].tolist()
         borrowed = tuple(kept.index(layer) for layer in self.borrowed if layer in kept)
         return replace(self, per_prompt=self.per_prompt[:, layers], borrowed=borrowed)
 
@@ -234,7 +235,7 @@ def make_gains(
     amplitude: float = 0.0,
 ) -> Gains:
     """Gains with the facts that they carry: kind, units, borrowed directions, origin."""
-    kind: Literal["measured", "adjoint"] = "measured" if amplitude else "adjoint"
+    kind = "measured" if amplitude else "adjoint"
     if not np.isfinite(per_prompt).all():
         raise NumericalError(f"The {kind} gains of {model.name} are not finite. Check the model's weights.")
     borrowed = tuple(np.flatnonzero(directions.borrowed[:-1]).tolist())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
-from msgspec import Meta
 
-from llvlit.checks import array, checked_fields, choice, integer
+from llvlit.checks import array, choice, integer
+from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import sweep
 from llvlit.engine.layer import DenseLayer, LinearizedLayer
 from llvlit.engine.models import LanguageModel
@@ -28,20 +28,21 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 """Deflation tolerance: well above the rounding of products in the model's type."""
 
 
-@checked_fields
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What one surrogate of many shall be: see the arguments of :func:`identify`."""
 
     directions: DirectionsLike
     basis: str = "krylov"
-    order: Annotated[int, Meta(ge=1)] = 32
+    order: int = 32
     output: torch.Tensor | np.ndarray | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         choice("basis", self.basis, BASES)
         object.__setattr__(self, "directions", as_directions(self.directions))
+        object.__setattr__(self, "order", integer("order", self.order, at_least=1))
+        object.__setattr__(self, "seed", checked_seed("seed", self.seed))
 
 
 @dataclass(frozen=True)

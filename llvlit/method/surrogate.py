@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from msgspec import Meta
 
-from llvlit.checks import array, checked, checked_fields, integer
+from llvlit.checks import array, instance, integer
 from llvlit.checks import path as checked_path
 from llvlit.errors import InputError
 from llvlit.files import load_tensors, save_tensors
-from llvlit.method.concepts import borrowing, check_borrowed
+from llvlit.method.concepts import borrowing, numbers_of
 from llvlit.method.gains import own_content
 from llvlit.provenance import environment
 
@@ -42,7 +41,6 @@ class Trajectory:
     output: np.ndarray
 
 
-@checked_fields
 @dataclass(frozen=True)
 class LLV:
     """Linear layer-variant surrogate ``r_{l+1} = A_l r_l + B_l u_l``, ``y = C^T r_L`` (arXiv 2603.12541).
@@ -85,7 +83,7 @@ class LLV:
     orders: np.ndarray
     per_prompt: np.ndarray = field(repr=False)
     metadata: dict[str, Any] = field(repr=False)
-    borrowed: tuple[Annotated[int, Meta(ge=0)], ...] = ()
+    borrowed: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         n_layers, order, _ = array("A", self.A, ("n_layers", "order", "order")).shape
@@ -99,11 +97,14 @@ class LLV:
         if (self.orders % 1).any() or self.orders.min() < 0 or self.orders.max() > order:
             raise InputError(f"orders={self.orders.tolist()} must be whole numbers from 0 to {order}.")
         object.__setattr__(self, "orders", self.orders.astype(int))
-        per_prompt = self.per_prompt.astype(np.float32, copy=False)
+        per_prompt = instance("per_prompt", self.per_prompt, np.ndarray, "an array")
+        if per_prompt.dtype != np.float32:
+            per_prompt = array("per_prompt", per_prompt).astype(np.float32)
         object.__setattr__(self, "per_prompt", per_prompt)
         if per_prompt.shape[1:] != self.A.shape or not len(per_prompt) or not np.isfinite(per_prompt).all():
             raise InputError(f"per_prompt has shape {per_prompt.shape}; expected one finite A for each prompt.")
-        check_borrowed(self.borrowed, n_layers + 1)
+        instance("metadata", self.metadata, dict, "a dict")
+        object.__setattr__(self, "borrowed", numbers_of("borrowed", self.borrowed, last=n_layers))
 
     def __str__(self) -> str:
         return f"surrogate of order {self.order}, {self.n_layers} layers{borrowing(self.borrowed)}"
@@ -129,7 +130,7 @@ class LLV:
 
     def per_prompt_gains(self) -> np.ndarray:
         """Gains of each prompt's own surrogate, ``(n_prompts, n_layers)`` float64."""
-        return markov_parameters(self.per_prompt.astype(np.float64), self.C)
+        return markov_parameters(self.per_prompt, self.C)
 
     def truncate(self, order: int) -> LLV:
         """The surrogate of a smaller order, for nothing.
@@ -153,7 +154,6 @@ class LLV:
             metadata={**self.metadata, "order": order},
         )
 
-    @checked
     def simulate(self, inputs: np.ndarray) -> Trajectory:
         """Response to inputs u ``(..., n_layers)``, from the operating point.
 
@@ -162,6 +162,7 @@ class LLV:
         InputError
             If the last axis is not ``n_layers``, or an input is not finite.
         """
+        inputs = array("inputs", inputs)
         if inputs.shape[-1:] != (self.n_layers,):
             raise InputError(f"inputs has shape {inputs.shape}; expected (..., {self.n_layers}).")
         states = [np.zeros((*inputs.shape[:-1], self.order))]
@@ -186,7 +187,6 @@ class LLV:
             return cls(**arrays, metadata=header["metadata"], borrowed=header["borrowed"])
 
 
-@checked
 def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
     """Gains ``(..., n_layers)`` of operators ``(..., n_layers, order, order)`` and output vector ``(order,)``.
 
@@ -199,7 +199,7 @@ def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
     >>> markov_parameters(np.array([[[2.0, 0], [1, 0]], [[1, 3], [0, 1]]]), np.array([1.0, 0]))
     array([5., 1.])
     """
-    output = array("output", output, ("order",))
+    operators, output = array("operators", operators), array("output", output, ("order",))
     if operators.ndim < 3 or operators.shape[-2:] != (len(output),) * 2 or not operators.shape[-3]:
         raise InputError(
             f"operators has shape {operators.shape}; expected (..., n_layers, {len(output)}, {len(output)}), as output "
