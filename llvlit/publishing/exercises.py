@@ -178,40 +178,37 @@ def _cells(
     source: NotebookNode, writer: Writer, exercises: Mapping[str, Exercise]
 ) -> Iterator[tuple[NotebookNode, Collection[str]]]:
     """The cells of the class notebooks in order, each with the readers who get it."""
-    label = ""  # of the solution that is open
+    place = writer.page.source
+    inside = ""  # label of the exercise whose solution is open
     for cell in source.cells:
         if cell.cell_type == "code":
             tags = set(cell.metadata.get("tags", ()))
             hidden = {"jupyter": {"source_hidden": True}} if tags & _HIDDEN and "parameters" not in tags else {}
             code = new_code_cell(cell.source, metadata={**cell.metadata, **hidden})
-            yield code, ["instructor"] if label else READERS
+            yield code, ["instructor"] if inside else READERS
             continue
         for part in split(cell.source, _GATES):
             if isinstance(part, str):
                 if text := writer.text(part):
-                    yield new_markdown_cell(text), ["instructor"] if label else READERS
+                    yield new_markdown_cell(text), ["instructor"] if inside else READERS
                 continue
-            exercise = _checked(part, writer.page, exercises, label)
-            label = exercise.label if part.name == "solution-start" else ""
-            body = writer.text(part.body)
+            if part.name == "solution-end":
+                if not inside:
+                    raise BuildError(f"{place}: a solution-end closes nothing. Put a solution-start above it.")
+                inside = ""
+                continue
+            label = part.options.get("label", "") if part.name == "exercise" else part.argument
+            if inside:
+                raise BuildError(f"{place}: {label!r} begins in the solution of {inside!r}. Close that first.")
+            if label not in exercises:
+                raise BuildError(f"{place}: {label!r} has a solution, but no exercise of the page has this label.")
+            exercise, body = exercises[label], writer.text(part.body)
             if part.name == "exercise":
-                text = f"### Exercise: {exercise.heading}\n\n`{exercise.label}`\n\n{body}"
+                text = f"### Exercise: {exercise.heading}\n\n`{label}`\n\n{body}"
                 yield new_markdown_cell(text.strip()), READERS
-            elif part.name != "solution-end":
+            else:
+                inside = label if part.name == "solution-start" else ""
                 yield new_markdown_cell(f"#### Solution to {exercise.title}\n\n{body}".strip()), ["instructor"]
                 yield new_code_cell(ANSWER), ["student"]
-    if label:
-        raise BuildError(f"{writer.page.source}: the solution of {label!r} has no solution-end. Add it.")
-
-
-def _checked(gate: Directive, page: Page, exercises: Mapping[str, Exercise], inside: str) -> Exercise:
-    """The exercise that a gate belongs to, where the gate may stand here."""
-    closes = gate.name == "solution-end"
-    label = inside if closes else gate.options.get("label", "") if gate.name == "exercise" else gate.argument
-    if closes and not inside:
-        raise BuildError(f"{page.source}: a solution-end closes nothing. Put a solution-start above it.")
-    if inside and not closes:
-        raise BuildError(f"{page.source}: {label!r} begins in the solution of {inside!r}. Close that first.")
-    if label not in exercises:
-        raise BuildError(f"{page.source}: {label!r} has a solution, but no exercise of the page has this label.")
-    return exercises[label]
+    if inside:
+        raise BuildError(f"{place}: the solution of {inside!r} has no solution-end. Add it.")
