@@ -14,7 +14,7 @@ from test_book import FRONT_MATTER
 
 from llvlit.cli.main import main
 from llvlit.errors import BuildError, FileError, InputError, LlvlitError
-from llvlit.publishing.exercises import ANSWER, exercise_table, write_exercises
+from llvlit.publishing.notebooks import ANSWER, exercise_table, write_exercises
 from llvlit.publishing.pages import read_pages
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -103,7 +103,7 @@ def publish(options: argparse.Namespace) -> None:
 
 def exercises(options: argparse.Namespace) -> None:
     """Write student and instructor notebooks, and list the exercises in them."""
-    from llvlit.publishing.exercises import write_exercises
+    from llvlit.publishing.notebooks import write_exercises
 
     written = write_exercises(options.root, options.out, force=options.force)
     lines = [
