@@ -12,7 +12,7 @@ import torch
 from llvlit import checks
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError, ModelError
-from llvlit.prompts import Prompts
+from llvlit.prompts import ENTRIES, Prompts
 
 MAX_TOKENS = 128
 
@@ -64,6 +64,7 @@ class TokenizedPrompts:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> TokenizedPrompts:
         """Those at the given positions, or where a mask is true; see :meth:`llvlit.Prompts.select`."""
+        indices = checks.sequence("indices", indices, ENTRIES)
         prompts = self.prompts.select(indices)
         rows = np.arange(len(self))[np.asarray(indices)].tolist()
         ids, is_cut = tuple(self.ids[row] for row in rows), tuple(self.is_cut[row] for row in rows)
@@ -73,6 +74,9 @@ class TokenizedPrompts:
         self, tokens_per_batch: int, device: torch.device, *, equal_lengths: bool = False
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Batches of prompts of similar, or equal, length: their indices, token ids, and last tokens' positions."""
+        checks.integer("tokens_per_batch", tokens_per_batch, at_least=1)
+        checks.instance("device", device, (str, torch.device), "a device")
+        checks.flag("equal_lengths", equal_lengths)
         order = sorted(range(len(self.ids)), key=lambda index: len(self.ids[index]))
         while order:
             lengths = [len(self.ids[index]) for index in order]
@@ -130,7 +134,7 @@ def tokenize(model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TO
 def usable_prompts(
     model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS
 ) -> tuple[TokenizedPrompts, dict[str, tuple[int, ...]]]:
-    """The prompts that :func:`tokenize` takes, and the positions of those left out, by reason.
+    """The prompts that :func:`~llvlit.engine.tokens.tokenize` takes, and the positions of those left out, by reason.
 
     Of prompts of one label that have the same tokens, the first stays; of both labels, none does.  A prompt stays
     when its twin is left out: its number in ``pairs`` is then its own.
