@@ -18,8 +18,15 @@ from llvlit import checks, files
 from llvlit.engine.models import torch_device
 from llvlit.errors import InputError
 from llvlit.provenance import environment
-from llvlit.training.corpus import END_OF_TEXT, Corpus, fingerprint_of, read_reviews
-from llvlit.training.corpus import tokenize_corpus, train_tokenizer, window_streams
+from llvlit.training.corpus import (
+    END_OF_TEXT,
+    Corpus,
+    fingerprint_of,
+    read_reviews,
+    tokenize_corpus,
+    train_tokenizer,
+    window_streams,
+)
 from llvlit.training.loop import held_out_loss, train_model
 from llvlit.training.recipe import SIZES, Recipe, check_same, shape_of
 
