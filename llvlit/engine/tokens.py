@@ -12,7 +12,7 @@ import torch
 from llvlit import checks
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError, ModelError
-from llvlit.prompts import Prompts, entries_of
+from llvlit.prompts import ENTRIES, Prompts
 
 MAX_TOKENS = 128
 
@@ -64,7 +64,7 @@ class TokenizedPrompts:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> TokenizedPrompts:
         """Those at the given positions, or where a mask is true; see :meth:`llvlit.Prompts.select`."""
-        indices = indices if isinstance(indices, np.ndarray) else entries_of("indices", indices)
+        indices = checks.sequence("indices", indices, ENTRIES)
         prompts = self.prompts.select(indices)
         rows = np.arange(len(self))[np.asarray(indices)].tolist()
         ids, is_cut = tuple(self.ids[row] for row in rows), tuple(self.is_cut[row] for row in rows)
