@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llvlit.cli.options import add_device, command, count
+from llvlit.cli.options import add_device, command
 from llvlit.cli.terminal import show
 
 ROOT_HELP = "folder with _config.yml and _toc.yml (default: here)"
@@ -28,7 +27,7 @@ def mount(commands: Any) -> None:
         "--pdf", action="store_true", help="also print the book into _build/llvlit.pdf (needs Chromium)"
     )
     parser.add_argument("--screenshots", metavar="FOLDER", help="also every page as PNG: light, dark, phone (Chromium)")
-    parser.add_argument("--jobs", type=count, help="chapters executed at once")
+    parser.add_argument("--jobs", type="count", help="chapters executed at once")
 
     parser = command(
         commands,
@@ -79,7 +78,7 @@ def book(options: argparse.Namespace) -> None:
             taken = take_screenshots(html, names, Path(options.screenshots))
             lines.append(f"Screenshots: {len(taken)} in {options.screenshots}")
     finally:
-        show(options, {"index": str(built.index), "seconds": built.seconds}, "\n".join(lines))
+        show(options, {"index": built.index, "seconds": built.seconds}, "\n".join(lines))
 
 
 def publish(options: argparse.Namespace) -> None:
@@ -95,7 +94,7 @@ def publish(options: argparse.Namespace) -> None:
     )
     show(
         options,
-        {"site": str(published.site), "archive": str(published.archive), "versions": list(published.versions)},
+        published,
         f"The site: {published.site}\nVersions: {', '.join(published.versions)}\n"
         f"For a release: {published.archive.parent}",
     )
@@ -113,9 +112,4 @@ def exercises(options: argparse.Namespace) -> None:
     lines.append(
         f"\n{len(written.student)} notebooks for students, {len(written.instructor)} for instructors: {options.out}"
     )
-    data = {
-        "student": [str(path) for path in written.student],
-        "instructor": [str(path) for path in written.instructor],
-        "exercises": [asdict(exercise) for exercise in written.exercises],
-    }
-    show(options, data, "\n".join(lines))
+    show(options, written, "\n".join(lines))

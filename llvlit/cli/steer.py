@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llvlit.cli.experiment import add_experiment, borrowed_note, load_experiment
-from llvlit.cli.options import command, count, number, text
+from llvlit.cli.options import add_experiment, borrowed_note, command, load_experiment
 from llvlit.cli.terminal import show, side_by_side, terminal_width
 from llvlit.errors import InputError, NumericalError
 
@@ -54,10 +53,10 @@ def mount(commands: Any) -> None:
         "uniform push of the same energy.",
         f'llvlit steer "{PROMPT}" --target 2',
     )
-    steer.add_argument("prompt", type=text, nargs="?", default=PROMPT, help=f'text to continue (default "{PROMPT}")')
+    steer.add_argument("prompt", type="text", nargs="?", default=PROMPT, help=f'text to continue (default "{PROMPT}")')
     add_experiment(steer)
     steer.add_argument(
-        "--target", type=number, default=1.0, help="shift of the output in units of the class gap (default 1)"
+        "--target", type="number", default=1.0, help="shift of the output in units of the class gap (default 1)"
     )
     steer.add_argument(
         "--energy",
@@ -65,7 +64,7 @@ def mount(commands: Any) -> None:
         default="relative",
         help="what is cheap: the push beside the state that it joins (relative, default), or by itself (absolute)",
     )
-    steer.add_argument("--tokens", type=count, default=30, help="tokens to generate (default 30)")
+    steer.add_argument("--tokens", type="count", default=30, help="tokens to generate (default 30)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -95,13 +94,13 @@ def run(options: argparse.Namespace) -> None:
             "energy": cost,
             "metric": options.energy,
             "borrowed": gains.borrowed,
-            **{name: asdict(continuation) for name, continuation in continuations.items()},
+            **continuations,
         },
         f"{side_by_side(columns, terminal_width())}\n\n"
         f"Target: {options.target:+g} class gaps of {options.task} at the output of {model.name}.\n"
         f"Both pushes have the {options.energy} energy {cost:.3g}. Predicted: by the linear gains.\n"
         "Measured: in the full model, at the prompt's last token. A gap: the distance of the classes' means.\n"
-        f"{borrowed_note(gains.borrowed)}".rstrip(),
+        + "\n".join(borrowed_note(gains.borrowed)),
     )
 
 
