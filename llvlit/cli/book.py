@@ -14,9 +14,7 @@ ROOT_HELP = "folder with _config.yml and _toc.yml (default: here)"
 
 def mount(commands: Any) -> None:
     """Add the commands."""
-    parser = command(
-        commands, "book", book, "Execute every chapter and build the book.", "llvlit book --profile embedded"
-    )
+    parser = command(commands, book, "llvlit book --profile embedded")
     parser.add_argument("--root", default=".", help=ROOT_HELP)
     parser.add_argument(
         "--profile", default="embedded", help="embedded (default, offline), paper (hub), or a folder of models"
@@ -29,26 +27,14 @@ def mount(commands: Any) -> None:
     parser.add_argument("--screenshots", metavar="FOLDER", help="also every page as PNG: light, dark, phone (Chromium)")
     parser.add_argument("--jobs", type="count", help="chapters executed at once")
 
-    parser = command(
-        commands,
-        "publish",
-        publish,
-        "Lay out the site of the built book: a folder for this version, beside the versions it already has.",
-        "llvlit publish\n  llvlit publish --version v0.1.0 --previous gh-pages",
-    )
+    parser = command(commands, publish, "llvlit publish\n  llvlit publish --version v0.1.0 --previous gh-pages")
     parser.add_argument("--root", default=".", help="folder of the book, already built (default: here)")
     parser.add_argument("--version", default="latest", help="latest (default), or a tag such as v0.1.0")
     parser.add_argument("--site", metavar="FOLDER", help="folder to write (default _build/site)")
     parser.add_argument("--previous", metavar="FOLDER", help="site whose other versions are kept; empty for the first")
     parser.add_argument("--revision", help="commit or tag that notebooks install (default: the tag, or this commit)")
 
-    parser = command(
-        commands,
-        "exercises",
-        exercises,
-        "Write each chapter as a notebook without solutions for students, and with them for instructors.",
-        "llvlit exercises --out course",
-    )
+    parser = command(commands, exercises, "llvlit exercises --out course")
     parser.add_argument("--root", default=".", help=ROOT_HELP)
     parser.add_argument("--out", default="exercises", metavar="FOLDER", help="folder to write (default exercises)")
     parser.add_argument("--force", action="store_true", help="replace notebooks there that differ")
@@ -82,7 +68,7 @@ def book(options: argparse.Namespace) -> None:
 
 
 def publish(options: argparse.Namespace) -> None:
-    """Lay out the site of the built book."""
+    """Lay out the site of the built book: a folder for this version, beside the versions it already has."""
     from llvlit.publishing.site import publish_book
 
     published = publish_book(
@@ -101,7 +87,7 @@ def publish(options: argparse.Namespace) -> None:
 
 
 def exercises(options: argparse.Namespace) -> None:
-    """Write student and instructor notebooks, and list the exercises in them."""
+    """Write each chapter as a notebook without solutions for students, and with them for instructors."""
     from llvlit.publishing.exercises import write_exercises
 
     written = write_exercises(options.root, options.out, force=options.force)

@@ -21,24 +21,19 @@ ABOUT = ("title", "basis", "order", "n_prompts", "n_cut")
 
 def mount(commands: Any) -> None:
     """Add the command."""
-    gains = command(
-        commands,
-        "gains",
-        run,
-        "Gain profile of a model on a task: measured on the full model, and predicted.",
-        "llvlit gains --model embedded/large --task film-sentiment --basis reachability --order 16",
-    )
-    add_experiment(gains)
-    gains.add_argument("--basis", default="reachability", help="krylov, reachability (default) or random")
-    gains.add_argument("--order", type="count", help="order d of the surrogate (default 32, or H if less)")
-    gains.add_argument("--amplitude", type="length", default=0.1, help="length of the measured push (default 0.1)")
-    gains.add_argument("--plot", metavar="FILE", help="PNG of the profile (default gains-MODEL-TASK.png, here)")
-    gains.add_argument("--no-plot", action="store_true", help="write no figure")
-    gains.add_argument("--save", metavar="FILE", help="save the surrogate (safetensors); LLV.load reads it")
+    example = "llvlit gains --model embedded/large --task film-sentiment --basis reachability --order 16"
+    parser = command(commands, gains, example)
+    add_experiment(parser)
+    parser.add_argument("--basis", default="reachability", help="krylov, reachability (default) or random")
+    parser.add_argument("--order", type="count", help="order d of the surrogate (default 32, or H if less)")
+    parser.add_argument("--amplitude", type="length", default=0.1, help="length of the measured push (default 0.1)")
+    parser.add_argument("--plot", metavar="FILE", help="PNG of the profile (default gains-MODEL-TASK.png, here)")
+    parser.add_argument("--no-plot", action="store_true", help="write no figure")
+    parser.add_argument("--save", metavar="FILE", help="save the surrogate (safetensors); LLV.load reads it")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Compute a profile; write its files; print it, also when a file could not be written."""
+def gains(options: argparse.Namespace) -> None:
+    """Gain profile of a model on a task: measured on the full model, and predicted."""
     places = _places(options)
     profile, surrogate = compute(options)
     lines = [text(profile)]
@@ -50,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
             draw(profile, places["plot"])
             profile["figure"] = str(places["plot"])
             lines.append(f"Figure: {places['plot']}")
-    finally:
+    finally:  # also when a file could not be written
         show(options, {key: value for key, value in profile.items() if key not in ABOUT}, "\n".join(lines))
 
 

@@ -11,12 +11,12 @@ from llvlit.cli.terminal import columns, show
 
 def mount(commands: Any) -> None:
     """Add the commands."""
-    command(commands, "models", models, "List the models that can be named.", "llvlit models")
-    add_data_dir(command(commands, "tasks", tasks, "List the tasks that can be named.", "llvlit tasks"))
+    command(commands, models, "llvlit models")
+    add_data_dir(command(commands, tasks, "llvlit tasks"))
 
 
 def models(options: argparse.Namespace) -> None:
-    """List the models."""
+    """List the models that can be named."""
     from llvlit.engine.models import embedded_names, load_model
 
     rows = [
@@ -34,7 +34,7 @@ def models(options: argparse.Namespace) -> None:
 
 
 def tasks(options: argparse.Namespace) -> None:
-    """List the tasks, and of those on the hub how their rows are read."""
+    """List the tasks that can be named."""
     from llvlit.tasks.sources import HUB_READING, HUB_TASKS
     from llvlit.tasks.task import task_facts
 

@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from llvlit.engine.tokens import TokenizedPrompts
 
 
-def command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
-) -> argparse.ArgumentParser:
-    """A command's own parser, mounted among the others; ``run`` is what main calls."""
+def command(commands: Any, run: Callable[[argparse.Namespace], None], example: str) -> argparse.ArgumentParser:
+    """A command's own parser, mounted among the others: the name and the docstring of what main calls are its own."""
+    summary = " ".join((run.__doc__ or "").split())
     parser: argparse.ArgumentParser = commands.add_parser(
-        name,
+        run.__name__,
         help=summary,
         description=summary,
         epilog=f"Example:\n  {example}",

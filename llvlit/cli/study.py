@@ -23,42 +23,35 @@ INTERVALS = "95 % intervals over tasks, seeds and prompts"
 
 def mount(commands: Any) -> None:
     """Add the command."""
-    study = command(
-        commands,
-        "study",
-        run,
-        "A grid of models, tasks and seeds: agreement of every predictor, energy of every schedule. A killed run "
-        "goes on where it stopped.",
-        "llvlit study embedded --workers 2\n  llvlit study real --data-dir tasks --out real --workers 2\n"
-        "  llvlit study paper --dry-run",
+    examples = ("embedded --workers 2", "real --data-dir tasks --out real --workers 2", "paper --dry-run")
+    parser = command(commands, study, "\n  ".join(f"llvlit study {example}" for example in examples))
+    parser.add_argument("grid", nargs="?", default="embedded", help="embedded (default), real, paper, or a .toml file")
+    parser.add_argument("--out", metavar="FOLDER", help="folder of the results (default study-GRID)")
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME", help="instead of the grid's; untrained:NAME is a control"
     )
-    study.add_argument("grid", nargs="?", default="embedded", help="embedded (default), real, paper, or a .toml file")
-    study.add_argument("--out", metavar="FOLDER", help="folder of the results (default study-GRID)")
-    study.add_argument("--models", nargs="+", metavar="NAME", help="instead of the grid's; untrained:NAME is a control")
-    study.add_argument("--tasks", nargs="+", metavar="NAME", help="instead of the grid's")
-    study.add_argument("--seeds", type="seed", nargs="+", metavar="SEED", help="instead of the grid's")
-    study.add_argument(
-        "--prompts",
-        type="count",
-        metavar="N",
-        help="N prompts per class to operate and N to evaluate, 2 N for directions",
-    )
-    study.add_argument("--workers", type="count", default=1, metavar="N", help="worker processes (default 1)")
-    study.add_argument(
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="instead of the grid's")
+    parser.add_argument("--seeds", type="seed", nargs="+", metavar="SEED", help="instead of the grid's")
+    told = "N prompts per class to operate and N to evaluate, 2 N for directions"
+    parser.add_argument("--prompts", type="count", metavar="N", help=told)
+    parser.add_argument("--workers", type="count", default=1, metavar="N", help="worker processes (default 1)")
+    parser.add_argument(
         "--scheduler",
         metavar="ADDRESS",
         help="a running Dask scheduler, such as tcp://host:8786; as trusted as its network, for whoever reaches it can "
         "run code on its workers and here",
     )
-    study.add_argument("--dry-run", action="store_true", help="list every cell with its predicted cost, run nothing")
-    study.add_argument("--report", action="store_true", help="run nothing; report what the folder holds")
-    study.add_argument("--save", metavar="FOLDER", help="folder of CSV files and figures (default OUT/report)")
-    add_data_dir(study)
-    add_device(study)
+    parser.add_argument("--dry-run", action="store_true", help="list every cell with its predicted cost, run nothing")
+    parser.add_argument("--report", action="store_true", help="run nothing; report what the folder holds")
+    parser.add_argument("--save", metavar="FOLDER", help="folder of CSV files and figures (default OUT/report)")
+    add_data_dir(parser)
+    add_device(parser)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Run or resume a grid of experiments; or list its cells and their cost; or report what is there."""
+def study(options: argparse.Namespace) -> None:
+    """A grid of models, tasks and seeds: agreement of every predictor, energy of every schedule. A killed run
+    goes on where it stopped.
+    """
     from llvlit.study.grid import change_axes, load_grid
 
     grid = load_grid(options.grid)
