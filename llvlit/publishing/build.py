@@ -59,10 +59,9 @@ _WARNING = re.compile(r"(WARNING|ERROR|CRITICAL|SEVERE): ")
 
 @dataclass(frozen=True)
 class BuiltBook:
-    """What a build made: the page to open, the executed notebooks, and how long each chapter took."""
+    """What a build made: the page to open, and how long each chapter took."""
 
     index: Path
-    notebooks: tuple[Path, ...]
     seconds: dict[str, float]
 
 
@@ -151,7 +150,6 @@ def build_book(
         (build / PDF).unlink(missing_ok=True)  # of the book that this one replaces
     return BuiltBook(
         index=build / "html" / "index.html",
-        notebooks=tuple(build / "book" / f"{name}.ipynb" for name in results),
         seconds={name: results[name].metadata["llvlit"]["seconds"] for name in results},
     )
 
