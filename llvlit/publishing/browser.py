@@ -150,12 +150,12 @@ def _joined(html: Path, names: Sequence[str]) -> str:
             elif not urlparse(target).scheme:  # a file that is not printed
                 del link["href"]
         for image in soup.select("article img"):
-            image["src"] = (html / urljoin(here, str(image["src"]))).resolve().as_uri()
-    frame = soups[0].select_one("article").parent
+            image["src"] = urljoin((html / here).resolve().as_uri(), str(image["src"]))
+    (frame,), (title,) = soups[0].select(":has(> article)"), soups[0].select("title")
     for number, (name, soup) in enumerate(zip(names, soups, strict=True)):
         begin = "page" if number else "auto"
         page = soup.new_tag("div", id=f"{name}.html", style=f"break-before: {begin}; zoom: {SCALE}")
-        page.extend([*soup.select("#jb-print-docs-body"), soup.select_one("article")])
+        page.extend([*soup.select("#jb-print-docs-body"), *soup.select("article")])
         frame.append(page)
-    soups[0].title.string = soups[0].title.get_text().rpartition(" — ")[2]
+    title.string = title.get_text().rpartition(" \N{EM DASH} ")[2]
     return str(soups[0])
