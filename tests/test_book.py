@@ -303,7 +303,7 @@ def test_a_killed_build_leaves_nothing_to_publish_and_its_folder_to_the_next(tmp
     environment = {**os.environ, "TMPDIR": str(elsewhere)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
-        wait_for(lambda: list((root / "_build").glob("scratch/_build/*")))
+        wait_for(lambda: list((root / "_build").glob(".html.fresh/.scratch/_build/*")))
         with pytest.raises(FileError, match=rf"_build is in use by process {process.pid}"):
             build(root)
     finally:
