@@ -13,13 +13,13 @@ from itertools import pairwise
 import torch
 
 from llvlit import checks
-from llvlit.engine.check import agrees, check_replay, refusal
+from llvlit.engine.check import agrees, check_replay, not_finite, refusal
 from llvlit.engine.exclusive import exclusive
 from llvlit.engine.layer import FrozenBatch, FrozenLayer, apply_modules, rows_per_call
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import Recording, ReplayStyle, record, run_all_tokens, run_together
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
-from llvlit.errors import InputError, NumericalError
+from llvlit.errors import InputError
 from llvlit.progress import progress
 from llvlit.prompts import Prompts
 
@@ -88,10 +88,7 @@ def _last_states(
 def _check_finite(model: LanguageModel, states: torch.Tensor, where: str) -> None:
     broken = (~torch.isfinite(states).all(dim=-1)).nonzero().flatten().tolist()
     if broken:
-        raise NumericalError(
-            f"The residual stream of {model.name} is not finite after {where} (prompts {broken[:5]}). "
-            "Check the model's weights; load it in float32 or float64."
-        )
+        raise not_finite(model, f"{where} (prompts {broken[:5]})")
 
 
 def propagate_beside(
