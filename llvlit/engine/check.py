@@ -17,7 +17,6 @@ from llvlit.engine.fast import FrozenContext, fast_layer
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import (
     ContextCache,
-    LayerCall,
     Recording,
     ReplayStyle,
     first_output,
@@ -170,25 +169,18 @@ def _length_matters(
     padded = torch.tensor([[*shortest, *[0] * (len(longest) - n_tokens)], longest], device=model.device)
     last = torch.tensor([n_tokens - 1, len(longest) - 1], device=model.device)
     beside, alone = record(model, padded, last, style), record(model, padded[:1, :n_tokens], last[:1], style)
-    pairs = [(alone.hidden, beside.hidden)]
-    for one, other in zip(alone.calls, beside.calls, strict=True):
-        pairs += zip(_tensors(one), _tensors(other), strict=True)
-    return not all(_is_cut_from(longer, tensor) for tensor, longer in pairs)
+    return not all(_is_cut_from(*pair) for pair in zip(_tensors(alone), _tensors(beside), strict=True))
 
 
-def _tensors(call: LayerCall) -> list[torch.Tensor]:
-    tensors: list[torch.Tensor] = []
-    map_leaves(
-        (call.args, call.kwargs), lambda value: tensors.append(value) if isinstance(value, torch.Tensor) else None
-    )
-    return tensors
+def _tensors(recording: Recording) -> list[torch.Tensor]:
+    leaves: list[Any] = [recording.hidden]
+    map_leaves([(call.args, call.kwargs) for call in recording.calls], leaves.append)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
-def _is_cut_from(longer: torch.Tensor, tensor: torch.Tensor) -> bool:
-    if tensor.dtype == torch.bool:
-        longer, tensor = longer.int(), tensor.int()
+def _is_cut_from(tensor: torch.Tensor, longer: torch.Tensor) -> bool:
     cut = longer[tuple(slice(size) for size in tensor.shape)]
-    return cut.shape == tensor.shape and bool(((tensor - cut).abs() <= 1e-5 * (1 + tensor.abs())).all())
+    return cut.shape == tensor.shape and torch.allclose(cut.float(), tensor.float(), rtol=1e-5, atol=1e-5)
 
 
 def _compare_replay(

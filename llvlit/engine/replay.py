@@ -278,13 +278,10 @@ def _cut(value: torch.Tensor, last: torch.Tensor, n_tokens: int, n_candidates: i
     Attention masks are (batch, head, token, token), positions (batch, token), rotary embeddings and other
     features (batch, token, feature), where the batch may be 1; anything else is handed on as it is.
     """
-    rows = _rows(value, last)
     if _is_mask(value, n_tokens):
         return _candidate_mask(value, last, n_candidates)
-    if value.ndim == 3 and value.shape[1] == n_tokens:
-        return value[rows, last].unsqueeze(1).expand(-1, n_candidates, -1)
-    if value.ndim == 2 and value.shape[1] == n_tokens:
-        return value[rows, last].unsqueeze(1).expand(-1, n_candidates)
+    if value.ndim in (2, 3) and value.shape[1] == n_tokens:
+        return value[_rows(value, last), last].unsqueeze(1).expand(-1, n_candidates, *value.shape[2:])
     return value
 
 
