@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import llvlit
+from llvlit.engine.tokens import tokenize
 from llvlit.method.bases import BASES
 from llvlit.method.gains import adjoint_gains
 from llvlit.method.identification import Plan, identify_all
-from llvlit.study.energies import schedule_energies
+from llvlit.study.experiment import schedule_energies
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -28,9 +29,9 @@ def both() -> dict[str, dict[str, np.ndarray]]:
         plans = {basis: Plan(directions, basis, 16) for basis in BASES}
         identified = identify_all(model, splits.operating, plans)
         gains = {basis: one.gains() for basis, one in identified.surrogates.items()}
-        energies = schedule_energies(
-            model, splits.evaluation, directions, {"krylov": gains["krylov"]}, np.ones(model.n_layers), 0.2
-        )
+        held_out = tokenize(model, splits.evaluation)
+        weights = np.ones(model.n_layers)
+        energies = schedule_energies(model, held_out, directions, {"krylov": gains["krylov"]}, weights, 0.2)
         central = llvlit.identify(model, splits.operating, directions, order=8, basis="random", jacobian="central")
         with llvlit.steer(model, directions, np.full(model.n_layers, 0.5)), torch.no_grad():
             tokens = model.tokenizer("The plot was thin", return_tensors="pt").to(device)

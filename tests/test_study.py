@@ -135,7 +135,7 @@ def test_energies_of_a_linear_model_follow_from_its_gains():
     directions = replace(directions_of_states(last_token_states(model, PROMPTS), PROMPTS), vectors=vectors)
     h = (vectors[:-1] @ vectors[-1]).numpy()
     weights = np.array([4.0, 1.0, 0.5, 0.25])
-    rows = schedule_energies(model, tokenize(model, PROMPTS), directions, {"true": h}, weights, 0.5, max_tokens=128)
+    rows = schedule_energies(model, tokenize(model, PROMPTS), directions, {"true": h}, weights, 0.5)
     goal = 0.5 * directions.gaps[-1]
     for metric, w in (("absolute", np.ones(4)), ("relative", weights)):
         for layers, first in (("all", 0), ("not 0", 1)):

@@ -140,7 +140,7 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     12
     """
     checks.instance("module", module, nn.Module, "a model of transformers")
-    if not (hasattr(module, "config") and callable(tokenizer)):
+    if not (hasattr(module, "config") and callable(tokenizer) and hasattr(tokenizer, "decode")):
         raise InputError("module and tokenizer are expected as transformers loads them.")
     checks.text("name", name)
     config = text_config(module)
@@ -243,7 +243,10 @@ def load_model(
 
     name = checks.text("name", str(checks.instance("name", name, (str, Path), "a name or a path")), may_be_empty=False)
     place = torch_device(checks.text("device", device))
-    type_name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    given = checks.instance(
+        "dtype", "float32" if dtype is None else dtype, (str, torch.dtype), "the name of a type, or a type of torch"
+    )
+    type_name = str(given).removeprefix("torch.")
     checks.choice("dtype", type_name, DTYPES, hint="Differences of states need at least float32.")
     folder = local_folder(name)
     hub_id, _, commit = name.partition("@")

@@ -11,7 +11,7 @@ import torch
 
 from llvlit.engine.depth import last_token_states
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import TokenizedPrompts, usable_prompts
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, usable_prompts
 from llvlit.errors import ConceptNotVisibleError, InputError
 from llvlit.method.agreement import agreement
 from llvlit.method.concepts import Directions, directions_of_states, random_directions, separation
@@ -305,7 +305,7 @@ def schedule_energies(
     weights: np.ndarray,
     target: float,
     *,
-    max_tokens: int,
+    max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
     seed: int = 0,
 ) -> list[Row]:

@@ -113,13 +113,13 @@ def with_columns(argument: str, frame: object, words: Sequence[str] = (), number
         raise InputError(f"{argument} holds no numbers where {', '.join(numbers)} belong ({error}).") from None
 
 
-def _names(argument: str, values: object, *, at_least: int = 1) -> list[str]:
+def _names(argument: str, values: object) -> list[str]:
     """Names of columns."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | pd.Series):
         raise checks.refuse(argument, values, "a list of columns")
     names = [checks.text(argument, name) for name in values]
-    if len(names) < at_least:
-        raise InputError(f"{argument} is empty; name at least one column.")
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"{argument}={checks.shown(values)} must be distinct columns, at least one.")
     return names
 
 
@@ -287,7 +287,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     >>> {"model", "task", "seed"} <= set(read_table(committed("real"), "agreement").columns)
     True
     """
-    path, what = checks.path("folder", folder) / f"{checks.choice('name', name, TABLES)}.csv", "a table of a study"
+    path, what = checks.path("folder", folder) / f"{checks.text('name', name)}.csv", "a table of a study"
     content = read_bytes(path, what)
     with foreign(path, what, remedy="Run `llvlit study --report` on that study."):
         words = dict.fromkeys(WORDS, str)
