@@ -18,7 +18,6 @@ from llvlit.files import foreign, read_bytes, read_json, write_atomically, write
 from llvlit.method.agreement import MEASURES
 from llvlit.method.intervals import mean_over_tasks
 from llvlit.study.cells import Results
-from llvlit.study.experiment import rounded
 from llvlit.study.grid import Grid
 
 TABLES = ("cells", "agreement", "energy")
@@ -43,7 +42,6 @@ WORDS |= {"finished", "device", "commit"}
 
 AGREEMENT = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
 DASH = "\N{EN DASH}"
-DIGITS = 5
 STUDY = "a study, as read_study gives it"
 Paper = Mapping[str, Any]
 """What ``results/paper.json`` holds."""
@@ -59,23 +57,18 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
         asked = {key: one.cell[key] for key in (*CELL, *VARIANT)}
         first = one.experiment.directions[one.cell["settings"]["directions"][0]]
         borrowed = np.array(first["borrowed"])
-        shown = {
-            "best_separation": float(np.array(first["separation"])[~borrowed].max()),
-            "n_borrowed": int(borrowed.sum()),
-            "borrowed": " ".join(map(str, np.flatnonzero(borrowed))),
-            "class_gap": first["gaps"][-1],
-        }
-        cells.append(_cell(vars(one), shown, visible=True))
+        best = float(np.array(first["separation"])[~borrowed].max())
+        states = " ".join(map(str, np.flatnonzero(borrowed)))
+        cells.append(_cell(vars(one), best, int(borrowed.sum()), states, first["gaps"][-1]))
         agreements += [{**asked, **row} for row in one.experiment.agreements]
         energies += [{**asked, **row} for row in one.experiment.energies]
-    absent = dict.fromkeys(("best_separation", "n_borrowed", "borrowed", "class_gap"))
-    cells += [_cell(missing, absent, visible=False) for missing in results.not_visible]
+    cells += [_cell(missing) for missing in results.not_visible]
     frames = (pd.DataFrame(rows) for rows in (cells, agreements, energies))
     return {name: _ordered(frame) for name, frame in zip(TABLES, frames, strict=True)}
 
 
-def _cell(content: Mapping[str, Any], shown: dict[str, Any], *, visible: bool) -> dict[str, Any]:
-    """Row of a cell: what was asked, model, data, how well the concept shows (``None``: not at all), provenance."""
+def _cell(content: Mapping[str, Any], *shown: float | str) -> dict[str, Any]:
+    """Row of a cell: what was asked, model, data, how well the concept shows (nothing: not at all), provenance."""
     model, data, metadata = content["model"], content["data"], content["metadata"]
     return {
         **{key: content["cell"][key] for key in (*CELL, *VARIANT, "suffix")},
@@ -86,9 +79,9 @@ def _cell(content: Mapping[str, Any], shown: dict[str, Any], *, visible: bool) -
         "data_fingerprint": data["fingerprint"],
         **{key: data[key] for key in ("concept_fingerprint", "operating_fingerprint")},
         **{key: data[key] for key in ("n_evaluation", "n_cut", "n_left_out", "length_auc")},
-        **shown,
+        **dict(zip(("best_separation", "n_borrowed", "borrowed", "class_gap"), shown or (None,) * 4, strict=True)),
         **{key: metadata[key] for key in ("seconds", "finished", "device", "commit")},
-        "visible": visible,
+        "visible": bool(shown),
     }
 
 
@@ -113,12 +106,12 @@ def with_columns(argument: str, frame: object, words: Sequence[str] = (), number
         raise InputError(f"{argument} holds no numbers where {', '.join(numbers)} belong ({error}).") from None
 
 
-def _names(argument: str, values: object, *, at_least: int = 1) -> list[str]:
+def _names(argument: str, values: object) -> list[str]:
     """Names of columns."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | pd.Series):
         raise checks.refuse(argument, values, "a list of columns")
     names = [checks.text(argument, name) for name in values]
-    if len(names) < at_least:
+    if not names:
         raise InputError(f"{argument} is empty; name at least one column.")
     return names
 
@@ -261,12 +254,12 @@ def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:
-    """CSV files of the tables, and ``provenance.json``, each written whole or not at all."""
+    """CSV files of the tables, to five digits, and ``provenance.json``, each written whole or not at all."""
     paths = []
     for name, frame in tables(results).items():
         if len(frame):
             path = Path(out) / f"{name}.csv"
-            write_atomically(path, partial(_short(frame).to_csv, index=False, lineterminator="\n"))
+            write_atomically(path, partial(frame.to_csv, index=False, lineterminator="\n", float_format="%.5g"))
             paths.append(path)
     path = Path(out) / "provenance.json"
     write_json(path, _provenance(results, grid))
@@ -325,23 +318,10 @@ def committed(study: str, *, start: str | Path = ".") -> Path:
     raise FileError(f"There is no results/{study} here. Work in a checkout of llvlit, or run that study yourself.")
 
 
-def _short(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same numbers with five digits; whole numbers stay whole where some are missing."""
-    short = frame.copy()
-    for column in short.columns:
-        if short[column].dtype == float:
-            known = short[column].dropna()
-            if len(known) and (known == known.round()).all():
-                short[column] = short[column].astype("Int64")
-            else:
-                short[column] = short[column].map(partial(rounded, digits=DIGITS)).astype(float)
-    return short
-
-
 def _provenance(results: Results, grid: Grid) -> dict[str, Any]:
     """Grid, versions, devices and commits of all experiments."""
-    keys = sorted({key for one in results.finished for key in one.metadata} - {"seconds", "finished"})
-    facts = {key: sorted({str(one.metadata.get(key)) for one in results.finished}) for key in keys}
+    metadata = pd.DataFrame([one.metadata for one in results.finished])
+    facts = {key: sorted(set(metadata[key].astype(str))) for key in metadata.columns.drop(["seconds", "finished"])}
     return {
         "grid": grid.name,
         "grid_fingerprint": grid.fingerprint,
@@ -349,8 +329,8 @@ def _provenance(results: Results, grid: Grid) -> dict[str, Any]:
         "n_cells": len(grid.cells()),
         "n_experiments": len(results.finished),
         "n_not_visible": len(results.not_visible),
-        "seconds": round(sum(one.metadata["seconds"] for one in results.finished)),
-        "finished": max(one.metadata["finished"] for one in results.finished),
+        "seconds": round(metadata["seconds"].sum()),
+        "finished": metadata["finished"].max(),
         **{key: values[0] if len(values) == 1 else values for key, values in facts.items()},
     }
 
@@ -466,10 +446,7 @@ def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> 
     >>> interval(pd.Series({"x": 0.5, "x_low": 0.4, "x_high": 0.7}), "x", sign="+")
     '+0.50 [+0.40, +0.70]'
     """
-    digits, sign = (
-        checks.integer("digits", digits, at_least=0, at_most=15),
-        checks.choice("sign", sign, ("", "+", "-", " ")),
-    )
+    digits, sign = checks.integer("digits", digits, at_least=0, at_most=15), checks.choice("sign", sign, ["", "+", " "])
     middle, low, high = _entries(row, [f"{checks.text('value', value)}{end}" for end in ("", "_low", "_high")])
     if np.isnan(middle):
         return DASH
