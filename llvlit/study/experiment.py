@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -125,11 +124,11 @@ def run_experiment(
 
     order = min(settings.orders[-1], model.hidden_size)
     plans = {key: Plan(directions[key[0]], key[1], order, seed=seed) for key in product(directions, settings.bases)}
-    identify = partial(identify_all, model, jacobian=jacobian, **options)
-    identification = identify(tokens.operating, plans)
+    products = {**options, "jacobian": jacobian}
+    identification = identify_all(model, tokens.operating, plans, **products)
     of_first = {key: plan for key, plan in plans.items() if key[0] == first}
     counts = [count for count in settings.operating_counts if count < len(tokens.operating)]
-    fewer = [identify(tokens.operating.select(range(count)), of_first) for count in counts]
+    fewer = [identify_all(model, tokens.operating.select(range(n)), of_first, **products) for n in counts]
 
     measured = measure(model, tokens.evaluation, directions, settings, seed, options)
     same = tokens.evaluation.select(range(min(SAME_PROMPTS, len(tokens.evaluation))))

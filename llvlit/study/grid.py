@@ -251,7 +251,8 @@ def load_grid(name: str | Path) -> Grid:
 
 def change_axes(grid: Grid, axes: Mapping[str, list[Any] | None]) -> Grid:
     """The grid with other models, tasks or seeds, where given; InputError as for a file."""
-    return replace(grid, **{key: value for key, value in axes.items() if value is not None})
+    given: dict[str, Any] = {key: value for key, value in axes.items() if value is not None}
+    return replace(grid, **given)
 
 
 def _made(kind: type[Kind], content: Any, prefix: str = "") -> Kind:

@@ -248,14 +248,11 @@ def run_jobs(
         finished = set(kept)
         run = Run(folder, {job.key: job for job in jobs if job.key not in finished}, packed, show_bar=progress)
         with run.bar:
-            if run.pending and scheduler is not None:
-                with _running_cluster(scheduler) as client:
-                    _run_on_workers(run, client)
-            elif run.pending and (workers > 1 or own_process):
-                with _own_cluster(workers, scratch) as client:
-                    _run_on_workers(run, client, scratch)
-            else:
+            if not run.pending or (scheduler is None and workers == 1 and not own_process):
                 _run_here(run)
+            else:
+                with _running_cluster(scheduler) if scheduler else _own_cluster(workers, scratch) as client:
+                    _run_on_workers(run, client, None if scheduler else scratch)
     keys = [job.key for job in jobs]
     return Outcome(
         done=tuple(key for key in keys if key in run.done),

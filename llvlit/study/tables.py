@@ -196,7 +196,7 @@ def summarize(
     """
     by, values = _names("by", by), _names("values", values)
     log = checks.flag("log", log)
-    frame = with_columns("frame", frame, ["task", "seed", *by], values)
+    frame = with_columns("frame", frame, ["task", "seed", *by], values).reset_index(drop=True)
     generator = np.random.default_rng(checks.seed("seed", seed))
     tasks = frame.groupby("task").ngroup().to_numpy()
     cells = frame.groupby(["task", "seed"]).ngroup().to_numpy()  # those of one task side by side
@@ -204,21 +204,16 @@ def summarize(
     arrays = {value: with_columns("frame", numbers[value], (), [*numbers[value]]).to_numpy().T for value in values}
     if log and any((array[0] <= 0).any() for array in arrays.values()):
         raise InputError(f"frame holds {', '.join(values)} that are not positive; they have no geometric mean.")
-    grouped = frame.groupby(list(by), sort=False, dropna=False)
-    groups = grouped.ngroup().to_numpy()
     rows = []
-    for number, (key, _) in enumerate(grouped):
-        inside = groups == number
-        row: dict[str, Any] = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
-        complete = inside.copy()
+    for key, group in frame.groupby(by, sort=False, dropna=False):
+        row: dict[str, Any] = dict(zip(by, key, strict=True))
         for value, array in arrays.items():
-            known = inside & ~np.isnan(array[0])
-            complete &= known
+            at = group.index[group[value].notna()]
             with np.errstate(divide="ignore"):  # of a bound that is zero
-                x = np.log(array[:, known]) if log else array[:, known]
-            bounds = mean_over_tasks(x, tasks[known], cells[known], generator=generator)
+                x = np.log(array[:, at]) if log else array[:, at]
+            bounds = mean_over_tasks(x, tasks[at], cells[at], generator=generator)
             row |= dict(zip((value, f"{value}_low", f"{value}_high"), np.exp(bounds) if log else bounds, strict=True))
-        rows.append({**row, "n_tasks": len(np.unique(tasks[complete]))})
+        rows.append({**row, "n_tasks": group.dropna(subset=values)["task"].nunique()})
     return pd.DataFrame(rows)
 
 
