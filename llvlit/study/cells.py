@@ -94,7 +94,7 @@ def run_cell(cell: Cell, device: str = "auto", inputs: dict[str, Any] | None = N
     with _ONE_CELL:
         began = time.perf_counter()
         model, splits = _loaded(cell, device, inputs)
-        tokens = None
+        tokens: SplitTokens | None = None
         options: dict[str, Any] = {"seed": cell.seed, "jacobian": cell.jacobian, "final_norm": cell.final_norm}
         try:
             tokens = tokenize_splits(model, splits, cell.settings)
@@ -112,7 +112,21 @@ def run_cell(cell: Cell, device: str = "auto", inputs: dict[str, Any] | None = N
         return {
             "cell": asdict(cell),
             "inputs": cell_inputs(cell, model.identity, splits),
-            **_described(model, splits, tokens),
+            "model": {
+                "parameters": model.n_parameters,
+                "layers": model.n_layers,
+                "hidden_size": model.hidden_size,
+                "fingerprint": model.fingerprint,
+            },
+            "data": {
+                "fingerprint": splits.evaluation.fingerprint,
+                "concept_fingerprint": splits.concept.fingerprint,
+                "operating_fingerprint": splits.operating.fingerprint,
+                "length_auc": length_auc(splits.evaluation),
+                "n_cut": tokens and tokens.evaluation.n_cut,
+                "n_left_out": tokens and sum(tokens.left_out.values()),
+                "n_evaluation": len(tokens.evaluation if tokens else splits.evaluation),
+            },
             **numbers,
             "metadata": {
                 "seconds": round(time.perf_counter() - began, 2),
@@ -149,27 +163,6 @@ def cell_inputs(cell: Cell, model_identity: str, splits: Splits) -> dict[str, An
     settings = {"seed": cell.seed, "jacobian": cell.jacobian, "final_norm": cell.final_norm, **asdict(cell.settings)}
     texts = {f"{part} texts": prompts.fingerprint for part, prompts in vars(splits).items()}
     return {"model": model_identity, **texts, "settings": json.loads(json.dumps(settings))}
-
-
-def _described(model: LanguageModel, splits: Splits, tokens: SplitTokens | None) -> dict[str, dict[str, Any]]:
-    """``model`` and ``data`` of a result: sizes, fingerprints, and what length alone tells of the class."""
-    return {
-        "model": {
-            "parameters": model.n_parameters,
-            "layers": model.n_layers,
-            "hidden_size": model.hidden_size,
-            "fingerprint": model.fingerprint,
-        },
-        "data": {
-            "fingerprint": splits.evaluation.fingerprint,
-            "concept_fingerprint": splits.concept.fingerprint,
-            "operating_fingerprint": splits.operating.fingerprint,
-            "length_auc": length_auc(splits.evaluation),
-            "n_cut": tokens and tokens.evaluation.n_cut,
-            "n_left_out": tokens and sum(tokens.left_out.values()),
-            "n_evaluation": len(tokens.evaluation if tokens else splits.evaluation),
-        },
-    }
 
 
 def check_names(cells: Sequence[Cell]) -> None:

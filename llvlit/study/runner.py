@@ -249,7 +249,11 @@ def run_jobs(
         run = Run(folder, {job.key: job for job in jobs if job.key not in finished}, packed, show_bar=progress)
         with run.bar:
             if not run.pending or (scheduler is None and workers == 1 and not own_process):
-                _run_here(run)
+                group = None
+                while taken := run.take(group, ()):
+                    group = taken.group
+                    run.show([taken])
+                    run.record(taken, attempt_cell(packed[taken.key]))
             else:
                 with _running_cluster(scheduler) if scheduler else _own_cluster(workers, scratch) as client:
                     _run_on_workers(run, client, None if scheduler else scratch)
@@ -282,15 +286,6 @@ def check_keys(keys: Iterable[str]) -> None:
         if key.casefold() in seen:
             raise InputError(f"key={key!r} names two jobs (capitals do not tell files apart everywhere).")
         seen.add(key.casefold())
-
-
-def _run_here(run: Run) -> None:
-    """One cell after another in this process."""
-    group = None
-    while (job := run.take(group, ())) is not None:
-        group = job.group
-        run.show([job])
-        run.record(job, attempt_cell(run.packed[job.key]))
 
 
 def attempt_cell(packed: bytes, trace: Path | None = None) -> Answer:

@@ -63,8 +63,12 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
         agreements += [{**asked, **row} for row in one.experiment.agreements]
         energies += [{**asked, **row} for row in one.experiment.energies]
     cells += [_cell(missing) for missing in results.not_visible]
-    frames = (pd.DataFrame(rows) for rows in (cells, agreements, energies))
-    return {name: _ordered(frame) for name, frame in zip(TABLES, frames, strict=True)}
+    frames = {"cells": pd.DataFrame(cells)}
+    for name, rows in (("agreement", agreements), ("energy", energies)):  # numbers, each with its interval, come last
+        frame = pd.DataFrame(rows)
+        about = [column for column in ABOUT if column in frame]
+        frames[name] = frame[[*about, *frame.columns.difference(about)]]
+    return frames
 
 
 def _cell(content: Mapping[str, Any], *shown: float | str) -> dict[str, Any]:
@@ -83,13 +87,6 @@ def _cell(content: Mapping[str, Any], *shown: float | str) -> dict[str, Any]:
         **{key: metadata[key] for key in ("seconds", "finished", "device", "commit")},
         "visible": bool(shown),
     }
-
-
-def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns that say what a row is about first, then the numbers, each with its interval."""
-    first = [name for name in ABOUT if name in frame.columns]
-    rest = [name for name in frame.columns if name not in first]
-    return frame[first + (rest if "suffix" in rest else sorted(rest))]
 
 
 def with_columns(argument: str, frame: object, words: Sequence[str] = (), numbers: Sequence[str] = ()) -> pd.DataFrame:
@@ -249,15 +246,31 @@ def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:
-    """CSV files of the tables, to five digits, and ``provenance.json``, each written whole or not at all."""
+    """CSV files of the tables, to five digits, and ``provenance.json``, each written whole or not at all.
+
+    Provenance: the grid, and versions, devices and commits of all experiments.
+    """
     paths = []
     for name, frame in tables(results).items():
         if len(frame):
             path = Path(out) / f"{name}.csv"
             write_atomically(path, partial(frame.to_csv, index=False, lineterminator="\n", float_format="%.5g"))
             paths.append(path)
+    metadata = pd.DataFrame([one.metadata for one in results.finished])
+    facts = {key: sorted(set(metadata[key].astype(str))) for key in metadata.columns.drop(["seconds", "finished"])}
+    provenance = {
+        "grid": grid.name,
+        "grid_fingerprint": grid.fingerprint,
+        "description": grid.description,
+        "n_cells": len(grid.cells()),
+        "n_experiments": len(results.finished),
+        "n_not_visible": len(results.not_visible),
+        "seconds": round(metadata["seconds"].sum()),
+        "finished": metadata["finished"].max(),
+        **{key: values[0] if len(values) == 1 else values for key, values in facts.items()},
+    }
     path = Path(out) / "provenance.json"
-    write_json(path, _provenance(results, grid))
+    write_json(path, provenance)
     return [*paths, path]
 
 
@@ -311,23 +324,6 @@ def committed(study: str, *, start: str | Path = ".") -> Path:
         if (folder / "results" / study / "provenance.json").is_file():
             return folder / "results" / study
     raise FileError(f"There is no results/{study} here. Work in a checkout of llvlit, or run that study yourself.")
-
-
-def _provenance(results: Results, grid: Grid) -> dict[str, Any]:
-    """Grid, versions, devices and commits of all experiments."""
-    metadata = pd.DataFrame([one.metadata for one in results.finished])
-    facts = {key: sorted(set(metadata[key].astype(str))) for key in metadata.columns.drop(["seconds", "finished"])}
-    return {
-        "grid": grid.name,
-        "grid_fingerprint": grid.fingerprint,
-        "description": grid.description,
-        "n_cells": len(grid.cells()),
-        "n_experiments": len(results.finished),
-        "n_not_visible": len(results.not_visible),
-        "seconds": round(metadata["seconds"].sum()),
-        "finished": metadata["finished"].max(),
-        **{key: values[0] if len(values) == 1 else values for key, values in facts.items()},
-    }
 
 
 @dataclass(frozen=True)
