@@ -14,13 +14,12 @@ import argparse
 import multiprocessing
 
 import numpy as np
-import pandas as pd
 import torch
 
 from llvlit.study.cells import load_subject
 from llvlit.study.estimate import count_operations, model_shape, product_rate, tokens_of
 from llvlit.study.grid import load_grid
-from llvlit.study.tables import committed
+from llvlit.study.tables import committed, read_table
 
 
 def rate_beside_another() -> float:
@@ -35,7 +34,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="GFLOP/s of one thread, in place of a measurement")
     options = parser.parse_args()
     grid = load_grid("real")
-    table = pd.read_csv(committed("real").parent / "seconds.csv").set_index(["model", "task", "seed"])["seconds"]
+    table = read_table(committed("real").parent, "seconds").set_index(["model", "task", "seed"])["seconds"]
     shapes = {name: model_shape(load_subject(name, device="cpu")) for name in grid.models}
     tokens, operations, seconds = {}, [], []
     for cell in grid.cells(data_dir=options.data_dir):

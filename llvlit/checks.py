@@ -59,7 +59,7 @@ def number(
     llvlit.errors.InputError: amplitude=-1 must be above 0.
     """
     scalar = _scalar(value)
-    if isinstance(scalar, bool) or not isinstance(scalar, Real):
+    if isinstance(scalar, bool) or not isinstance(scalar, Real) or value is np.ma.masked:
         raise refuse(argument, value, "a number")
     try:
         result = float(scalar)

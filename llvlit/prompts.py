@@ -23,7 +23,7 @@ def is_label(value: Any) -> bool:
         return False
 
 
-def _entries(argument: str, value: Iterable[Any]) -> tuple[Any, ...]:
+def entries_of(argument: str, value: Iterable[Any]) -> tuple[Any, ...]:
     """What a sequence holds; a string or a mapping is none."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise refuse(argument, value, "a sequence with one entry per prompt")
@@ -65,8 +65,8 @@ class Prompts:
     pairs: tuple[int, ...]
 
     def __init__(self, texts: Iterable[str], labels: Iterable[Any], pairs: Iterable[int] | None = None) -> None:
-        texts, labels = _entries("texts", texts), _entries("labels", labels)
-        pairs = tuple(range(len(texts))) if pairs is None else _entries("pairs", pairs)
+        texts, labels = entries_of("texts", texts), entries_of("labels", labels)
+        pairs = tuple(range(len(texts))) if pairs is None else entries_of("pairs", pairs)
         if not len(texts) == len(labels) == len(pairs):
             raise InputError(
                 f"{len(texts)} texts came with {len(labels)} labels and {len(pairs)} pairs. Pass one of each per text."
@@ -95,7 +95,7 @@ class Prompts:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Prompts:
         """Prompts at the given positions, in that order; or where a mask, (n_prompts,) bool, is true."""
-        entries = _entries("indices", indices)
+        entries = entries_of("indices", indices)
         if entries and all(isinstance(entry, bool | np.bool_) for entry in entries):
             if len(entries) != len(self):
                 raise InputError(f"indices is a mask of length {len(entries)}; there are {len(self)} prompts.")

@@ -553,7 +553,7 @@ def test_minutes_are_those_that_the_study_took(monkeypatch):
     monkeypatch.setattr("llvlit.study.estimate.tokens_of", lambda cell: 64.0)
     grid, cpu = load_grid("real"), torch.device("cpu")
     shapes = {name: model_shape(load_subject(name, device="cpu")) for name in grid.models}
-    took = pd.read_csv(committed("real").parent / "seconds.csv").set_index(["model", "task", "seed"])["seconds"]
+    took = read_table(committed("real").parent, "seconds").set_index(["model", "task", "seed"])["seconds"]
     keys = [(cell.model, cell.task, cell.seed) for cell in grid.cells()]
     found = [60 * estimate(cell, shapes[cell.model], 110e9, device=cpu).minutes for cell in grid.cells()]
     ratio = pd.Series(found, index=pd.MultiIndex.from_tuples(keys)).reindex(took.index) / took

@@ -13,7 +13,7 @@ from llvlit import checks
 from llvlit.engine.exclusive import exclusive
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import ContextCache, LayerCall, Recording, run_candidates
-from llvlit.errors import InputError
+from llvlit.errors import InputError, NumericalError
 
 ROWS_PER_CALL = 4096
 """Rows that run together on a processor: enough for its matrix units, and few enough for its caches.
@@ -86,7 +86,16 @@ class FrozenLayer:
         ------
         InputError
             If the shape is not ``(n_prompts, k, hidden_size)``.
+        NumericalError
+            If the candidates are so large that the model's numbers overflow.
         """
+        out = self.advance(candidates)
+        if not out.isfinite().all():
+            raise NumericalError(f"candidates overflow the model's numbers in layer {self.index}; pass smaller ones.")
+        return out
+
+    def advance(self, candidates: torch.Tensor) -> torch.Tensor:
+        """The same, not finite where the model's numbers overflow."""
         candidates = self._checked("candidates", candidates)
         out = torch.empty_like(candidates)
         with torch.no_grad():
@@ -177,6 +186,8 @@ class FrozenLayer:
             raise InputError(f"{argument} has shape {tuple(value.shape)}; expected {expected}, k at least 1.")
         if not value.is_floating_point():
             raise InputError(f"{argument} holds {value.dtype}; expected real numbers, such as {self.states.dtype}.")
+        if value.layout != torch.strided or value.is_meta or not value.isfinite().all():
+            raise InputError(f"{argument} holds a number that is not finite, or none; pass finite numbers.")
         return value.to(self.states)
 
 

@@ -140,7 +140,7 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     12
     """
     checks.instance("module", module, nn.Module, "a model of transformers")
-    if not (hasattr(module, "config") and callable(tokenizer)):
+    if not (hasattr(module, "config") and callable(tokenizer) and hasattr(tokenizer, "decode")):
         raise InputError("module and tokenizer are expected as transformers loads them.")
     checks.text("name", name)
     config = text_config(module)
@@ -320,6 +320,8 @@ def torch_device(device: str) -> torch.device:
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    if dtype is not None:
+        checks.instance("dtype", dtype, (str, torch.dtype), "the name of a type, or a type of torch")
     name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise InputError(unknown_name("dtype", dtype, DTYPES, hint="Differences of states need at least float32."))

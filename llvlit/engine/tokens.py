@@ -12,7 +12,7 @@ import torch
 from llvlit import checks
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError, ModelError
-from llvlit.prompts import Prompts
+from llvlit.prompts import Prompts, entries_of
 
 MAX_TOKENS = 128
 
@@ -64,6 +64,7 @@ class TokenizedPrompts:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> TokenizedPrompts:
         """Those at the given positions, or where a mask is true; see :meth:`llvlit.Prompts.select`."""
+        indices = indices if isinstance(indices, np.ndarray) else entries_of("indices", indices)
         prompts = self.prompts.select(indices)
         rows = np.arange(len(self))[np.asarray(indices)].tolist()
         ids, is_cut = tuple(self.ids[row] for row in rows), tuple(self.is_cut[row] for row in rows)
@@ -73,6 +74,9 @@ class TokenizedPrompts:
         self, tokens_per_batch: int, device: torch.device, *, equal_lengths: bool = False
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Batches of prompts of similar, or equal, length: their indices, token ids, and last tokens' positions."""
+        checks.integer("tokens_per_batch", tokens_per_batch, at_least=1)
+        checks.instance("device", device, (str, torch.device), "a device")
+        checks.flag("equal_lengths", equal_lengths)
         order = sorted(range(len(self.ids)), key=lambda index: len(self.ids[index]))
         while order:
             lengths = [len(self.ids[index]) for index in order]

@@ -172,7 +172,7 @@ def _several(argument: str, cells: object, expected: str = "a list of cells") ->
         raise checks.refuse(argument, cells, expected)
     try:
         return list(cells)
-    except TypeError:  # an array of no dimension
+    except Exception:  # an array of no dimension, or whatever a foreign object raises
         raise checks.refuse(argument, cells, expected) from None
 
 

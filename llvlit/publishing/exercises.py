@@ -6,8 +6,7 @@ an empty code cell in its place.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -18,16 +17,61 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from llvlit import checks
 from llvlit.errors import BuildError, FileError
-from llvlit.publishing.directives import STAR, Directive, Exercise, blocks, read_exercises
+from llvlit.files import foreign
 from llvlit.publishing.notebooks import install_cell, repository_url
 from llvlit.publishing.pages import Page, read_notebook, read_pages
-from llvlit.publishing.plain_markdown import Writer, collect_references
+from llvlit.publishing.plain_markdown import STAR, Directive, Writer, collect_references, split
 
 GRADES = {1: "a few lines", 2: "needs the chapter's idea", 3: "a small project"}
 ANSWER = "# your answer"
 READERS = {"student": "Student's notebook", "instructor": "Instructor's notebook, with solutions"}
-_GATE = re.compile("exercise|solution(-start|-end)?")
+_GATES = ("exercise", "solution", "solution-start", "solution-end")
 _HIDDEN = {"hide-input", "remove-input", "remove-cell"}
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise: its label, its title without the stars, how many those are (0 if none), its page."""
+
+    label: str
+    title: str
+    stars: int
+    page: str
+
+    @property
+    def heading(self) -> str:
+        """Its stars and its title."""
+        return f"{STAR * self.stars} {self.title}".strip()
+
+
+def read_exercises(page: Page) -> tuple[Exercise, ...]:
+    """The exercises of a chapter in their order.
+
+    Raises
+    ------
+    BuildError
+        If one has no label, or shares it with another of the page.
+    """
+    exercises: dict[str, Exercise] = {}
+    for block in split(page.text, ["exercise"]):
+        if isinstance(block, Directive):
+            label = block.options.get("label", "")
+            if not label or label in exercises:
+                raise BuildError(
+                    f"{page.source}: the exercise {block.argument!r} needs a `:label:` of its own, not {label!r}."
+                )
+            title = block.argument.replace(STAR, "").strip()
+            exercises[label] = Exercise(label, title or label, block.argument.count(STAR), page.name)
+    return tuple(exercises.values())
+
+
+def exercise_table(pages: Iterable[Page]) -> str:
+    """Every exercise of the chapters among these pages, as a MyST table: chapter, number, name, stars."""
+    lines = ["| Chapter | Exercise | Name | Grade |", "|---|---|---|---|"]
+    for exercise in (exercise for page in pages if page.is_chapter for exercise in read_exercises(page)):
+        chapter, number = f"{{doc}}`/{exercise.page}`", f"{{ref}}`{exercise.label}`"
+        lines.append(f"| {chapter} | {number} | {exercise.title} | {STAR * exercise.stars} |")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -42,8 +86,8 @@ class ClassNotebooks:
 def write_exercises(root: str | Path = ".", out: str | Path = "exercises", *, force: bool = False) -> ClassNotebooks:
     """Write ``OUT/student/NAME.ipynb`` and ``OUT/instructor/NAME.ipynb`` for every chapter of the book in ``root``.
 
-    Nothing is executed.  A notebook that is there already and differs is somebody's work: it is kept, and
-    nothing is written, unless ``force`` is true.
+    Nothing is executed, and the same text gives the same notebooks to the byte.  A notebook that is there already
+    and differs is somebody's work: it is kept, and nothing is written, unless ``force`` is true.
 
     Parameters
     ----------
@@ -72,70 +116,51 @@ def write_exercises(root: str | Path = ".", out: str | Path = "exercises", *, fo
     references = collect_references(root, pages)
     install = install_cell(repository_url(root))
     exercises: list[Exercise] = []
-    notebooks: dict[Path, str] = {}
+    notebooks: dict[str, str] = {}
     for page in (page for page in pages if page.is_chapter):
-        of_page = read_exercises(page)
+        of_page, source, writer = read_exercises(page), read_notebook(page), Writer(page, references)
         exercises += of_page
-        for reader, notebook in class_notebooks(Writer(page, references), of_page, install).items():
-            notebooks[out / reader / f"{PurePosixPath(page.name).name}.ipynb"] = nbformat.writes(notebook) + "\n"
-    edited = [str(path.relative_to(out)) for path, text in notebooks.items() if _holds_something_else(path, text)]
+        body = list(_cells(source, writer, {exercise.label: exercise for exercise in of_page}))
+        for reader in READERS:
+            cells = [new_markdown_cell(_preface(writer, of_page, reader)), install]
+            cells += [cell for cell, readers in body if reader in readers]
+            cells = [NotebookNode({**cell, "id": f"cell-{number}"}) for number, cell in enumerate(cells)]
+            notebook = new_notebook(cells=cells, metadata={"kernelspec": dict(source.metadata.kernelspec)})
+            nbformat.validate(notebook)
+            notebooks[f"{reader}/{PurePosixPath(page.name).name}.ipynb"] = nbformat.writes(notebook) + "\n"
+    with foreign(out, "a folder of notebooks", remedy="Name another folder."):
+        there = {name: out / name for name in notebooks if (out / name).exists()}
+        edited = [
+            name for name, path in there.items() if not path.is_file() or path.read_bytes() != notebooks[name].encode()
+        ]
     if edited and not force:
         raise FileError(
             f"{len(edited)} of {len(notebooks)} notebooks are in {out} already and differ: {', '.join(edited)}. "
             "Somebody may have worked in them. Nothing was written. Name another folder, or replace them with --force."
         )
     _write_all(out, notebooks)
-    made = {reader: tuple(path for path in notebooks if path.parent.name == reader) for reader in READERS}
+    made = {reader: tuple(out / name for name in notebooks if name.startswith(reader)) for reader in READERS}
     return ClassNotebooks(**made, exercises=tuple(exercises))
 
 
-def _holds_something_else(path: Path, text: str) -> bool:
-    try:
-        return path.exists() and not (path.is_file() and path.read_bytes() == text.encode())
-    except OSError as error:
-        raise FileError(f"{path} cannot be read ({error}). Name another folder.") from error
-
-
-def _write_all(out: Path, notebooks: Mapping[Path, str]) -> None:
+def _write_all(out: Path, notebooks: Mapping[str, str]) -> None:
     """Write every notebook beside its place, then move all of them there: a full disk leaves all as it was."""
     n_written = 0
     try:
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=out, prefix=".exercises.") as folder:
-            drafts = {path: Path(folder, f"{number}.ipynb") for number, path in enumerate(notebooks)}
-            for path, draft in drafts.items():
-                draft.write_text(notebooks[path], encoding="utf-8", newline="\n")
-                path.parent.mkdir(exist_ok=True)
-            for path, draft in drafts.items():
-                draft.replace(path)
+            for name, text in notebooks.items():
+                for place in (out, Path(folder)):
+                    (place / name).parent.mkdir(exist_ok=True)
+                Path(folder, name).write_text(text, encoding="utf-8", newline="\n")
+            for name in notebooks:
+                Path(folder, name).replace(out / name)
                 n_written += 1
     except OSError as error:
         raise FileError(
             f"Could not write {out}: {error}. {n_written} of {len(notebooks)} notebooks were written; the others are "
             "as they were. Free some space or choose another folder."
         ) from error
-
-
-def class_notebooks(writer: Writer, exercises: tuple[Exercise, ...], install: NotebookNode) -> dict[str, NotebookNode]:
-    """A chapter as unexecuted notebooks (nbformat 4.5) in plain Markdown, by reader: with or without its solutions.
-
-    The same text gives the same notebooks to the byte.
-
-    Raises
-    ------
-    BuildError
-        If the gates of a solution do not match.
-    """
-    source = read_notebook(writer.page)
-    body = list(_cells(source, writer, {exercise.label: exercise for exercise in exercises}))
-    notebooks = {}
-    for reader in READERS:
-        cells = [new_markdown_cell(_preface(writer, exercises, reader)), install]
-        cells += [cell for cell, only in body if only in (None, reader)]
-        cells = [NotebookNode({**cell, "id": f"cell-{number}"}) for number, cell in enumerate(cells)]
-        notebooks[reader] = new_notebook(cells=cells, metadata={"kernelspec": dict(source.metadata.kernelspec)})
-        nbformat.validate(notebooks[reader])
-    return notebooks
 
 
 def _preface(writer: Writer, exercises: tuple[Exercise, ...], reader: str) -> str:
@@ -145,46 +170,36 @@ def _preface(writer: Writer, exercises: tuple[Exercise, ...], reader: str) -> st
         lines += ["", "It reads tables from `results/`, so keep it in a checkout of the repository."]
     if exercises:
         lines += ["", f"Exercises ({', '.join(f'{STAR * stars} {what}' for stars, what in GRADES.items())}):", ""]
-        lines += ["- " + _joined(STAR * each.stars, each.title, f"(`{each.label}`)") for each in exercises]
+        lines += [f"- {each.heading} (`{each.label}`)" for each in exercises]
     return "\n".join(lines)
-
-
-def _joined(*words: str) -> str:
-    return " ".join(word for word in words if word)
 
 
 def _cells(
     source: NotebookNode, writer: Writer, exercises: Mapping[str, Exercise]
-) -> Iterator[tuple[NotebookNode, str | None]]:
-    """The cells of the class notebooks in order, each with the one reader who gets it, or None for both."""
+) -> Iterator[tuple[NotebookNode, Collection[str]]]:
+    """The cells of the class notebooks in order, each with the readers who get it."""
     label = ""  # of the solution that is open
     for cell in source.cells:
         if cell.cell_type == "code":
             tags = set(cell.metadata.get("tags", ()))
             hidden = {"jupyter": {"source_hidden": True}} if tags & _HIDDEN and "parameters" not in tags else {}
-            metadata = {**cell.metadata, **hidden}
-            yield new_code_cell(cell.source, metadata=metadata), "instructor" if label else None
+            code = new_code_cell(cell.source, metadata={**cell.metadata, **hidden})
+            yield code, ["instructor"] if label else READERS
             continue
-        parts: list[str | Directive] = []  # what will be one cell
-        for block in (*blocks(cell.source), None):
-            gate = isinstance(block, Directive) and _GATE.fullmatch(block.name)
-            if block is not None and not gate:
-                parts.append(block)
+        for part in split(cell.source, _GATES):
+            if isinstance(part, str):
+                if text := writer.text(part):
+                    yield new_markdown_cell(text), ["instructor"] if label else READERS
                 continue
-            if text := writer.text(parts):
-                yield new_markdown_cell(text), "instructor" if label else None
-            if not isinstance(block, Directive):
-                break
-            parts = []
-            exercise = _checked(block, writer.page, exercises, label)
-            label = exercise.label if block.name == "solution-start" else ""
-            if block.name == "exercise":
-                title = _joined("### Exercise:", STAR * exercise.stars, exercise.title)
-                yield new_markdown_cell(writer.text([f"{title}\n\n`{exercise.label}`", *blocks(block.body)])), None
-            elif block.name != "solution-end":
-                title = f"#### Solution to {exercise.title}"
-                yield new_markdown_cell(writer.text([title, *blocks(block.body)])), "instructor"
-                yield new_code_cell(ANSWER), "student"
+            exercise = _checked(part, writer.page, exercises, label)
+            label = exercise.label if part.name == "solution-start" else ""
+            body = writer.text(part.body)
+            if part.name == "exercise":
+                text = f"### Exercise: {exercise.heading}\n\n`{exercise.label}`\n\n{body}"
+                yield new_markdown_cell(text.strip()), READERS
+            elif part.name != "solution-end":
+                yield new_markdown_cell(f"#### Solution to {exercise.title}\n\n{body}".strip()), ["instructor"]
+                yield new_code_cell(ANSWER), ["student"]
     if label:
         raise BuildError(f"{writer.page.source}: the solution of {label!r} has no solution-end. Add it.")
 

@@ -14,9 +14,6 @@ from nbformat import NotebookNode
 from llvlit.files import foreign
 from llvlit.publishing.pages import read_yaml
 
-REPOSITORY = "https://github.com/llvlit/llvlit"
-"""Where a book whose configuration names no repository gets the package from."""
-
 SOURCE_FOLDER = "llvlit-source"
 _INSTALL = """\
 # Does nothing where llvlit is installed. Elsewhere, as on Colab, it installs the version of this notebook.
@@ -43,7 +40,7 @@ def repository_url(root: Path) -> str:
     path = root / "_config.yml"
     config = read_yaml(path, "the book's settings")
     with foreign(path, "the book's settings"):
-        return str(config.get("repository", {}).get("url", REPOSITORY))
+        return str(config.get("repository", {}).get("url", "https://github.com/llvlit/llvlit"))
 
 
 def install_cell(repository: str, revision: str = "HEAD") -> NotebookNode:

@@ -44,6 +44,8 @@ def _check_fields(whole: Any) -> None:
     kinds = get_type_hints(type(whole), include_extras=True)
     for key in (one.name for one in fields(whole)):
         value = getattr(whole, key)
+        if key == "per_task":
+            checks.instance(key, value, Mapping, "a mapping of tasks")
         if key == "settings":
             checks.instance(key, value, Settings, "Settings")
             continue
@@ -231,6 +233,7 @@ def load_grid(name: str | Path) -> Grid:
     >>> load_grid("paper").models
     ('gpt2', 'gpt2-medium', 'gpt2-large')
     """
+    checks.path("name", name)
     if str(name) in GRIDS:
         path = Path(str(files("llvlit") / "data" / "grids" / f"{name}.toml"))
     elif isfile(name):

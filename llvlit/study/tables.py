@@ -108,8 +108,8 @@ def _names(argument: str, values: object) -> list[str]:
     if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | pd.Series):
         raise checks.refuse(argument, values, "a list of columns")
     names = [checks.text(argument, name) for name in values]
-    if not names:
-        raise InputError(f"{argument} is empty; name at least one column.")
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"{argument}={checks.shown(values)} must be distinct columns, at least one.")
     return names
 
 
@@ -288,7 +288,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     >>> {"model", "task", "seed"} <= set(read_table(committed("real"), "agreement").columns)
     True
     """
-    path, what = checks.path("folder", folder) / f"{checks.choice('name', name, TABLES)}.csv", "a table of a study"
+    path, what = checks.path("folder", folder) / f"{checks.text('name', name)}.csv", "a table of a study"
     content = read_bytes(path, what)
     with foreign(path, what, remedy="Run `llvlit study --report` on that study."):
         words = dict.fromkeys(WORDS, str)
