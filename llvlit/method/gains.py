@@ -96,7 +96,7 @@ class Gains:
 
     def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
         """Bootstrap interval of the mean over independent units: lower and upper bound, ``(2, n_layers)``."""
-        level = number("level", level, above=0, at_most=1 - 1e-12)
+        level = number("level", level, at_least=1e-12, at_most=1 - 1e-12)
         return interval(resampled_means(self.per_prompt, self.pairs, seed=checked_seed("seed", seed)), level=level)
 
     def select(self, layers: slice) -> Gains:
