@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from llvlit.checks import array, integer, sequence, shown, text
 from llvlit.errors import InputError
@@ -109,6 +108,23 @@ class Prompts:
         return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()[:16]
 
 
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1 along the first axis, equal values at their mean rank; ``scipy.stats`` takes long to import.
+
+    Examples
+    --------
+    >>> from llvlit.prompts import ranks
+    >>> ranks(np.array([5.0, 2.0, 5.0, 9.0]))
+    array([2.5, 1. , 2.5, 4. ])
+    """
+
+    def of(column: np.ndarray) -> np.ndarray:
+        ordered = np.sort(column)
+        return (ordered.searchsorted(column, "left") + ordered.searchsorted(column, "right") + 1) / 2
+
+    return np.apply_along_axis(of, 0, values)
+
+
 def auc(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
     """Area under the ROC curve of scores ``(n_prompts, ...)``, along the first axis; 0.5 is chance.
 
@@ -121,7 +137,7 @@ def auc(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
             f"labels has {n_negative} of label 0 and {n_positive} of label 1 for {len(scores)} prompts; a ROC curve "
             "needs both, and one label per prompt."
         )
-    rank_sums = rankdata(scores, axis=0)[labels == 1].sum(axis=0)
+    rank_sums = ranks(np.asarray(scores))[labels == 1].sum(axis=0)
     return np.asarray((rank_sums - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 
