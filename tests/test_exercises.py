@@ -9,6 +9,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from markdown_it import MarkdownIt
+from mdit_py_plugins.dollarmath import dollarmath_plugin
 from nbclient import NotebookClient
 from test_book import FRONT_MATTER
 
@@ -206,6 +208,15 @@ def test_table_for_teachers_lists_every_exercise(tmp_path):
         "| {doc}`/book/sums` | {ref}`ex-words` | In words | ★ |",
         "| {doc}`/book/sums` | {ref}`ex-code` | In code | ★★★ |",
     ]
+
+
+def test_a_bar_in_a_title_begins_no_column(tmp_path):
+    root = write_book(tmp_path)
+    (page,) = (page for page in read_pages(root) if page.name.endswith("sums"))
+    page.path.write_text(page.text.replace("In words", "In $|x|$ words"), encoding="utf-8")
+    html = MarkdownIt().enable("table").use(dollarmath_plugin).render(exercise_table(read_pages(root)))
+    assert html.count("<td>") == 8
+    assert "|x|" in html and " words</td>" in html
 
 
 def test_sphinx_becomes_plain_markdown(made):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from llvlit.errors import BuildError, LlvlitError
 from llvlit.files import foreign, read_text, write_text
-from llvlit.publishing.pages import Page, cell_label, escaped
+from llvlit.publishing.pages import Page, cell_label, escaped, markdown_table
 
 PUBLIC_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -193,14 +193,16 @@ def _execute(
 
 def status_table(runs: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
     """Markdown of how chapters were executed, from their names and the facts of their runs: a table, then versions."""
-    lines = ["| Chapter | Seconds | Profile | Device | Commit | Date (UTC) |", "|---|---:|---|---|---|---|"]
+    rows = []
     versions: dict[str, list[str]] = {}
     for name, run in runs:
         threads = f", {run['threads']} thread{'s' * (run['threads'] > 1)}" if run["device_kind"] == "cpu" else ""
         cells = (run["profile"], run["device"] + threads, run["commit"], run["date"])
-        lines.append(f"| {{doc}}`/{name}` | {run['seconds']:.1f} | {' | '.join(map(escaped, cells))} |")
+        rows.append((f"{{doc}}`/{name}`", f"{run['seconds']:.1f}", *map(escaped, cells)))
         used = ", ".join(f"{package} {run[package]}" for package in VERSIONS)
         versions.setdefault(used, []).append(f"{{doc}}`/{name}`")
+    head = "| Chapter | Seconds | Profile | Device | Commit | Date (UTC) |\n|---|---:|---|---|---|---|"
+    lines = [markdown_table(head, rows)]
     for used, names in versions.items():
         lines += ["", f"Versions{'' if len(versions) == 1 else ' of ' + ', '.join(names)}: {escaped(used)}."]
     return "\n".join(lines)

@@ -20,8 +20,8 @@ from sphinx.util.docutils import SphinxDirective
 from llvlit.publishing.command_page import command_sections
 from llvlit.publishing.execution import executed_path, read_executed, status_table
 from llvlit.publishing.notebooks import exercise_table
-from llvlit.publishing.pages import Page, read_contents
-from llvlit.tasks.sources import hub_table
+from llvlit.publishing.pages import Page, escaped, markdown_table, read_contents
+from llvlit.tasks.sources import HUB_READING, HUB_TASKS
 
 EQUATIONS = ("core.js", "startup.js", "loader.js", "input", "output", "a11y")
 """Parts of MathJax that a page may ask for: ``_config.yml`` names what it loads."""
@@ -49,6 +49,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 # Directives
+
+
+def hub_table() -> str:
+    """Markdown of the hub tasks: where each lies, and how its rows are read."""
+    rows = [(f"`{name}`", escaped(task.place), escaped(task.reading)) for name, task in HUB_TASKS.items()]
+    return markdown_table("| Task | Data set | Rows |\n|---|---|---|", rows) + f"\n\n{HUB_READING}"
 
 
 def _directive(markdown: Callable[[BuildEnvironment], str]) -> type[SphinxDirective]:

@@ -22,7 +22,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from llvlit import checks
 from llvlit.errors import BuildError, FileError
 from llvlit.files import foreign
-from llvlit.publishing.pages import Page, read_notebook, read_pages, read_yaml
+from llvlit.publishing.pages import Page, markdown_table, read_notebook, read_pages, read_yaml
 from llvlit.publishing.plain_markdown import STAR, Directive, Writer, collect_references, split
 
 SOURCE_FOLDER = "llvlit-source"
@@ -144,11 +144,12 @@ def read_exercises(page: Page) -> tuple[Exercise, ...]:
 
 def exercise_table(pages: Iterable[Page]) -> str:
     """Every exercise of the chapters among these pages, as a MyST table: chapter, number, name, stars."""
-    lines = ["| Chapter | Exercise | Name | Grade |", "|---|---|---|---|"]
-    for exercise in (exercise for page in pages if page.is_chapter for exercise in read_exercises(page)):
-        chapter, number = f"{{doc}}`/{exercise.page}`", f"{{ref}}`{exercise.label}`"
-        lines.append(f"| {chapter} | {number} | {exercise.title} | {STAR * exercise.stars} |")
-    return "\n".join(lines)
+    exercises = (exercise for page in pages if page.is_chapter for exercise in read_exercises(page))
+    rows = [
+        (f"{{doc}}`/{exercise.page}`", f"{{ref}}`{exercise.label}`", exercise.title, STAR * exercise.stars)
+        for exercise in exercises
+    ]
+    return markdown_table("| Chapter | Exercise | Name | Grade |\n|---|---|---|---|", rows)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ notebook kept as text.  Every check here names the page, and the cell where ther
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +28,8 @@ INDEX = "genindex"
 MOST_YAML = 100_000  # bytes
 MOST_BRACKETS = 1000
 WIDE = 500  # points; a figure of one panel is narrower
+
+_BAR = re.compile(r"(?<!\\)\|")
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,12 @@ def cell_label(notebook: NotebookNode, index: int) -> str:
 def escaped(text: str) -> str:
     """Plain text as Markdown in which nothing is markup."""
     return re.sub(r"([\\`*_{}\[\]<>$|~^#])", r"\\\1", " ".join(text.split()))
+
+
+def markdown_table(head: str, rows: Iterable[Sequence[str]]) -> str:
+    """Markdown of a table whose cells are Markdown too; a bar in a cell begins no other."""
+    cells = ([_BAR.sub(r"\\|", cell) for cell in row] for row in rows)
+    return "\n".join([head, *(f"| {' | '.join(row)} |" for row in cells)])
 
 
 def present(notebook: NotebookNode, page: Page) -> NotebookNode:

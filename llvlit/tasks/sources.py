@@ -275,13 +275,6 @@ HUB_READING = (
 )
 
 
-def hub_table() -> str:
-    """Markdown of the hub tasks: where each lies, and how its rows are read."""
-    lines = ["| Task | Data set | Rows |", "|---|---|---|"]
-    lines += [f"| `{name}` | {task.place} | {task.reading} |" for name, task in HUB_TASKS.items()]
-    return "\n".join([*lines, "", HUB_READING])
-
-
 def hub_source(name: str, revision: str | None = None) -> Source:
     """Source of a data set on the hub; ``revision`` replaces the table's."""
     record = HUB_TASKS[name]
