@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from llvlit.checks import array, integer, refuse, shown, text
+from llvlit.checks import array, integer, sequence, shown, text
 from llvlit.errors import InputError
+
+ENTRIES = "a sequence with one entry per prompt"
 
 
 def is_label(value: Any) -> bool:
@@ -20,16 +22,6 @@ def is_label(value: Any) -> bool:
         return not isinstance(value, str) and bool(value in (0, 1))
     except (TypeError, ValueError, RuntimeError):
         return False
-
-
-def entries_of(argument: str, value: Iterable[Any]) -> tuple[Any, ...]:
-    """What a sequence holds; a string or a mapping is none."""
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise refuse(argument, value, "a sequence with one entry per prompt")
-    try:
-        return tuple(value)
-    except (TypeError, ValueError, RuntimeError):  # such as an array of no dimension
-        raise refuse(argument, value, "a sequence with one entry per prompt") from None
 
 
 @dataclass(frozen=True, init=False)
@@ -64,8 +56,8 @@ class Prompts:
     pairs: tuple[int, ...]
 
     def __init__(self, texts: Iterable[str], labels: Iterable[Any], pairs: Iterable[int] | None = None) -> None:
-        texts, labels = entries_of("texts", texts), entries_of("labels", labels)
-        pairs = tuple(range(len(texts))) if pairs is None else entries_of("pairs", pairs)
+        texts, labels = sequence("texts", texts, ENTRIES), sequence("labels", labels, ENTRIES)
+        pairs = sequence("pairs", range(len(texts)) if pairs is None else pairs, ENTRIES)
         if not len(texts) == len(labels) == len(pairs):
             raise InputError(
                 f"{len(texts)} texts came with {len(labels)} labels and {len(pairs)} pairs. Pass one of each per text."
@@ -94,7 +86,7 @@ class Prompts:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Prompts:
         """Prompts at the given positions, in that order; or where a mask, (n_prompts,) bool, is true."""
-        entries = entries_of("indices", indices)
+        entries = sequence("indices", indices, ENTRIES)
         if entries and all(isinstance(entry, bool | np.bool_) for entry in entries):
             if len(entries) != len(self):
                 raise InputError(f"indices is a mask of length {len(entries)}; there are {len(self)} prompts.")

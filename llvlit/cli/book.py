@@ -85,7 +85,7 @@ def publish(options: argparse.Namespace) -> None:
 
 def exercises(options: argparse.Namespace) -> None:
     """Write each chapter as a notebook without solutions for students, and with them for instructors."""
-    from llvlit.publishing.exercises import write_exercises
+    from llvlit.publishing.notebooks import write_exercises
 
     written = write_exercises(options.root, options.out, force=options.force)
     lines = [
