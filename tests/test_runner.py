@@ -260,6 +260,20 @@ def test_a_folder_of_somebody_elses_is_not_taken_for_scratch(tmp_path):
     assert (tmp_path / ".scratch" / "thesis.txt").exists()
 
 
+def test_no_more_workers_than_cells_are_started(tmp_path, monkeypatch):
+    asked = []
+
+    def cluster(n_workers: int, **_: object) -> None:
+        asked.append(n_workers)
+        raise RuntimeError
+
+    monkeypatch.setattr("distributed.LocalCluster", cluster)
+    for names in ("abc", "a"):
+        with pytest.raises(LlvlitError, match="while they start"):
+            run_jobs([job(tmp_path, name) for name in names], tmp_path, workers=10**18)
+    assert asked == [3, 1]
+
+
 def test_workers_leave_nothing_behind(tmp_path):
     """Neither semaphores, of which Python would tell on standard error, nor files."""
     (tmp_path / "open").touch()
@@ -502,7 +516,8 @@ def test_dask_that_is_not_there_is_named(tmp_path, monkeypatch):
     jobs = [job(tmp_path, "a")]
     with pytest.raises(InputError, match=r"answers at scheduler=.tcp://127\.0\.0\.1:1"):
         run_jobs(jobs, tmp_path, scheduler="tcp://127.0.0.1:1")
-    with pytest.raises(InputError, match="No Dask scheduler answers"):
-        run_jobs(jobs, tmp_path, scheduler="nonsense://x")
+    for address in ("nonsense://x", "tls://127.0.0.1:1"):
+        with pytest.raises(InputError, match="No Dask scheduler answers"):
+            run_jobs(jobs, tmp_path, scheduler=address)
     with pytest.raises(InputError, match="one or the other"):
         run_jobs(jobs, tmp_path, scheduler="tcp://127.0.0.1:1", workers=2)

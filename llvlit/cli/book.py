@@ -78,12 +78,9 @@ def publish(options: argparse.Namespace) -> None:
         previous=options.previous,
         revision=options.revision,
     )
-    show(
-        options,
-        published,
-        f"The site: {published.site}\nVersions: {', '.join(published.versions)}\n"
-        f"For a release: {published.archive.parent}",
-    )
+    data = {"site": published.site, "archive": published.archive, "versions": published.versions}
+    lines = [f"The site: {published.site}", f"Versions: {', '.join(published.versions)}"]
+    show(options, data, "\n".join([*lines, f"For a release: {published.archive.parent}"]))
 
 
 def exercises(options: argparse.Namespace) -> None:

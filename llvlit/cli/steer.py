@@ -81,22 +81,15 @@ def steer(options: argparse.Namespace) -> None:
         for name, continuation in pushes(model, directions, gains, weights, options).items()
     }
     cost = continuations["optimal"].energy
-    columns = {name: f"{continuation.facts}\n\n{continuation.text}" for name, continuation in continuations.items()}
-    show(
-        options,
-        {
-            "target": options.target,
-            "energy": cost,
-            "metric": options.energy,
-            "borrowed": gains.borrowed,
-            **continuations,
-        },
-        f"{side_by_side(columns, terminal_width())}\n\n"
-        f"Target: {options.target:+g} class gaps of {options.task} at the output of {model.name}.\n"
-        f"Both pushes have the {options.energy} energy {cost:.3g}. Predicted: by the linear gains.\n"
-        "Measured: in the full model, at the prompt's last token. A gap: the distance of the classes' means.\n"
-        + "\n".join(borrowed_note(gains.borrowed)),
-    )
+    about = {"target": options.target, "energy": cost, "metric": options.energy, "borrowed": gains.borrowed}
+    texts = {name: f"{continuation.facts}\n\n{continuation.text}" for name, continuation in continuations.items()}
+    lines = [
+        f"{side_by_side(texts, terminal_width())}\n",
+        f"Target: {options.target:+g} class gaps of {options.task} at the output of {model.name}.",
+        f"Both pushes have the {options.energy} energy {cost:.3g}. Predicted: by the linear gains.",
+        "Measured: in the full model, at the prompt's last token. A gap: the distance of the classes' means.",
+    ]
+    show(options, {**about, **continuations}, "\n".join(lines + borrowed_note(gains.borrowed)))
 
 
 def pushes(

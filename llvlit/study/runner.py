@@ -244,6 +244,8 @@ def run_jobs(
         for remnant in (*(folder / "cells").glob(".*.json.*"), *(folder / "failed").glob(".*.txt.*")):
             remnant.unlink(missing_ok=True)  # of a killed run
         scratch = folder / SCRATCH
+        own_process = own_process or workers > 1
+        workers = min(workers, max(1, len(jobs) - len(kept)))  # a worker for each cell is as many as can work
         remove_owned(scratch, SCRATCH_KIND)
         finished = set(kept)
         run = Run(folder, {job.key: job for job in jobs if job.key not in finished}, packed, show_bar=progress)
@@ -386,7 +388,7 @@ def _running_cluster(scheduler: str) -> Iterator[Client]:
 
     try:
         client = distributed.Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: a scheme that needs more than an address
         raise InputError(
             f"No Dask scheduler answers at scheduler={scheduler!r} ({error}). Is it running, and is its port open?"
         ) from error
