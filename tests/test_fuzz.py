@@ -35,8 +35,10 @@ def workplace(request: pytest.FixtureRequest) -> Iterator[list[Tally]]:
     tallies: list[Tally] = []
     yield tallies
     terminal = request.config.pluginmanager.get_plugin("terminalreporter")
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
     if terminal is not None and request.config.getoption("--draws"):
-        terminal.write_line("\n" + "\n".join([HEAD, *(tally.row() for tally in tallies)]))
+        with capture.global_and_fixture_disabled():
+            terminal.write_line("\n" + "\n".join([HEAD, *(tally.row() for tally in tallies)]))
     shutil.rmtree(things.WORK, ignore_errors=True)
 
 
@@ -103,7 +105,7 @@ def wrong_kinds(draw: st.DrawFn) -> Case:
     callee, argument = draw(st.sampled_from([(callee, one) for callee in CALLEES for one in callee.arguments]))
     right = {one.name: one.right or "None" for one in callee.arguments}
     undefined = callee.short in surface.UNDEFINED
-    common = {"about": f"{callee.name}({argument.name})", "undefined": undefined, "argument": argument.name}
+    common = {"about": f"{callee.name}({argument.name})", "undefined": undefined, "arguments": surface.words(callee)}
     alike = [
         template.format(right[argument.name])
         for kind in own_kinds(argument)

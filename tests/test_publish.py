@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from urllib.parse import parse_qs, urlparse
 
 import nbformat
 import pytest
+from filelock import FileLock
 from test_book import PARAMETERS, cell, write_book
 
 from llvlit.errors import BuildError, FileError, InputError
@@ -34,10 +36,23 @@ INTRO = "# A tiny book\n\nSee {doc}`chapter`.\n"
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
-    """A tiny book, built once."""
-    root = write_book(tmp_path_factory.mktemp("published"), intro=INTRO, chapter=CHAPTER)
+    """A tiny book, built once for all workers, and a copy of it for each."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    built = shared / "built"
+    with FileLock(shared / "built.lock"):
+        if not built.exists():
+            shutil.rmtree(shared / "building", ignore_errors=True)
+            build(write_book(shared / "building", intro=INTRO, chapter=CHAPTER)).rename(built)
+    return shutil.copytree(built, tmp_path_factory.mktemp("published") / "book")
+
+
+def build(root: Path) -> Path:
+    """Build a book, and put beside it what else is published."""
     build_book(root, device="cpu", progress=False)
-    for part in (root / "_build" / "html" / "_static" / "mathjax").iterdir():  # most of the bytes, none of the point
+    static = root / "_build" / "html" / "_static"  # most of the bytes, none of the point
+    for part in (*(static / "mathjax").iterdir(), static / "locales"):
         if part.name != "tex-chtml.js":
             shutil.rmtree(part) if part.is_dir() else part.unlink()
     (root / "results" / "real").mkdir(parents=True)
@@ -191,8 +206,8 @@ def test_first_cell_fetches_its_revision_where_the_package_is_missing(tmp_path, 
 
 def test_first_cell_hands_address_and_revision_to_git_alone(tmp_path):
     touch = "pathlib.Path('PWNED').touch()"
-    odd = f"v0.1.0; touch PWNED {{__import__('pathlib') and {touch}}} $(touch PWNED) `touch PWNED`"
-    for number, first in enumerate((install_cell(odd), install_cell(tmp_path.as_uri(), odd), install_cell("'" + odd))):
+    odd = f"v0.1.0; touch PWNED {{__import__('pathlib') and {touch}}} $(touch PWNED) `touch PWNED` \""
+    for number, first in enumerate((install_cell(odd), install_cell(tmp_path.as_uri(), odd))):
         here = tmp_path / str(number)
         here.mkdir()
         nbformat.write(nbformat.v4.new_notebook(cells=[first]), here / "first.ipynb")

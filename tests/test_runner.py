@@ -137,14 +137,15 @@ def test_cells_of_one_group_go_to_one_worker(tmp_path):
     assert len({pids[key] for key in ("a1", "a2", "a3")}) == len({pids[key] for key in ("b1", "b2", "b3")}) == 1
 
 
-def test_workers_share_the_cells_and_have_their_own_threads(tmp_path, monkeypatch):
+def test_workers_share_the_cells_and_the_processors(tmp_path, monkeypatch):
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
     jobs = [job(tmp_path, "t", cells.threads), job(tmp_path, "a"), job(tmp_path, "b"), job(tmp_path, "c")]
     before = dict(os.environ)
-    outcome = run_jobs(jobs, tmp_path, workers=2, threads=3)
+    outcome = run_jobs(jobs, tmp_path, workers=2)
     assert outcome == Outcome(done=("t", "a", "b", "c"), kept=(), failed={})
-    assert read_result(tmp_path, "t") == {"torch": 3, "openmp": "3"}
+    each = max(1, len(psutil.Process().cpu_affinity()) // 2)
+    assert read_result(tmp_path, "t") == {"torch": each, "openmp": str(each)}
     assert dict(os.environ) == before
     assert os.getpid() not in {pid for _, pid in cells.calls(tmp_path)}
     assert stored(tmp_path) == files("a", "b", "c", "t")
@@ -371,10 +372,9 @@ def test_jobs_that_cannot_run_are_refused_before_any_does(tmp_path, change, mess
     assert cells.calls(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["workers", "threads", "attempts"])
-def test_numbers_start_at_one(tmp_path, name):
-    with pytest.raises(InputError, match=f"{name}=0"):
-        run_jobs([], tmp_path, **{name: 0})
+def test_there_is_at_least_one_worker(tmp_path):
+    with pytest.raises(InputError, match="workers=0"):
+        run_jobs([], tmp_path, workers=0)
 
 
 may_wait_for_workers = pytest.mark.filterwarnings("ignore:.*has no workers")
@@ -451,20 +451,20 @@ def test_a_study_on_a_cluster_loses_no_cell_when_a_worker_is_killed(tmp_path):
         wait_until(lambda: any((tmp_path / "results" / "cells").glob("*.json")))
         workers[0].send_signal(signal.SIGKILL)
 
-    settings = Settings(concept=20, operating=4, evaluation=4, orders=(4,), bases=("krylov",))
-    grid = Grid("toy", "", ("embedded/small",), ("film-sentiment", "food-sentiment"), (0, 1, 2), settings=settings)
+    settings = Settings(concept=20, operating=2, evaluation=2, orders=(4,), bases=("krylov",))
+    grid = Grid("toy", "", ("embedded/small",), ("film-sentiment", "food-sentiment"), (0, 1), settings=settings)
     with dask_cluster(tmp_path, n_workers=2, allowed_failures=3, n_threads=4) as (scheduler, workers, _):
         killer = threading.Thread(target=kill_one, daemon=True)
         killer.start()
         outcome = run_study(grid, tmp_path / "results", device="cpu", scheduler=scheduler)
         killer.join()
-    assert len(outcome.done) == 6 and not outcome.failed
+    assert len(outcome.done) == 4 and not outcome.failed
     assert stored(tmp_path / "results") == sorted(files(*(cell.key for cell in grid.cells())))
     content = [read_result(tmp_path / "results", cell.key) for cell in grid.cells()]
     assert {one["kind"] for one in content} <= {"experiment", "not visible"}
     for cell, one in zip(grid.cells(), content, strict=True):  # threads of a worker share a model, and not its layers
         assert one["cell"]["seed"] == cell.seed
-        if one["kind"] == "experiment":
+        if one["kind"] == "experiment" and cell.seed == 0:
             alone = run_cell(cell, "cpu")["profiles"]["mean_difference"]["measured"]
             assert one["profiles"]["mean_difference"]["measured"] == pytest.approx(alone, rel=1e-3)
 

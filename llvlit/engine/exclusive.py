@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from llvlit import checks
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import ModelError
 
@@ -49,6 +50,9 @@ def exclusive(model: LanguageModel, part: nn.Module | None = None) -> Iterator[N
     Traceback (most recent call last):
     llvlit.errors.ModelError: embedded/small has a hook on transformer.h.0 (llvlit.method.steering.steer): ...
     """
+    checks.instance("model", model, LanguageModel, "a model, as load_model gives it")
+    if part is not None:
+        checks.instance("part", part, nn.Module, "a module of the model")
     with lock_of(model):
         _check_surroundings(model)
         for module in parts_of(part or model.module):

@@ -205,7 +205,7 @@ def measured_gains(
     (0.1, 10.0)
     """
     several = _several(directions)
-    listed = isinstance(amplitude, list | tuple | np.ndarray) and np.ndim(amplitude)
+    listed = isinstance(amplitude, list | tuple) or bool(getattr(amplitude, "shape", None))
     amplitudes: Any = amplitude if listed else [amplitude] * len(several)
     steps = [number("amplitude", step, above=0) for step in amplitudes]
     if len(steps) != len(several):

@@ -246,8 +246,12 @@ def _shifts(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray) -> n
     vectors = vectors.to(system.states)
     pushes = torch.as_tensor(inputs).to(vectors)
     candidates = system.states[:, :1].expand(-1, k, -1)
+    lost = torch.zeros(n_prompts, k, dtype=torch.bool, device=candidates.device)
     for layer in range(system.n_layers):
-        candidates = system.step(layer, candidates + pushes[:, :, layer, None] * vectors[layer])
+        pushed = candidates + pushes[:, :, layer, None] * vectors[layer]
+        lost |= ~pushed.isfinite().all(dim=-1)
+        candidates = system.layers[layer].advance(torch.where(lost[..., None], system.states[:, layer, None], pushed))
+    candidates = torch.where(lost[..., None], torch.nan, candidates)
     rest = system.states[:, -1:].to(torch.float64)
     shifts = (candidates.to(torch.float64) - rest) @ vectors[-1].to(torch.float64)
     return np.asarray(shifts.cpu().numpy().reshape(n_prompts, k))

@@ -18,8 +18,8 @@ from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
 from llvlit.publishing.command_page import command_sections
-from llvlit.publishing.directives import exercise_table
 from llvlit.publishing.execution import executed_path, read_executed, status_table
+from llvlit.publishing.notebooks import exercise_table
 from llvlit.publishing.pages import Page, read_contents
 from llvlit.tasks.sources import hub_table
 

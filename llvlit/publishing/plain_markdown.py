@@ -1,22 +1,75 @@
-"""The book's MyST text as the plain Markdown that JupyterLab shows: directives as boxes, roles as words."""
+"""The book's MyST text, as Sphinx's parser reads it, and as the plain Markdown that JupyterLab shows.
+
+Directives become boxes, roles words, labelled equations numbered ones; any other text stays as it is written.
+"""
 
 from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from docutils.parsers.rst.directives.misc import TestDirective
+from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
+from myst_parser.config.main import MdParserConfig
+from myst_parser.parsers.directives import parse_directive_text
+from myst_parser.parsers.mdit import create_md_parser
 from pybtex.database import parse_string
 
 from llvlit.files import foreign, read_text
-from llvlit.publishing.directives import STAR, Directive, blocks, directive, parse, walk
 from llvlit.publishing.pages import Page, read_yaml
 
-_FIGURE = re.compile(r"""\bname=["'](fig-[\w-]+)["']""")
+STAR = "★"
+_CODE = ("code", "code-block", "code-cell", "raw")
+_PARSER = create_md_parser(MdParserConfig(enable_extensions={"amsmath", "colon_fence", "dollarmath"}), RendererHTML)
+_DIRECTIVE = re.compile(r"\{([^\s}]+)\} *(.*)")
 _TARGET = re.compile(r"(.*?)\s*<([^<>]+)>", re.DOTALL)
+_FIGURE = re.compile(r"""\bname=["'](fig-[\w-]+)["']""")
+
+
+@dataclass(frozen=True)
+class Directive:
+    """A fenced directive: ``name``, what stands behind it, its ``:options:`` and its body."""
+
+    name: str
+    argument: str
+    options: Mapping[str, str]
+    body: str
+
+
+def _directive(token: Token) -> Directive | None:
+    """The directive that a fence is, or None for code and anything else."""
+    opening = _DIRECTIVE.fullmatch(token.info) if token.type in ("fence", "colon_fence") else None
+    if opening is None:
+        return None
+    # docutils' directive for tests takes any argument, options and body
+    content = parse_directive_text(TestDirective, opening[2], token.content)
+    options = {name: value or "" for name, value in content.options.items()}
+    return Directive(opening[1], " ".join(content.arguments), options, "\n".join(content.body).strip("\n"))
+
+
+def split(text: str, names: Collection[str]) -> Iterator[str | Directive]:
+    """Parts of a MyST text in order: the directives of these names outside others, and the text between them."""
+    lines, at = text.split("\n"), 0
+    for token in _PARSER.parse(text):
+        block = _directive(token) if token.level == 0 else None
+        if block and token.map and block.name in names:
+            yield "\n".join(lines[at : token.map[0]])
+            yield block
+            at = token.map[1]
+    yield "\n".join(lines[at:])
+
+
+def _walk(text: str) -> Iterator[Token | Directive]:
+    """Every block of a MyST text in reading order: directives, what is in them, and tokens of anything else."""
+    for token in _PARSER.parse(text):
+        block = _directive(token)
+        yield block or token
+        if block and block.name not in _CODE:
+            yield from _walk(block.body)
 
 
 @dataclass(frozen=True)
@@ -25,10 +78,9 @@ class References:
 
     Attributes
     ----------
-    labels : mapping of str to str
-        Words for a section, a theorem or an exercise by its label.
-    numbers : mapping of str to (str, int)
-        Page and number, counted within the page, of a labelled equation or a figure.
+    labels : mapping of str to (str, str)
+        By label: words for a section, a theorem, an exercise, an equation or a figure, and the page within which
+        these count; the name of no page for words that hold anywhere.
     pages : mapping of str to (str, bool)
         Title of a page by its name, and whether it is a chapter, and so a notebook.
     citations : mapping of str to (str, str)
@@ -37,8 +89,7 @@ class References:
         TeX for the book's own macros, which JupyterLab does not know.
     """
 
-    labels: Mapping[str, str]
-    numbers: Mapping[str, tuple[str, int]]
+    labels: Mapping[str, tuple[str, str]]
     pages: Mapping[str, tuple[str, bool]]
     citations: Mapping[str, tuple[str, str]]
     macros: Mapping[str, str]
@@ -52,26 +103,28 @@ def collect_references(root: Path, pages: Sequence[Page]) -> References:
     FileError
         If the book's settings or its bibliography cannot be read.
     """
-    labels, numbers, titles = dict[str, str](), dict[str, tuple[str, int]](), dict[str, tuple[str, bool]]()
+    labels, titles = dict[str, tuple[str, str]](), dict[str, tuple[str, bool]]()
     for page in pages:
-        parts = list(walk(page.text))
-        directives = [part for part in parts if isinstance(part, Directive)]
-        tokens = [part for part in parts if isinstance(part, Token)]
-        title = ""
-        for above, opening, heading in zip([None, *tokens], tokens, tokens[1:], strict=False):
-            if opening.type == "heading_open":
-                title = title or heading.content
-                if above and above.type == "myst_target":
-                    labels[above.content] = f"*{heading.content}*"
+        tokens, equations, figures = list[Token](), list[str](), list[str]()
+        for part in _walk(page.text):
+            if isinstance(part, Token):
+                tokens.append(part)
+                equations += [part.info] * (part.type == "math_block_label")
+                continue
+            if part.name == "code-cell":
+                figures += _FIGURE.findall(part.body)
+            if "label" in part.options:
+                kind = "" if part.name == "exercise" else part.name.rpartition(":")[2].capitalize()
+                title = part.argument.strip(f"{STAR} ")
+                labels[part.options["label"]] = (f"{kind} *{title}*".strip() if title else kind, "")
+        labels |= {label: (f"({number})", page.name) for number, label in enumerate(equations, start=1)}
+        labels |= {label: (f"Figure {number}", page.name) for number, label in enumerate(figures, start=1)}
+        headings = [place for place, token in enumerate(tokens) if token.type == "heading_open"]
+        for place in headings:
+            if place and tokens[place - 1].type == "myst_target":
+                labels[tokens[place - 1].content] = (f"*{tokens[place + 1].content}*", "")
+        title = tokens[headings[0] + 1].content if headings else ""
         titles[page.name] = (title or page.name, page.is_chapter)
-        for block in directives:
-            if "label" in block.options:
-                labels[block.options["label"]] = _label_words(block)
-        equations = [token.info for token in tokens if token.type == "math_block_label"]
-        code = [block.body for block in directives if block.name == "code-cell"]
-        figures = _FIGURE.findall("\n".join(code))
-        for names in (equations, figures):
-            numbers |= {label: (page.name, number) for number, label in enumerate(names, start=1)}
     settings = root / "_config.yml"
     config = read_yaml(settings, "the book's settings")
     with foreign(settings, "the book's settings"):
@@ -79,14 +132,7 @@ def collect_references(root: Path, pages: Sequence[Page]) -> References:
         macros = {name: value for name, value in tex.get("macros", {}).items() if isinstance(value, str)}
         bibliographies = [root / name for name in config.get("bibtex_bibfiles", ())]
     citations = {key: words for path in bibliographies for key, words in _citations(path)}
-    return References(labels, numbers, titles, citations, macros)
-
-
-def _label_words(block: Directive) -> str:
-    """Words for a theorem or an exercise that a page refers to."""
-    kind = "" if block.name == "exercise" else block.name.rpartition(":")[2].capitalize()
-    title = block.argument.strip(f"{STAR} ")
-    return f"{kind} *{title}*".strip() if title else kind
+    return References(labels, titles, citations, macros)
 
 
 def _citations(path: Path) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -107,79 +153,55 @@ class Writer:
     page: Page
     references: References
 
-    def text(self, parts: Iterable[str | Directive], *, boxed: bool = False) -> str:
-        """Parts of a text as plain Markdown; ``boxed`` sets an equation on one line, as a quotation needs it."""
-        texts = (self._box(part) if isinstance(part, Directive) else self._words(part, boxed) for part in parts)
-        return "\n\n".join(text for text in (text.strip("\n") for text in texts) if text)
+    def text(self, text: str, *, boxed: bool = False) -> str:
+        """A text as plain Markdown; ``boxed`` sets an equation on one line, as a quotation needs it."""
+        lines = text.split("\n")
+        for token in reversed(_PARSER.parse(text)):  # from the end, so that the lines of earlier tokens stay theirs
+            if token.map and token.nesting == 0:
+                place = slice(*token.map)
+                lines[place] = self._block(token, "\n".join(lines[place]), boxed).split("\n")
+        return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+
+    def _block(self, token: Token, source: str, boxed: bool) -> str:
+        """What stands for the lines of a token."""
+        margin = source[: len(source) - len(source.lstrip(" >\t"))]  # it may lie in a list or a quotation
+        if token.type in ("myst_target", "myst_line_comment"):
+            return ""
+        if block := _directive(token):
+            return "\n".join((margin + line).rstrip() for line in ("", *self._box(block).split("\n"), ""))
+        if token.type in ("math_block", "math_block_label"):
+            number, _ = self.references.labels.get(token.info, ("", ""))
+            tag = f" \\tag{{{number.strip('()')}}}" if number else ""
+            lines = ["$$", *f"{self._tex(token.content).strip()}{tag}".splitlines(), "$$"]
+            return margin + (" " if boxed else f"\n{margin}").join(line.strip() if boxed else line for line in lines)
+        if token.type == "amsmath":
+            return self._tex(source)
+        written, at = "", 0  # the parser does not tell where in the source a child lies
+        for child in token.children or ():
+            opening = closing = re.escape(child.markup)
+            if child.type == "myst_role":
+                opening, closing = rf"\{{{re.escape(child.meta['name'])}\}}`+", "`+"
+            elif child.type not in ("code_inline", "math_inline", "math_inline_double"):
+                continue
+            words = r"[\s>]*".join([opening, *map(re.escape, child.content.split()), closing])
+            if found := re.compile(words).search(source, at):
+                new = found[0] if child.type == "code_inline" else self._tex(found[0])
+                if child.type == "myst_role":
+                    new = self._role(child.meta["name"], child.content)
+                written, at = written + source[at : found.start()] + new, found.end()
+        return written + source[at:]
 
     def _box(self, block: Directive) -> str:
         if block.name in ("code-block", "code"):
             return f"```{block.argument}\n{block.body}\n```"
         if block.name == "prf:proof":
-            body = self.text(blocks(block.body))
+            body = self.text(block.body)
             return f"**Proof.** {body}" + ("\n\n∎" if body.endswith("$$") else " ∎")
-        if block.name == "list-table":
-            return self._table(block.body)
-        body = self.text(blocks(block.body), boxed=True)
-        title = self._words(block.argument, boxed=True)
+        title, body = self.text(block.argument, boxed=True), self.text(block.body, boxed=True)
         kind = block.name.removeprefix("prf:").capitalize()
         if block.name.startswith("prf:"):
             title = f"{kind}: {title}" if title else kind
-        lines = (f"**{title or kind}**", "", *body.split("\n"))
-        return "\n".join(f"> {line}".rstrip() for line in lines)
-
-    def _table(self, body: str) -> str:
-        """A table whose rows are a list, and whose cells are lists in it."""
-        rows = list[list[str]]()
-        for token in parse(body):
-            if token.type == "list_item_open" and token.level == 1:
-                rows.append([])
-            elif token.type == "inline" and rows:
-                rows[-1].append(" ".join(self._words(token.content, boxed=True).split()))
-        rows[1:1] = [["---"] * len(row) for row in rows[:1]]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-    def _words(self, text: str, boxed: bool) -> str:
-        """Text between directives: labels dropped, equations numbered, macros written out, roles as words."""
-        lines: list[str | None] = list(text.split("\n"))
-        for token in parse(text):
-            if token.map is None:
-                continue
-            start, end = token.map
-            old = "\n".join(line for line in lines[start:end] if line is not None)
-            new = self._block(token, old, boxed)
-            if new != old:  # the lines keep their places, which later tokens name
-                lines[start:end] = [new, *[None] * (end - start - 1)]
-        return re.sub(r"\n{3,}", "\n\n", "\n".join(line for line in lines if line is not None))
-
-    def _block(self, token: Token, source: str, boxed: bool) -> str | None:
-        """What stands for the lines of a token, None for nothing."""
-        margin = source[: len(source) - len(source.lstrip(" >\t"))]
-        if token.type in ("myst_target", "myst_line_comment"):
-            return None
-        if block := directive(token):  # in a list
-            return "\n".join(margin + line for line in self._box(block).split("\n"))
-        if token.type in ("math_block", "math_block_label"):
-            _, number = self.references.numbers.get(token.info, ("", None))
-            tag = f" \\tag{{{number}}}" if number else ""
-            lines = ["$$", *f"{self._tex(token.content).strip()}{tag}".splitlines(), "$$"]
-            return margin + (" " if boxed else f"\n{margin}").join(line.strip() if boxed else line for line in lines)
-        if token.type == "amsmath":
-            return self._tex(source)
-        at = 0
-        for child in token.children or ():
-            if child.type == "myst_role":
-                old, new = child.meta["source"], self._role(child.meta["name"], child.content)
-            elif child.type.startswith("math_inline"):
-                old = f"{child.markup}{child.content}{child.markup}"
-                new = self._tex(old)
-            else:
-                continue
-            place = re.compile(r"[\s>]+".join(map(re.escape, old.split()))).search(source, at)
-            if place:
-                source = source[: place.start()] + new + source[place.end() :]
-                at = place.start() + len(new)
-        return source
+        return "\n".join(f"> {line}".rstrip() for line in (f"**{title or kind}**", "", *body.split("\n")))
 
     def _tex(self, formula: str) -> str:
         for name, value in self.references.macros.items():
@@ -187,27 +209,21 @@ class Writer:
         return formula
 
     def _role(self, name: str, content: str) -> str:
-        named = _TARGET.fullmatch(content)  # such as "some words <label>"
-        target = " ".join((named[2] if named else content).split())
+        written = _TARGET.fullmatch(content)  # such as "some words <label>"
+        words, target = written.groups() if written else ("", content)
+        target = " ".join(target.split())
+        if name == "math":
+            return f"${self._tex(content)}$"
         if name == "doc":
-            folder = PurePosixPath(self.page.name).parent
-            full = target.lstrip("/") if target.startswith("/") else posixpath.join(folder, target)
-            title, is_chapter = self.references.pages.get(full, (target, False))
-            title = named[1] if named else title
-            return f"[{title}]({PurePosixPath(full).name}.ipynb)" if is_chapter else f"*{title}*"
+            place = posixpath.join(posixpath.dirname(self.page.name), target).lstrip("/")
+            title, is_chapter = self.references.pages.get(place, (target, False))
+            return f"[{words or title}]({posixpath.basename(place)}.ipynb)" if is_chapter else f"*{words or title}*"
         if name in ("cite:t", "cite:p", "cite"):
             works = [self.references.citations.get(key.strip(), (key.strip(), "")) for key in target.split(",")]
             if name == "cite:t":
                 return ", ".join(f"{authors} ({year})" for authors, year in works)
             return f"({'; '.join(f'{authors}, {year}' for authors, year in works)})"
-        if name == "math":
-            return f"${self._tex(content)}$"
-        if named:
-            return named[1]
-        if name in ("eq", "numref") and target in self.references.numbers:
-            where, number = self.references.numbers[target]
-            words = f"({number})" if name == "eq" else f"Figure {number}"
-            return words if where == self.page.name else f"{words} of *{self.references.pages[where][0]}*"
-        if name in ("ref", "prf:ref"):
-            return self.references.labels.get(target, target)
-        return content
+        if words or name not in ("eq", "numref", "ref", "prf:ref"):
+            return words or content
+        found, page = self.references.labels.get(target, (target, ""))
+        return f"{found} of *{self.references.pages[page][0]}*" if page not in ("", self.page.name) else found

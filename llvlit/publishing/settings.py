@@ -49,9 +49,14 @@ class BookSettings:
     amplitude: float = 0.1
 
     def __post_init__(self) -> None:
+        checks.text("name", self.name)
+        for argument in ("models", "tasks"):
+            names = checks.instance(argument, getattr(self, argument), tuple, "a tuple of names")
+            for name in names:
+                checks.text(argument, name)
         for argument in ("concept", "operating", "evaluation", "order"):
-            checks.integer(argument, getattr(self, argument), at_least=1)
-        checks.number("amplitude", self.amplitude, above=0)
+            object.__setattr__(self, argument, checks.integer(argument, getattr(self, argument), at_least=1))
+        object.__setattr__(self, "amplitude", checks.number("amplitude", self.amplitude, above=0))
 
     def split(self, task: str | Task, *, seed: int = 0) -> Splits:
         """The splits of a task in these sizes."""

@@ -9,12 +9,14 @@ A site grows beside the old one and takes its place at the end; a folder that ll
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +26,6 @@ from packaging.version import Version
 from llvlit import checks
 from llvlit.errors import BuildError, FileError, InputError
 from llvlit.files import MARK, finish, finished, foreign, locked, read_text, replaced, write_text
-from llvlit.publishing.archives import write_archive, write_sums
 from llvlit.publishing.build import CONFIG, HTML, PDF
 from llvlit.publishing.execution import read_executed
 from llvlit.publishing.notebooks import install_cell, runnable
@@ -33,15 +34,12 @@ from llvlit.publishing.pages import read_pages, read_yaml
 LATEST = "latest"
 _TAG = re.compile(r"v\d+\.\d+\.\d+(rc\d+)?", re.ASCII)
 _REVISION = re.compile(r"\w[\w./+-]*", re.ASCII)
+_MOMENT = 315532800  # 1980-01-01: the time of every packed file, so that the time of packing leaves no trace
 _PLACEHOLDER = 'const version = "";'
 _REDIRECT = """\
 <!DOCTYPE html>
 <html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="refresh" content="0; url={version}/">
-<title>llvlit</title>
-</head>
+<head><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={version}/"><title>llvlit</title></head>
 <body><p><a href="{version}/">Open the book</a></p></body>
 </html>
 """
@@ -117,12 +115,12 @@ def publish_book(
         if previous is not None:
             _take_over(previous, draft)
         shutil.rmtree(draft / version, ignore_errors=True)
-        notebooks = _lay_out(root, draft / version, revision or _revision(root, version))
+        notebooks = _lay_out(root, draft / version, revision or (version if version != LATEST else _commit(root)))
         versions = _write_root(root, draft, version)
-        write_archive(draft / version, package / f"{name}.tar.gz", name=name)
+        _pack(draft / version, package / f"{name}.tar.gz", name)
         if (draft / version / PDF).is_file():
             shutil.copy(draft / version / PDF, package / f"{name}.pdf")
-        write_sums(package)
+        _write_sums(package)
         finish(package, "release")
         finish(draft, "site")
     places = tuple(site / version / "notebooks" / name for name in notebooks)
@@ -160,10 +158,8 @@ def _take_over(previous: Path, draft: Path) -> None:
                 raise ValueError(f"the folders of {', '.join(absent) or 'all versions'} are not there")
 
 
-def _revision(root: Path, version: str) -> str:
-    """Tag, or the full commit of the checkout: nothing shorter can be fetched."""
-    if version != LATEST:
-        return version
+def _commit(root: Path) -> str:
+    """The full commit of the checkout: nothing shorter can be fetched."""
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -194,31 +190,23 @@ def _lay_out(root: Path, folder: Path, revision: str) -> list[str]:
     if switcher.is_file():
         text = read_text(switcher, "the menu of versions")
         write_text(switcher, text.replace(_PLACEHOLDER, f"const version = {json.dumps(folder.name)};"))
-    _point_buttons(folder, f"/{branch}", f"/{place}/", notebooks)
-    write_sums(folder)
+    # the launch buttons open this version's notebooks, each of which must be there
+    link = re.compile(rf"(/{re.escape(branch)}(?:\?urlpath=lab/tree)?)/{re.escape(place)}/([^\"?#]+\.ipynb)")
+    for path in sorted(folder.rglob("*.html")):
+        text = read_text(path, "a page of the book")
+        if lost := {found[2] for found in link.finditer(text)} - set(notebooks):
+            name = path.relative_to(folder.parent).as_posix()
+            raise BuildError(f"{name}: its launch button opens {' and '.join(sorted(lost))}, which is no chapter.")
+        write_text(path, link.sub(rf"\g<1>/{folder.name}/notebooks/\g<2>", text))
+    _write_sums(folder)
     return notebooks
-
-
-def _point_buttons(folder: Path, branch: str, place: str, notebooks: Iterable[str]) -> None:
-    """Let the launch buttons open this version's notebooks, each of which must be there."""
-    link = re.compile(rf"({re.escape(branch)}(?:\?urlpath=lab/tree)?){re.escape(place)}([^\"?#]+\.ipynb)")
-    known = set(notebooks)
-    for page in sorted(folder.rglob("*.html")):
-        text = read_text(page, "a page of the book")
-        for found in link.finditer(text):
-            if found[2] not in known:
-                name = page.relative_to(folder.parent).as_posix()
-                raise BuildError(f"{name}: its launch button opens {found[2]}, which is no chapter.")
-        write_text(page, link.sub(rf"\g<1>/{folder.name}/notebooks/\g<2>", text))
 
 
 def _write_root(root: Path, site: Path, version: str) -> tuple[str, ...]:
     """Write what stands above the versions; return these, ``latest`` first, then from new to old."""
-    tags = [path.name for path in site.iterdir() if _TAG.fullmatch(path.name) and path.is_dir()]
-    tags.sort(key=Version, reverse=True)
-    versions = [LATEST] * (site / LATEST).is_dir() + tags
-    released = [tag for tag in tags if not Version(tag).is_prerelease]
-    preferred = (released or versions)[0]
+    tags = sorted((path.name for path in site.glob("*/") if _TAG.fullmatch(path.name)), key=Version, reverse=True)
+    versions = tuple(name for name in (LATEST, *tags) if (site / name).is_dir())
+    preferred = next((tag for tag in tags if not Version(tag).is_prerelease), versions[0])
     rows = [
         {"version": name, "url": f"{name}/", "preferred": name == preferred, "pdf": (site / name / PDF).is_file()}
         for name in versions
@@ -229,4 +217,25 @@ def _write_root(root: Path, site: Path, version: str) -> tuple[str, ...]:
     if (root / ".binder").is_dir() and (version == LATEST or not (site / ".binder").is_dir()):
         _copy(root / ".binder", site / ".binder")
         write_text(site / "constraints.txt", read_text(root / "constraints.txt", "the versions that Binder installs"))
-    return tuple(versions)
+    return versions
+
+
+def _pack(folder: Path, archive: Path, name: str) -> None:
+    """Pack a folder under a name into a ``.tar.gz``, all of nobody and of one time: the same for the same files."""
+
+    def of_nobody(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.uid = entry.gid = 0
+        entry.uname = entry.gname = ""
+        entry.mtime, entry.mode = _MOMENT, 0o755 if entry.isdir() else 0o644
+        return entry
+
+    with gzip.GzipFile(archive, "wb", mtime=_MOMENT) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.add(folder, name, filter=of_nobody)
+
+
+def _write_sums(folder: Path) -> None:
+    """Write ``SHA256SUMS``, a line for every file below a folder, in the form that ``sha256sum --check`` reads."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MARK)
+    sums = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    lines = [f"{digest}  {path.relative_to(folder).as_posix()}\n" for path, digest in sums.items()]
+    write_text(folder / "SHA256SUMS", "".join(lines))

@@ -6,7 +6,6 @@ import json
 import re
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -14,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import msgspec
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -27,11 +27,9 @@ from llvlit.study.estimate import count_operations, model_shape
 from llvlit.study.experiment import Experiment, SplitTokens, run_experiment, tokenize_splits
 from llvlit.study.grid import Cell, Grid
 from llvlit.study.runner import Job, Outcome, check_keys, read_result, result_path, run_jobs
+from llvlit.tasks.sources import find_source
 from llvlit.tasks.splits import Splits
-from llvlit.tasks.task import load_task, task_kind
-
-RESULT_VERSION = 3
-"""Of result files; a study touches none of another version."""
+from llvlit.tasks.task import load_task
 
 FEWEST_LAYERS = 4
 """Three are needed for a correlation, besides layer 0."""
@@ -97,7 +95,7 @@ def run_cell(cell: Cell, device: str = "auto", inputs: dict[str, Any] | None = N
     with _ONE_CELL:
         began = time.perf_counter()
         model, splits = _loaded(cell, device, inputs)
-        tokens = None
+        tokens: SplitTokens | None = None
         options: dict[str, Any] = {"seed": cell.seed, "jacobian": cell.jacobian, "final_norm": cell.final_norm}
         try:
             tokens = tokenize_splits(model, splits, cell.settings)
@@ -113,10 +111,23 @@ def run_cell(cell: Cell, device: str = "auto", inputs: dict[str, Any] | None = N
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # several workers may share the device
         return {
-            "format": RESULT_VERSION,
             "cell": asdict(cell),
             "inputs": cell_inputs(cell, model.identity, splits),
-            **_described(model, splits, tokens),
+            "model": {
+                "parameters": model.n_parameters,
+                "layers": model.n_layers,
+                "hidden_size": model.hidden_size,
+                "fingerprint": model.fingerprint,
+            },
+            "data": {
+                "fingerprint": splits.evaluation.fingerprint,
+                "concept_fingerprint": splits.concept.fingerprint,
+                "operating_fingerprint": splits.operating.fingerprint,
+                "length_auc": length_auc(splits.evaluation),
+                "n_cut": tokens and tokens.evaluation.n_cut,
+                "n_left_out": tokens and sum(tokens.left_out.values()),
+                "n_evaluation": len(tokens.evaluation if tokens else splits.evaluation),
+            },
             **numbers,
             "metadata": {
                 "seconds": round(time.perf_counter() - began, 2),
@@ -155,27 +166,6 @@ def cell_inputs(cell: Cell, model_identity: str, splits: Splits) -> dict[str, An
     return {"model": model_identity, **texts, "settings": json.loads(json.dumps(settings))}
 
 
-def _described(model: LanguageModel, splits: Splits, tokens: SplitTokens | None) -> dict[str, dict[str, Any]]:
-    """``model`` and ``data`` of a result: sizes, fingerprints, and what length alone tells of the class."""
-    return {
-        "model": {
-            "parameters": model.n_parameters,
-            "layers": model.n_layers,
-            "hidden_size": model.hidden_size,
-            "fingerprint": model.fingerprint,
-        },
-        "data": {
-            "fingerprint": splits.evaluation.fingerprint,
-            "concept_fingerprint": splits.concept.fingerprint,
-            "operating_fingerprint": splits.operating.fingerprint,
-            "length_auc": length_auc(splits.evaluation),
-            "n_cut": tokens and tokens.evaluation.n_cut,
-            "n_left_out": tokens and sum(tokens.left_out.values()),
-            "n_evaluation": len(tokens.evaluation if tokens else splits.evaluation),
-        },
-    }
-
-
 def check_names(cells: Sequence[Cell]) -> None:
     """InputError or ModelError for the first name of no model or task, before the first of them is loaded."""
     check_keys([cell.key for cell in cells])
@@ -183,7 +173,7 @@ def check_names(cells: Sequence[Cell]) -> None:
         match = UNTRAINED.fullmatch(name)
         local_folder(match[2] if match else name)
     for task, data_dir in dict.fromkeys((cell.task, cell.data_dir) for cell in cells):
-        task_kind(task, data_dir)
+        find_source(task, data_dir=data_dir)
 
 
 def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str, load_on: str) -> list[Job]:
@@ -201,7 +191,7 @@ def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str, load_
     FileError
         If a finished cell is of another version, or comes from other inputs than its names mean now.
     """
-    stored = {cell.key: _stored(folder, cell.key) for cell in cells}
+    stored = {cell.key: read_result(folder, cell.key) for cell in cells}
     identities, shapes = {}, {}
     for name in dict.fromkeys(cell.model for cell in cells):
         model = _load_subject(name, device=load_on)
@@ -226,19 +216,6 @@ def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str, load_
         cost = count_operations(cell, shapes[cell.model], TYPICAL_TOKENS)
         jobs.append(Job(cell.key, run_cell, (cell, device, inputs), group=cell.model, cost=cost))
     return jobs
-
-
-def _stored(folder: str | Path, key: str) -> dict[str, Any] | None:
-    """Finished result of this version, if it is there and whole."""
-    path, version = result_path(folder, key), RESULT_VERSION
-    with suppress(FileError):
-        version = read_json(path, "the result of a cell").get("format", version)
-    if version != RESULT_VERSION:
-        raise FileError(
-            f"{path} has format {version}; this llvlit reads and writes {RESULT_VERSION}. Choose another --out, or use "
-            "the llvlit that wrote it. Nothing was touched."
-        )
-    return read_result(folder, key)
 
 
 def run_study(
@@ -354,13 +331,11 @@ def load_results(folder: str | Path, keys: Iterable[str] | None = None) -> Resul
     for path in paths:
         remedy = "Run the same study again: it computes this cell anew."
         with foreign(path, "the result of a cell", remedy=remedy):
-            content = _stored(folder, path.stem)
+            content = read_result(folder, path.stem)
             if content is None:
                 raise ValueError("it was cut or changed after it was written")
             if content["kind"] == "not visible":
                 not_visible.append(content)
-                continue
-            about = {name: content[name] for name in ("cell", "model", "data", "metadata")}
-            numbers = {name: content[name] for name in ("directions", "profiles", "agreements", "energies")}
-            finished.append(Finished(**about, experiment=Experiment(**numbers)))
+            else:
+                finished.append(msgspec.convert({**content, "experiment": content}, Finished))
     return Results(tuple(finished), tuple(not_visible))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,9 @@ FIRST_LAYERS = {"all": 0, "not 0": 1}
 NULL = "null"
 
 Row = dict[str, Any]
+
+Prediction = tuple[str, int | None, np.ndarray]
+"""Predictor, order, and gains ``(n_layers,)``."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +114,36 @@ def run_experiment(
         If the concept does not show at the last token.
     """
     options: dict[str, Any] = {"max_tokens": settings.max_tokens, "final_norm": final_norm}
-    directions = directions_by_method(model, tokens.concept, settings, seed, options)
-    identification, fewer = identify_surrogates(model, tokens.operating, directions, settings, seed, jacobian, options)
+    first = settings.directions[0]
+
+    states = last_token_states(model, tokens.concept, **options)
+    directions = {
+        method: directions_of_states(states, tokens.concept.prompts, method=method, seed=seed)
+        for method in settings.directions
+    }
+
+    order = min(settings.orders[-1], model.hidden_size)
+    plans = {key: Plan(directions[key[0]], key[1], order, seed=seed) for key in product(directions, settings.bases)}
+    products = {**options, "jacobian": jacobian}
+    identification = identify_all(model, tokens.operating, plans, **products)
+    of_first = {key: plan for key, plan in plans.items() if key[0] == first}
+    counts = [count for count in settings.operating_counts if count < len(tokens.operating)]
+    fewer = [identify_all(model, tokens.operating.select(range(n)), of_first, **products) for n in counts]
+
     measured = measure(model, tokens.evaluation, directions, settings, seed, options)
-    own = own_gains(model, tokens.evaluation, directions, options)
+    same = tokens.evaluation.select(range(min(SAME_PROMPTS, len(tokens.evaluation))))
+    own = dict(zip(directions, adjoint_gains(model, same, list(directions.values()), **options), strict=True))
+
     agreements = agreement_rows(identification, fewer, measured, own, settings, seed)
-    energies = energy_rows(model, tokens.evaluation, directions, identification, settings, seed, options)
+    gains = {method: predicted_gains(method, identification, settings) for method in directions}
+    energies: list[Row] = []
+    if settings.energy_prompts:
+        chosen = tokens.evaluation.select(range(min(2 * settings.energy_prompts, len(tokens.evaluation))))
+        weights, target = relative_weights(identification.states), settings.target
+        energies = schedule_energies(
+            model, chosen, directions[first], gains[first], weights, target, seed=seed, **options
+        )
+
     labels = np.array(tokens.operating.prompts.labels)
     return Experiment(
         directions={
@@ -126,45 +154,10 @@ def run_experiment(
             }
             for method, one in directions.items()
         },
-        profiles={method: profiles_of(method, identification, measured, settings, seed) for method in directions},
+        profiles={method: profiles(gains[method], measured[method], settings, seed) for method in directions},
         agreements=[name_borrowed(row, directions[row["direction"]]) for row in agreements],
-        energies=[name_borrowed(row, directions[settings.directions[0]]) for row in energies],
+        energies=[name_borrowed(row, directions[first]) for row in energies],
     )
-
-
-def directions_by_method(
-    model: LanguageModel, tokens: TokenizedPrompts, settings: Settings, seed: int, options: Mapping[str, Any]
-) -> dict[str, Directions]:
-    """Directions of every method from one pass."""
-    states = last_token_states(model, tokens, **options)
-    return {
-        method: directions_of_states(states, tokens.prompts, method=method, seed=seed) for method in settings.directions
-    }
-
-
-def identify_surrogates(
-    model: LanguageModel,
-    tokens: TokenizedPrompts,
-    directions: Mapping[str, Directions],
-    settings: Settings,
-    seed: int,
-    jacobian: str,
-    options: Mapping[str, Any],
-) -> tuple[Identification, list[Identification]]:
-    """Surrogates of every method and basis around all operating prompts; those of the first method around fewer."""
-    order, first = min(settings.orders[-1], model.hidden_size), settings.directions[0]
-    plans = {
-        (method, basis): Plan(one, basis, order, seed=seed)
-        for method, one in directions.items()
-        for basis in settings.bases
-    }
-    of_first = {key: plan for key, plan in plans.items() if key[0] == first}
-    fewer = [
-        identify_all(model, tokens.select(range(count)), of_first, jacobian=jacobian, **options)
-        for count in settings.operating_counts
-        if count < len(tokens)
-    ]
-    return identify_all(model, tokens, plans, jacobian=jacobian, **options), fewer
 
 
 def measure(
@@ -192,12 +185,10 @@ def measure(
     return {method: {kind: one for (name, kind), one in by_push.items() if name == method} for method in directions}
 
 
-def own_gains(
-    model: LanguageModel, tokens: TokenizedPrompts, directions: Mapping[str, Directions], options: Mapping[str, Any]
-) -> dict[str, Gains]:
-    """First-order gains of the first held-out prompts themselves."""
-    first = tokens.select(range(min(SAME_PROMPTS, len(tokens))))
-    return dict(zip(directions, adjoint_gains(model, first, list(directions.values()), **options), strict=True))
+def predicted_gains(method: str, identification: Identification, settings: Settings) -> dict[str, np.ndarray]:
+    """Gains ``(n_layers,)`` of each basis at its largest order, and of the full-order adjoint."""
+    gains = {basis: identification.surrogates[method, basis].gains() for basis in settings.bases}
+    return {**gains, "adjoint": identification.linear[method, settings.bases[0]].mean}
 
 
 def agreement_rows(
@@ -208,35 +199,39 @@ def agreement_rows(
     settings: Settings,
     seed: int,
 ) -> list[Row]:
-    """Every prediction beside what was measured: all at the first amplitude, those of largest order at the others."""
-    n_operating, largest = len(identification.states), min(settings.orders[-1], identification.states.shape[-1])
-    rows = []
+    """Every prediction beside what was measured: all at the first amplitude, those of largest order at the others.
+
+    A row for each part of the layers; every number with its 95 % interval over the held-out units.
+    """
+    n_operating, n_largest = len(identification.states), min(settings.orders[-1], identification.states.shape[-1])
+    compared: list[tuple[str, Prediction, int, Gains]] = []
     for method, gains in measured.items():
-        reference = gains[settings.amplitudes[0]]
-        rows += _compared(method, NULL, None, n_operating, gains[NULL].mean, reference, seed)
-        n_same = len(own[method].per_prompt)
-        for amplitude, one in gains.items():
-            if amplitude == NULL:
-                continue
-            for name, order, h in predictions(method, identification, settings):
-                if one is reference or order in (None, largest):
-                    rows += _compared(method, name, order, n_operating, h, one, seed)
-            rows += _compared(method, "adjoint, same prompts", None, n_same, own[method].mean, one.head(n_same), seed)
+        reference, n_same = gains[settings.amplitudes[0]], len(own[method].per_prompt)
+        predicted = predictions(method, identification, settings)
+        compared.append((method, (NULL, None, gains[NULL].mean), n_operating, reference))
+        for one in (gains for kind, gains in gains.items() if kind != NULL):
+            chosen = [each for each in predicted if one is reference or each[1] in (None, n_largest)]
+            compared += [(method, each, n_operating, one) for each in chosen]
+            compared.append((method, ("adjoint, same prompts", None, own[method].mean), n_same, one.head(n_same)))
     first = settings.directions[0]
     for part in fewer:
-        for name, order, h in predictions(first, part, settings):
-            if order in (None, largest):
-                reference = measured[first][settings.amplitudes[0]]
-                rows += _compared(first, name, order, len(part.states), h, reference, seed)
+        chosen = [each for each in predictions(first, part, settings) if each[1] in (None, n_largest)]
+        compared += [(first, each, len(part.states), measured[first][settings.amplitudes[0]]) for each in chosen]
+    rows = []
+    for (method, (predictor, order, h), count, one), (layers, start) in product(compared, FIRST_LAYERS.items()):
+        result = agreement(h[start:], one.select(slice(start, None)), seed=seed)
+        row: Row = {"direction": method, "predictor": predictor, "order": order, "n_operating": count}
+        row |= {"amplitude": one.amplitude, "layers": layers}
+        for name, value in result.row().items():
+            low, high = result.intervals.get(name, (np.nan, np.nan))
+            row |= {name: rounded(value), f"{name}_low": rounded(low), f"{name}_high": rounded(high)}
+        rows.append(row)
     return rows
 
 
-def predictions(
-    method: str, identification: Identification, settings: Settings
-) -> list[tuple[str, int | None, np.ndarray]]:
-    """Predictor, order and predicted gains ``(n_layers,)`` of everything that was identified."""
-    predicted: list[tuple[str, int | None, np.ndarray]] = []
-    predicted.append(("adjoint", None, identification.linear[method, settings.bases[0]].mean))
+def predictions(method: str, identification: Identification, settings: Settings) -> list[Prediction]:
+    """Predicted gains of everything that was identified."""
+    predicted: list[Prediction] = [("adjoint", None, identification.linear[method, settings.bases[0]].mean)]
     for basis in settings.bases:
         surrogate = identification.surrogates[method, basis]
         orders = sorted({min(order, surrogate.order) for order in settings.orders})
@@ -245,56 +240,14 @@ def predictions(
     return predicted
 
 
-def _compared(
-    method: str, predictor: str, order: int | None, n_operating: int, h: np.ndarray, measured: Gains, seed: int
-) -> list[Row]:
-    """A row for each part of the layers; every number with its 95 % interval over the held-out units."""
-    rows = []
-    for layers, first in FIRST_LAYERS.items():
-        result = agreement(h[first:], measured.select(slice(first, None)), seed=seed)
-        row: Row = {"direction": method, "predictor": predictor, "order": order, "n_operating": n_operating}
-        row |= {"amplitude": measured.amplitude, "layers": layers}
-        for name, value in result.row().items():
-            low, high = result.intervals.get(name, (np.nan, np.nan))
-            row |= {name: rounded(value), f"{name}_low": rounded(low), f"{name}_high": rounded(high)}
-        rows.append(row)
-    return rows
-
-
-def profiles_of(
-    method: str,
-    identification: Identification,
-    measured: Mapping[str, Mapping[Any, Gains]],
-    settings: Settings,
-    seed: int,
+def profiles(
+    gains: Mapping[str, np.ndarray], measured: Mapping[Any, Gains], settings: Settings, seed: int
 ) -> dict[str, list[float]]:
     """Gains over layers ``(n_layers,)`` of everything: measured with its interval, null, adjoint, every basis."""
-    reference = measured[method][settings.amplitudes[0]]
+    reference = measured[settings.amplitudes[0]]
     low, high = reference.interval(seed=seed)
-    kept = {"measured": reference.mean, "low": low, "high": high, NULL: measured[method][NULL].mean}
-    kept["adjoint"] = identification.linear[method, settings.bases[0]].mean
-    kept |= {basis: identification.surrogates[method, basis].gains() for basis in settings.bases}
+    kept = {"measured": reference.mean, "low": low, "high": high, NULL: measured[NULL].mean, **gains}
     return {name: [float(f"{value:.6g}") for value in values] for name, values in kept.items()}
-
-
-def energy_rows(
-    model: LanguageModel,
-    tokens: TokenizedPrompts,
-    directions: Mapping[str, Directions],
-    identification: Identification,
-    settings: Settings,
-    seed: int,
-    options: Mapping[str, Any],
-) -> list[Row]:
-    """Energies of the schedules that the first method's surrogates and linear gains make; none if none are asked."""
-    if not settings.energy_prompts:
-        return []
-    first = settings.directions[0]
-    gains = {basis: identification.surrogates[first, basis].gains() for basis in settings.bases}
-    gains["adjoint"] = identification.linear[first, settings.bases[0]].mean
-    chosen = tokens.select(range(min(2 * settings.energy_prompts, len(tokens))))
-    weights = relative_weights(identification.states)
-    return schedule_energies(model, chosen, directions[first], gains, weights, settings.target, seed=seed, **options)
 
 
 def schedule_energies(
@@ -336,35 +289,33 @@ def schedule_energies(
         optimum is (small).
     """
     scales = {"absolute": np.ones_like(weights), "relative": weights}
+    variants = list(product(scales, FIRST_LAYERS.items()))
     shapes: dict[tuple[Any, ...], np.ndarray] = {}
     shapes |= {("single", layer): shape for layer, shape in enumerate(np.eye(len(weights)))}
-    for metric, weight in scales.items():
-        for layers, first in FIRST_LAYERS.items():
-            inside = np.arange(len(weights)) >= first
-            for name, profile in gains.items():
-                shape = np.where(inside, minimum_energy(profile, 1.0, weights=weight), 0)
-                shapes[f"optimal, {name}", metric, layers] = shape
-            shapes["uniform", metric, layers] = inside / np.sqrt(weight)
+    for metric, (layers, first) in variants:
+        inside = np.arange(len(weights)) >= first
+        for name, profile in gains.items():
+            shape = np.where(inside, minimum_energy(profile, 1.0, weights=scales[metric]), 0)
+            shapes[f"optimal, {name}", metric, layers] = shape
+        shapes["uniform", metric, layers] = inside / np.sqrt(scales[metric])
     goal = target * float(directions.gaps[-1])
     required = required_energy(model, tokens, directions, shapes, goal, max_tokens=max_tokens, final_norm=final_norm)
-    costs = {  # energies of single prompts, infinite where out of reach
-        (key, metric): np.nan_to_num(required[key].scale, nan=np.inf) ** 2 * energy(shape, weights=weight)
-        for key, shape in shapes.items()
-        for metric, weight in scales.items()
-    }
+
+    def costs(metric: str, *key: Any) -> np.ndarray:  # energies of single prompts, infinite where out of reach
+        scale = np.nan_to_num(required[key].scale, nan=np.inf)
+        return np.asarray(scale**2 * energy(shapes[key], weights=scales[metric]))
+
     rows = []
-    for metric in scales:
-        for layers, first in FIRST_LAYERS.items():
-            single = np.array([costs[("single", layer), metric] for layer in range(first, len(weights))])
-            best = int(np.argmin(np.median(single, axis=1)))
-            schedules = {f"optimal, {name}": costs[(f"optimal, {name}", metric, layers), metric] for name in gains}
-            schedules["uniform"] = costs[("uniform", metric, layers), metric]
-            schedules |= {"last layer": single[-1], "best layer": single[best], "random layer": single}
-            reference = schedules[f"optimal, {next(iter(gains))}"]
-            for name, values in schedules.items():
-                summary = energy_summary(values, reference, tokens.prompts.pairs, seed)
-                layer = {"best layer": first + best, "last layer": len(weights) - 1}.get(name)
-                rows.append({"schedule": name, "metric": metric, "layers": layers, **summary, "layer": layer})
+    for metric, (layers, first) in variants:
+        single = np.array([costs(metric, "single", layer) for layer in range(first, len(weights))])
+        best = int(np.argmin(np.median(single, axis=1)))
+        names = [*(f"optimal, {name}" for name in gains), "uniform"]
+        schedules = {name: costs(metric, name, metric, layers) for name in names}
+        schedules |= {"last layer": single[-1], "best layer": single[best], "random layer": single}
+        for name, values in schedules.items():
+            summary = energy_summary(values, schedules[names[0]], tokens.prompts.pairs, seed)
+            layer = {"best layer": first + best, "last layer": len(weights) - 1}.get(name)
+            rows.append({"schedule": name, "metric": metric, "layers": layers, **summary, "layer": layer})
     return rows
 
 

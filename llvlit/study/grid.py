@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from itertools import product
 from math import isfinite
@@ -27,7 +27,6 @@ from llvlit.method.concepts import METHODS
 from llvlit.method.identification import JACOBIANS
 
 GRIDS = ("embedded", "real", "paper")
-PER_TASK = ("suffix", "concept", "operating", "evaluation")
 NAMES = {"jacobians": JACOBIANS, "directions": METHODS, "bases": BASES}
 
 Kind = TypeVar("Kind")
@@ -40,26 +39,22 @@ Amplitude = Annotated[float, Meta(gt=0)]
 WORDS = {"int": "whole number", "float": "number", "str": "text", "array": "list", "bool": "true or false"}
 
 
-def _expected(error: msgspec.ValidationError) -> tuple[str, str]:
-    """What an error expects, in plain words, and where."""
-    expected, _, where = str(error).partition(" - at `$")
-    words = re.sub(r"`(\w+)`", lambda match: WORDS.get(match[1], match[1]), expected)
-    return words, where.strip("`.")
-
-
 def _check_fields(whole: Any) -> None:
     """Let every field through the door: of its kind, finite, of distinct values, of names that are known."""
     kinds = get_type_hints(type(whole), include_extras=True)
     for key in (one.name for one in fields(whole)):
         value = getattr(whole, key)
+        if key == "per_task":
+            checks.instance(key, value, Mapping, "a mapping of tasks")
         if key == "settings":
             checks.instance(key, value, Settings, "Settings")
             continue
         try:
             value = msgspec.convert(value, kinds[key])
         except (msgspec.ValidationError, RecursionError) as error:
-            expected, where = _expected(error) if isinstance(error, msgspec.ValidationError) else ("Too deep", "")
-            raise InputError(f"{key}{where}={shown(value)}: {expected}.") from None
+            expected, _, where = str(error).partition(" - at `$")
+            expected = re.sub(r"`(\w+)`", lambda match: WORDS.get(match[1], match[1]), expected)
+            raise InputError(f"{key}{where.strip('`')}: {expected}; {key}={shown(value)} came.") from None
         object.__setattr__(whole, key, value)
         for entry in value if isinstance(value, tuple) else ():
             if isinstance(entry, float) and not isfinite(entry):
@@ -81,7 +76,7 @@ class Settings:
     directions, bases : tuple of str
         Methods; the first of each is the reference (the paper: mean difference, krylov).
     orders : tuple of int
-        The last is the largest, and the one that profiles are kept of; a narrower model takes its hidden size.
+        Kept sorted; profiles are kept of the last, the largest; a narrower model takes its hidden size.
     amplitudes : tuple of float
         The first is the reference; at the others, predictions meet the gains measured there.
     operating_counts : tuple of int
@@ -113,6 +108,8 @@ class Settings:
     def __post_init__(self) -> None:
         _check_fields(self)
         checks.number("target", self.target, nonzero=True)
+        for key in ("orders", "operating_counts"):
+            object.__setattr__(self, key, tuple(sorted(getattr(self, key))))
 
 
 @dataclass(frozen=True)
@@ -186,8 +183,7 @@ class Grid:
     def __post_init__(self) -> None:
         _check_fields(self)
         for task, own in self.per_task.items():
-            _known("per_task", f"{task}.", own, PER_TASK)
-            _converted("per_task", f"{task}.", dict(own), _TaskSettings)
+            _made(_TaskSettings, own, f"task.{task}.")
 
     def cells(self, *, data_dir: str | None = None) -> tuple[Cell, ...]:
         """All cells, those of one model side by side."""
@@ -216,6 +212,9 @@ class _TaskSettings:
     operating: Count | None = None
     evaluation: Count | None = None
 
+    def __post_init__(self) -> None:
+        _check_fields(self)
+
 
 def load_grid(name: str | Path) -> Grid:
     """Grid by the name of a shipped one, or from a ``.toml`` file.
@@ -234,6 +233,7 @@ def load_grid(name: str | Path) -> Grid:
     >>> load_grid("paper").models
     ('gpt2', 'gpt2-medium', 'gpt2-large')
     """
+    checks.path("name", name)
     if str(name) in GRIDS:
         path = Path(str(files("llvlit") / "data" / "grids" / f"{name}.toml"))
     elif isfile(name):
@@ -241,50 +241,43 @@ def load_grid(name: str | Path) -> Grid:
     else:
         raise InputError(unknown_name("grid", name, GRIDS, hint="Or name a .toml file."))
     content = read_toml(path, "a grid")
-    place = str(name)
-    allowed = [one.name for one in fields(Grid) if one.name not in ("name", "per_task")]
-    _known(place, "", content, [*allowed, "task"])
-    for key in ("description", "models", "tasks"):
-        if key not in content:
-            raise InputError(f"{place} lacks {key!r}.")
-    settings, per_task = content.pop("settings", {}), content.pop("task", {})
-    grid = _converted(place, "", {**content, "name": path.stem}, Grid)
-    _known(place, "task.", per_task, grid.tasks)
-    for task, own in per_task.items():
-        _known(place, f"task.{task}.", own, PER_TASK)
-        _converted(place, f"task.{task}.", own, _TaskSettings)
-    _known(place, "settings.", settings, [one.name for one in fields(Settings)])
-    chosen = _converted(place, "settings.", settings, Settings)
-    orders, counts = tuple(sorted(chosen.orders)), tuple(sorted(chosen.operating_counts))
-    return replace(grid, settings=replace(chosen, orders=orders, operating_counts=counts), per_task=per_task)
+    try:
+        if "name" in content or "per_task" in content:
+            raise InputError("name and per_task are no keys of a file; the file's name and [task.NAME] say them.")
+        settings, per_task = _made(Settings, content.pop("settings", {}), "settings."), content.pop("task", {})
+        tasks = content.get("tasks")
+        _check_keys(per_task, tasks if isinstance(tasks, list) else per_task, "task.")
+        return _made(Grid, {**content, "name": path.stem, "settings": settings, "per_task": per_task})
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
 def change_axes(grid: Grid, axes: Mapping[str, list[Any] | None]) -> Grid:
     """The grid with other models, tasks or seeds, where given; InputError as for a file."""
-    kept = {one.name: getattr(grid, one.name) for one in fields(Grid) if one.name not in ("settings", "per_task")}
-    given = {key: value for key, value in axes.items() if value is not None}
-    return replace(_converted("grid", "", {**kept, **given}, Grid), settings=grid.settings, per_task=grid.per_task)
+    given: dict[str, Any] = {key: value for key, value in axes.items() if value is not None}
+    return replace(grid, **given)
 
 
-def _known(place: str, prefix: str, content: Any, allowed: Collection[str]) -> None:
-    if not isinstance(content, dict):
-        raise InputError(f"{place}: {prefix.rstrip('.')}={shown(content)} must be a table of keys.")
+def _made(kind: type[Kind], content: Any, prefix: str = "") -> Kind:
+    """A table of a file as what it must be; InputError names the key, what came, what is expected."""
+    declared = fields(kind)  # type: ignore[arg-type]
+    _check_keys(content, [one.name for one in declared], prefix)
+    for one in declared:
+        if one.name not in content and one.default is MISSING and one.default_factory is MISSING:
+            raise InputError(f"{prefix}{one.name} is lacking.")
+    try:
+        return kind(**content)
+    except InputError as error:
+        raise InputError(f"{prefix}{error}") from None
+
+
+def _check_keys(content: Any, allowed: Collection[str], prefix: str) -> None:
+    """InputError for what is no table, or has a key that is not known."""
+    if not isinstance(content, Mapping):
+        raise InputError(f"{prefix.rstrip('.')}={shown(content)} must be a table of keys.")
     for key in content:
         if key not in allowed:
-            raise InputError(f"{place}: {unknown_name('key', prefix + key, [prefix + one for one in allowed])}")
-
-
-def _converted(place: str, prefix: str, content: dict[str, Any], kind: type[Kind]) -> Kind:
-    """The content of a file as what it must be; InputError names the key, what came, what is expected."""
-    try:
-        return msgspec.convert(content, kind)
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, InputError):
-            raise InputError(f"{place}: {prefix}{error.__cause__}") from None
-        expected, where = _expected(error)
-        key = re.split(r"\W", where)[0]
-        came = f"{prefix}{key}={shown(content.get(key))}"
-        raise InputError(f"{place}: {prefix}{where}: {expected}; {came} came.") from None
+            raise InputError(unknown_name("key", f"{prefix}{key}", [prefix + one for one in allowed]))
 
 
 def _slug(name: str) -> str:

@@ -6,7 +6,6 @@ import faulthandler
 import hashlib
 import json
 import logging
-import math
 import os
 import pickle
 import re
@@ -18,14 +17,15 @@ import traceback
 import uuid
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from llvlit import checks
 from llvlit.errors import FileError, InputError, LlvlitError
 from llvlit.files import locked, own, read_bytes, remove_owned, write_json, write_text
 
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=@-]{0,199}")
+RESULT_VERSION = 3
+"""Of result files; files of another version are not touched."""
+
+ATTEMPTS = 3
+"""Deaths of workers on one cell after which it fails, unless the scheduler's ``allowed-failures`` end it before."""
+
 DELAY = 2.0
 """Seconds without a bar."""
 
@@ -100,7 +106,7 @@ def read_result(folder: str | Path, key: str) -> dict[str, Any] | None:
     Raises
     ------
     FileError
-        If the file is there, but cannot be read.
+        If the file is there, but cannot be read, or is of another version.
     """
     path = result_path(folder, key)
     if not path.exists():
@@ -108,13 +114,21 @@ def read_result(folder: str | Path, key: str) -> dict[str, Any] | None:
     text = read_bytes(path, "the result of a cell")
     with suppress(ValueError, RecursionError, AttributeError, TypeError):
         content = json.loads(text)
-        if content.pop("checksum", None) == _checksum(content):
+        checksum, version = content.pop("checksum", None), content.get("format", RESULT_VERSION)
+        if version != RESULT_VERSION:
+            raise FileError(
+                f"{path} has format {version}; this llvlit reads and writes {RESULT_VERSION}. Choose another --out, "
+                "or use the llvlit that wrote it. Nothing was touched."
+            )
+        if checksum == _checksum(content):
+            del content["format"]
             return content
     return None
 
 
 def write_result(folder: str | Path, key: str, content: dict[str, Any]) -> None:
-    """Write the result of a cell with its checksum, whole or not at all."""
+    """Write the result of a cell with its version and checksum, whole or not at all."""
+    content = {**content, "format": RESULT_VERSION}
     write_json(result_path(folder, key), {**content, "checksum": _checksum(content)})
 
 
@@ -128,6 +142,7 @@ class Run:
 
     folder: Path
     pending: dict[str, Job]
+    packed: dict[str, bytes]
     show_bar: bool
     done: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
@@ -178,8 +193,6 @@ def run_jobs(
     workers: int = 1,
     scheduler: str | None = None,
     own_process: bool = False,
-    threads: int | None = None,
-    attempts: int = 3,
     progress: bool = True,
 ) -> Outcome:
     """Every job that has no result file yet, computed and written to ``folder/cells/KEY.json``, whole or not at all.
@@ -198,17 +211,14 @@ def run_jobs(
     Parameters
     ----------
     workers
-        1: in this process. More: a Dask cluster of that many processes, on this machine and for this run alone. A
-        script that asks for processes must guard its own statements with ``if __name__ == "__main__":``.
+        1: in this process. More: a Dask cluster of that many processes, on this machine and for this run alone, which
+        share its processors. A script that asks for processes must guard its own statements with
+        ``if __name__ == "__main__":``.
     scheduler
         Address of a running Dask scheduler, such as ``"tcp://host:8786"``; its workers compute then. A cluster is as
         trusted as its network: whoever reaches the scheduler can run code on the workers and in this process.
     own_process
         Give also a single worker a process of its own: a cell that ends its process then fails alone.
-    threads
-        Of each worker; by default the processors over ``workers``. With one worker and on a cluster: left as they are.
-    attempts
-        Deaths of workers on one cell after which it fails, unless the scheduler's ``allowed-failures`` end it before.
     progress
         Show the cells and the time left, which follows the costs, in a terminal.
 
@@ -223,7 +233,10 @@ def run_jobs(
         If workers cannot start, or the Dask scheduler is lost on the way; finished results stay.
     """
     jobs, folder = tuple(jobs), Path(folder)
-    _check(jobs, workers=workers, scheduler=scheduler, threads=threads, attempts=attempts)
+    if checks.integer("workers", workers, at_least=1) > 1 and scheduler is not None:
+        raise InputError(f"workers={workers}, but the Dask scheduler {scheduler} has its own; give one or the other.")
+    check_keys([job.key for job in jobs])
+    packed = {job.key: _pack(job) for job in jobs}
     with locked(folder):
         kept = [job.key for job in jobs if read_result(folder, job.key) is not None]
         for job in jobs:
@@ -233,17 +246,17 @@ def run_jobs(
         scratch = folder / SCRATCH
         remove_owned(scratch, SCRATCH_KIND)
         finished = set(kept)
-        run = Run(folder, {job.key: job for job in jobs if job.key not in finished}, show_bar=progress)
-        packed = {key: _pack(job) for key, job in run.pending.items()}
+        run = Run(folder, {job.key: job for job in jobs if job.key not in finished}, packed, show_bar=progress)
         with run.bar:
-            if packed and scheduler is not None:
-                with _running_cluster(scheduler) as client:
-                    _run_on_workers(run, packed, client, threads, attempts)
-            elif packed and (workers > 1 or own_process):
-                with _own_cluster(workers, threads, scratch) as client:
-                    _run_on_workers(run, packed, client, threads, attempts, scratch)
+            if not run.pending or (scheduler is None and workers == 1 and not own_process):
+                group = None
+                while taken := run.take(group, ()):
+                    group = taken.group
+                    run.show([taken])
+                    run.record(taken, attempt_cell(packed[taken.key]))
             else:
-                _run_here(run, packed, threads)
+                with _running_cluster(scheduler) if scheduler else _own_cluster(workers, scratch) as client:
+                    _run_on_workers(run, client, None if scheduler else scratch)
     keys = [job.key for job in jobs]
     return Outcome(
         done=tuple(key for key in keys if key in run.done),
@@ -253,6 +266,8 @@ def run_jobs(
 
 
 def _pack(job: Job) -> bytes:
+    """Function and arguments of a job, as a worker gets them."""
+    checks.number(f"cost of the job {job.key}", job.cost, above=0)
     try:
         return pickle.dumps((job.function, job.arguments))
     except Exception as error:
@@ -260,18 +275,6 @@ def _pack(job: Job) -> bytes:
             f"The job {job.key!r} cannot be sent to a worker: {error}. "
             "Its function must be importable by name, its arguments plain values or dataclasses."
         ) from error
-
-
-def _check(jobs: Sequence[Job], *, workers: int, scheduler: str | None, threads: int | None, attempts: int) -> None:
-    for name, number in (("workers", workers), ("threads", 1 if threads is None else threads), ("attempts", attempts)):
-        if number < 1:
-            raise InputError(f"{name}={number}, but at least 1 is needed.")
-    if scheduler is not None and workers != 1:
-        raise InputError(f"workers={workers}, but the Dask scheduler {scheduler} has its own; give one or the other.")
-    check_keys([job.key for job in jobs])
-    for job in jobs:
-        if not (math.isfinite(job.cost) and job.cost > 0):
-            raise InputError(f"cost={job.cost} of the job {job.key!r} is not a positive number.")
 
 
 def check_keys(keys: Iterable[str]) -> None:
@@ -285,16 +288,7 @@ def check_keys(keys: Iterable[str]) -> None:
         seen.add(key.casefold())
 
 
-def _run_here(run: Run, packed: dict[str, bytes], threads: int | None) -> None:
-    """One cell after another in this process."""
-    group = None
-    while (job := run.take(group, ())) is not None:
-        group = job.group
-        run.show([job])
-        run.record(job, attempt_cell(packed[job.key], threads))
-
-
-def attempt_cell(packed: bytes, threads: int | None, trace: Path | None = None) -> Answer:
+def attempt_cell(packed: bytes, trace: Path | None = None) -> Answer:
     """Answer of one cell; only what is no ordinary exception (a crash, an interrupt) passes through.
 
     A crash leaves the traceback in the file ``trace``.
@@ -303,25 +297,12 @@ def attempt_cell(packed: bytes, threads: int | None, trace: Path | None = None) 
         if trace is not None:
             faulthandler.enable(trace.open("w", encoding="utf-8"))
         function, arguments = pickle.loads(packed)
-        with nullcontext() if threads is None else _torch_threads(threads):
-            result = function(*arguments)
+        result = function(*arguments)
         if not isinstance(result, dict):
             raise TypeError(f"{function.__qualname__} returned {type(result).__name__}; a cell's result is a dict.")
         return None, json.dumps(result, sort_keys=True)
     except Exception as error:
         return _reason(error), traceback.format_exc()
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _reason(error: BaseException) -> str:
@@ -336,20 +317,19 @@ def dask_setup(worker: Any) -> None:
 
 
 @contextmanager
-def _own_cluster(workers: int, threads: int | None, scratch: Path) -> Iterator[Client]:
+def _own_cluster(workers: int, scratch: Path) -> Iterator[Client]:
     """A cluster of processes on this machine, which end with this process, however it ends.
 
     It listens on the loopback alone; whatever it writes lies in ``scratch``.
     """
     import dask
     import distributed
+    from dask.system import CPU_COUNT
 
     before = dict(os.environ)
-    if threads is not None or workers > 1:
-        processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        each = str(threads or max(1, processors // workers))
+    if workers > 1:  # inherited, for they count only before torch is imported
         variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        os.environ.update(dict.fromkeys(variables, each))  # inherited, for they count only before torch is imported
+        os.environ.update(dict.fromkeys(variables, str(max(1, CPU_COUNT // workers))))
     settings = {
         "distributed.nanny.pre-spawn-environ": {},
         "temporary-directory": str(scratch),
@@ -387,8 +367,7 @@ def _own_cluster(workers: int, threads: int | None, scratch: Path) -> Iterator[C
                 os.kill(nanny.pid, signal.SIGKILL)  # only this process writes results: a busy worker need not end
         if cluster:
             cluster.close()
-        for name in set(os.environ) - set(before):
-            del os.environ[name]
+        os.environ.clear()
         os.environ.update(before)
         with suppress(FileError):  # the next run tries again
             remove_owned(scratch, SCRATCH_KIND)
@@ -415,18 +394,11 @@ def _running_cluster(scheduler: str) -> Iterator[Client]:
         yield client
 
 
-def _run_on_workers(
-    run: Run,
-    packed: dict[str, bytes],
-    client: Client,
-    threads: int | None,
-    attempts: int,
-    scratch: Path | None = None,
-) -> None:
+def _run_on_workers(run: Run, client: Client, scratch: Path | None = None) -> None:
     """Cells on the workers of a cluster, one at a time on each; workers may come and go on the way.
 
     A worker's threads would share one model in memory, whose layers a recording takes over while it runs. A cell
-    whose worker died is tried again, on whichever worker is free, until ``attempts`` have died on it: they had no
+    whose worker died is tried again, on whichever worker is free, until ``ATTEMPTS`` have died on it: they had no
     other cell, so no other cell is blamed. ``scratch`` is a folder that this process shares with all workers.
 
     Raises
@@ -449,7 +421,7 @@ def _run_on_workers(
                     answer = _answer(future)
                     if answer is None:
                         deaths[job.key].append(_last_words(trace))
-                        if len(deaths[job.key]) < attempts:
+                        if len(deaths[job.key]) < ATTEMPTS:
                             run.pending[job.key] = job
                             continue
                         answer = _killed(deaths[job.key])
@@ -458,8 +430,8 @@ def _run_on_workers(
                 if taken := run.take(latest.get(address), [job.group for job, _, _ in flight.values()]):
                     name = f"{taken.key}-{uuid.uuid4().hex}"
                     trace = scratch and scratch / name
-                    arguments = (packed[taken.key], threads, trace)
-                    future = client.submit(attempt_cell, *arguments, key=name, pure=False, workers=[address])
+                    packed = run.packed[taken.key]
+                    future = client.submit(attempt_cell, packed, trace, key=name, pure=False, workers=[address])
                     flight[future], latest[address] = (taken, address, trace), taken.group
             run.show([job for job, _, _ in flight.values()])
             if flight:

@@ -18,7 +18,6 @@ from llvlit.files import foreign, read_bytes, read_json, write_atomically, write
 from llvlit.method.agreement import MEASURES
 from llvlit.method.intervals import mean_over_tasks
 from llvlit.study.cells import Results
-from llvlit.study.experiment import rounded
 from llvlit.study.grid import Grid
 
 TABLES = ("cells", "agreement", "energy")
@@ -43,7 +42,6 @@ WORDS |= {"finished", "device", "commit"}
 
 AGREEMENT = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
 DASH = "\N{EN DASH}"
-DIGITS = 5
 STUDY = "a study, as read_study gives it"
 Paper = Mapping[str, Any]
 """What ``results/paper.json`` holds."""
@@ -59,23 +57,22 @@ def tables(results: Results) -> dict[str, pd.DataFrame]:
         asked = {key: one.cell[key] for key in (*CELL, *VARIANT)}
         first = one.experiment.directions[one.cell["settings"]["directions"][0]]
         borrowed = np.array(first["borrowed"])
-        shown = {
-            "best_separation": float(np.array(first["separation"])[~borrowed].max()),
-            "n_borrowed": int(borrowed.sum()),
-            "borrowed": " ".join(map(str, np.flatnonzero(borrowed))),
-            "class_gap": first["gaps"][-1],
-        }
-        cells.append(_cell(vars(one), shown, visible=True))
+        best = float(np.array(first["separation"])[~borrowed].max())
+        states = " ".join(map(str, np.flatnonzero(borrowed)))
+        cells.append(_cell(vars(one), best, int(borrowed.sum()), states, first["gaps"][-1]))
         agreements += [{**asked, **row} for row in one.experiment.agreements]
         energies += [{**asked, **row} for row in one.experiment.energies]
-    absent = dict.fromkeys(("best_separation", "n_borrowed", "borrowed", "class_gap"))
-    cells += [_cell(missing, absent, visible=False) for missing in results.not_visible]
-    frames = (pd.DataFrame(rows) for rows in (cells, agreements, energies))
-    return {name: _ordered(frame) for name, frame in zip(TABLES, frames, strict=True)}
+    cells += [_cell(missing) for missing in results.not_visible]
+    frames = {"cells": pd.DataFrame(cells)}
+    for name, rows in (("agreement", agreements), ("energy", energies)):  # numbers, each with its interval, come last
+        frame = pd.DataFrame(rows)
+        about = [column for column in ABOUT if column in frame]
+        frames[name] = frame[[*about, *frame.columns.difference(about)]]
+    return frames
 
 
-def _cell(content: Mapping[str, Any], shown: dict[str, Any], *, visible: bool) -> dict[str, Any]:
-    """Row of a cell: what was asked, model, data, how well the concept shows (``None``: not at all), provenance."""
+def _cell(content: Mapping[str, Any], *shown: float | str) -> dict[str, Any]:
+    """Row of a cell: what was asked, model, data, how well the concept shows (nothing: not at all), provenance."""
     model, data, metadata = content["model"], content["data"], content["metadata"]
     return {
         **{key: content["cell"][key] for key in (*CELL, *VARIANT, "suffix")},
@@ -86,17 +83,10 @@ def _cell(content: Mapping[str, Any], shown: dict[str, Any], *, visible: bool) -
         "data_fingerprint": data["fingerprint"],
         **{key: data[key] for key in ("concept_fingerprint", "operating_fingerprint")},
         **{key: data[key] for key in ("n_evaluation", "n_cut", "n_left_out", "length_auc")},
-        **shown,
+        **dict(zip(("best_separation", "n_borrowed", "borrowed", "class_gap"), shown or (None,) * 4, strict=True)),
         **{key: metadata[key] for key in ("seconds", "finished", "device", "commit")},
-        "visible": visible,
+        "visible": bool(shown),
     }
-
-
-def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
-    """Columns that say what a row is about first, then the numbers, each with its interval."""
-    first = [name for name in ABOUT if name in frame.columns]
-    rest = [name for name in frame.columns if name not in first]
-    return frame[first + (rest if "suffix" in rest else sorted(rest))]
 
 
 def with_columns(argument: str, frame: object, words: Sequence[str] = (), numbers: Sequence[str] = ()) -> pd.DataFrame:
@@ -113,13 +103,13 @@ def with_columns(argument: str, frame: object, words: Sequence[str] = (), number
         raise InputError(f"{argument} holds no numbers where {', '.join(numbers)} belong ({error}).") from None
 
 
-def _names(argument: str, values: object, *, at_least: int = 1) -> list[str]:
+def _names(argument: str, values: object) -> list[str]:
     """Names of columns."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | pd.Series):
         raise checks.refuse(argument, values, "a list of columns")
     names = [checks.text(argument, name) for name in values]
-    if len(names) < at_least:
-        raise InputError(f"{argument} is empty; name at least one column.")
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"{argument}={checks.shown(values)} must be distinct columns, at least one.")
     return names
 
 
@@ -203,7 +193,7 @@ def summarize(
     """
     by, values = _names("by", by), _names("values", values)
     log = checks.flag("log", log)
-    frame = with_columns("frame", frame, ["task", "seed", *by], values)
+    frame = with_columns("frame", frame, ["task", "seed", *by], values).reset_index(drop=True)
     generator = np.random.default_rng(checks.seed("seed", seed))
     tasks = frame.groupby("task").ngroup().to_numpy()
     cells = frame.groupby(["task", "seed"]).ngroup().to_numpy()  # those of one task side by side
@@ -211,21 +201,16 @@ def summarize(
     arrays = {value: with_columns("frame", numbers[value], (), [*numbers[value]]).to_numpy().T for value in values}
     if log and any((array[0] <= 0).any() for array in arrays.values()):
         raise InputError(f"frame holds {', '.join(values)} that are not positive; they have no geometric mean.")
-    grouped = frame.groupby(list(by), sort=False, dropna=False)
-    groups = grouped.ngroup().to_numpy()
     rows = []
-    for number, (key, _) in enumerate(grouped):
-        inside = groups == number
-        row: dict[str, Any] = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
-        complete = inside.copy()
+    for key, group in frame.groupby(by, sort=False, dropna=False):
+        row: dict[str, Any] = dict(zip(by, key, strict=True))
         for value, array in arrays.items():
-            known = inside & ~np.isnan(array[0])
-            complete &= known
+            at = group.index[group[value].notna()]
             with np.errstate(divide="ignore"):  # of a bound that is zero
-                x = np.log(array[:, known]) if log else array[:, known]
-            bounds = mean_over_tasks(x, tasks[known], cells[known], generator=generator)
+                x = np.log(array[:, at]) if log else array[:, at]
+            bounds = mean_over_tasks(x, tasks[at], cells[at], generator=generator)
             row |= dict(zip((value, f"{value}_low", f"{value}_high"), np.exp(bounds) if log else bounds, strict=True))
-        rows.append({**row, "n_tasks": len(np.unique(tasks[complete]))})
+        rows.append({**row, "n_tasks": group.dropna(subset=values)["task"].nunique()})
     return pd.DataFrame(rows)
 
 
@@ -261,15 +246,31 @@ def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 
 def write_tables(results: Results, grid: Grid, out: str | Path) -> list[Path]:
-    """CSV files of the tables, and ``provenance.json``, each written whole or not at all."""
+    """CSV files of the tables, to five digits, and ``provenance.json``, each written whole or not at all.
+
+    Provenance: the grid, and versions, devices and commits of all experiments.
+    """
     paths = []
     for name, frame in tables(results).items():
         if len(frame):
             path = Path(out) / f"{name}.csv"
-            write_atomically(path, partial(_short(frame).to_csv, index=False, lineterminator="\n"))
+            write_atomically(path, partial(frame.to_csv, index=False, lineterminator="\n", float_format="%.5g"))
             paths.append(path)
+    metadata = pd.DataFrame([one.metadata for one in results.finished])
+    facts = {key: sorted(set(metadata[key].astype(str))) for key in metadata.columns.drop(["seconds", "finished"])}
+    provenance = {
+        "grid": grid.name,
+        "grid_fingerprint": grid.fingerprint,
+        "description": grid.description,
+        "n_cells": len(grid.cells()),
+        "n_experiments": len(results.finished),
+        "n_not_visible": len(results.not_visible),
+        "seconds": round(metadata["seconds"].sum()),
+        "finished": metadata["finished"].max(),
+        **{key: values[0] if len(values) == 1 else values for key, values in facts.items()},
+    }
     path = Path(out) / "provenance.json"
-    write_json(path, _provenance(results, grid))
+    write_json(path, provenance)
     return [*paths, path]
 
 
@@ -287,7 +288,7 @@ def read_table(folder: str | Path, name: str) -> pd.DataFrame:
     >>> {"model", "task", "seed"} <= set(read_table(committed("real"), "agreement").columns)
     True
     """
-    path, what = checks.path("folder", folder) / f"{checks.choice('name', name, TABLES)}.csv", "a table of a study"
+    path, what = checks.path("folder", folder) / f"{checks.text('name', name)}.csv", "a table of a study"
     content = read_bytes(path, what)
     with foreign(path, what, remedy="Run `llvlit study --report` on that study."):
         words = dict.fromkeys(WORDS, str)
@@ -323,36 +324,6 @@ def committed(study: str, *, start: str | Path = ".") -> Path:
         if (folder / "results" / study / "provenance.json").is_file():
             return folder / "results" / study
     raise FileError(f"There is no results/{study} here. Work in a checkout of llvlit, or run that study yourself.")
-
-
-def _short(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same numbers with five digits; whole numbers stay whole where some are missing."""
-    short = frame.copy()
-    for column in short.columns:
-        if short[column].dtype == float:
-            known = short[column].dropna()
-            if len(known) and (known == known.round()).all():
-                short[column] = short[column].astype("Int64")
-            else:
-                short[column] = short[column].map(partial(rounded, digits=DIGITS)).astype(float)
-    return short
-
-
-def _provenance(results: Results, grid: Grid) -> dict[str, Any]:
-    """Grid, versions, devices and commits of all experiments."""
-    keys = sorted({key for one in results.finished for key in one.metadata} - {"seconds", "finished"})
-    facts = {key: sorted({str(one.metadata.get(key)) for one in results.finished}) for key in keys}
-    return {
-        "grid": grid.name,
-        "grid_fingerprint": grid.fingerprint,
-        "description": grid.description,
-        "n_cells": len(grid.cells()),
-        "n_experiments": len(results.finished),
-        "n_not_visible": len(results.not_visible),
-        "seconds": round(sum(one.metadata["seconds"] for one in results.finished)),
-        "finished": max(one.metadata["finished"] for one in results.finished),
-        **{key: values[0] if len(values) == 1 else values for key, values in facts.items()},
-    }
 
 
 @dataclass(frozen=True)
@@ -466,10 +437,7 @@ def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> 
     >>> interval(pd.Series({"x": 0.5, "x_low": 0.4, "x_high": 0.7}), "x", sign="+")
     '+0.50 [+0.40, +0.70]'
     """
-    digits, sign = (
-        checks.integer("digits", digits, at_least=0, at_most=15),
-        checks.choice("sign", sign, ("", "+", "-", " ")),
-    )
+    digits, sign = checks.integer("digits", digits, at_least=0, at_most=15), checks.choice("sign", sign, ["", "+", " "])
     middle, low, high = _entries(row, [f"{checks.text('value', value)}{end}" for end in ("", "_low", "_high")])
     if np.isnan(middle):
         return DASH

@@ -16,7 +16,7 @@ import resource
 import signal
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from numbers import Number
 from pathlib import Path
@@ -36,10 +36,6 @@ MEMORY = 3 * 2**30
 """Bytes that one call may take; what asks for more is refused by the system in place of filling the machine."""
 
 FOREIGN, HANG, WRONG = COLUMNS = ("foreign", "hang", "wrong")
-
-
-OTHER_NAMES = {"vectors": ("directions",), "task": ("name",)}
-"""How errors may name an argument that is passed on under another name."""
 
 
 class TooLong(BaseException):
@@ -63,8 +59,8 @@ class Case:
         The documentation allows NaN or infinity in the result.
     about : str
         What faults of one kind share: the callable and the argument.
-    argument : str
-        Name that an error must tell, if any.
+    arguments : tuple of str
+        Names of which an error must tell one, if there are any.
     memory : bool
         The call asks for so much memory that the system may say so.
     """
@@ -75,7 +71,7 @@ class Case:
     right: str = ""
     oracle: Callable[[Any], str] | None = None
     undefined: bool = False
-    argument: str = ""
+    arguments: tuple[str, ...] = ()
     memory: bool = False
 
 
@@ -131,9 +127,8 @@ def judged(case: Case, names: dict[str, Any]) -> tuple[str, str]:
             return WRONG, f"another result: {shown(result)} where {case.right} gives {shown(right)}"
     except LlvlitError as error:
         message = str(error)
-        names_it = any(word in message for word in (case.argument, *OTHER_NAMES.get(case.argument, ())))
-        if not message.strip() or not names_it:
-            return WRONG, f"refused without a word on {case.argument or 'why'}: {message}"
+        if not message.strip() or not any(name in message for name in case.arguments or ("",)):
+            return WRONG, f"refused without a word on any argument: {message}"
         return "refused", message
     except TooLong as error:
         return HANG, str(error)
@@ -166,7 +161,7 @@ def outcome(call: str, names: dict[str, Any]) -> Any:
         if isinstance(result, AbstractContextManager) and hasattr(result, "gen"):
             with result:
                 return eval("logits()", names)
-        return result
+        return list(result) if isinstance(result, Generator) else result
 
 
 @contextmanager

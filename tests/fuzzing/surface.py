@@ -18,7 +18,10 @@ import llvlit
 PAGES = Path(__file__).resolve().parent.parent.parent / "book"
 _ENTRY = re.compile(r"(?:auto(?:function|class):: |~)(llvlit(?:\.\w+)+)")
 
-MADE = {"Agreement", "DepthSystem", "FrozenLayer", "LanguageModel", "RequiredEnergy", "StudyTables", "Trajectory"}
+MADE = {
+    *("Agreement", "DepthSystem", "FrozenLayer", "LanguageModel", "RequiredEnergy", "StudyTables", "TokenizedPrompts"),
+    "Trajectory",
+}
 """Classes that calls return and nobody builds: their methods are fuzzed, not their constructors."""
 
 INSTANCES = {
@@ -35,6 +38,7 @@ INSTANCES = {
     "RequiredEnergy": "required",
     "StudyTables": "llvlit.study.tables.read_study('real', start=ROOT)",
     "Task": "task",
+    "TokenizedPrompts": "llvlit.engine.tokens.tokenize(model, prompts)",
 }
 
 RIGHT = {
@@ -70,6 +74,7 @@ RIGHT = {
     "directions": "directions.vectors",
     "document": "{'cases': [1.0]}",
     "dtype": "None",
+    "equal_lengths": "False",
     "evaluation": "2",
     "figure": "axes().figure",
     "fillstyle": "'full'",
@@ -126,6 +131,7 @@ RIGHT = {
     "ours": "llvlit.study.tables.read_study('real', start=ROOT)",
     "output": "directions.vectors[-1]",
     "pairs": "None",
+    "part": "model.layers[0]",
     "paper": "json.loads((ROOT / 'results' / 'paper.json').read_text())",
     "path": "'saved.safetensors'",
     "per_prompt": "gains.per_prompt",
@@ -162,6 +168,7 @@ RIGHT = {
     "theirs": "None",
     "title": "'a title'",
     "tokenizer": "model.tokenizer",
+    "tokens_per_batch": "100",
     "tolerance": "1e-8",
     "value": "'x'",
     "values": "['x']",
@@ -265,7 +272,7 @@ MAY_BE_NAN = {"Directions(gaps)", "heatmap(values)"}
 """Arguments whose documentation says what NaN means."""
 
 LIMITS = {  # least and largest value, bounds included
-    "amplitude": (1e-12, None),
+    "amplitude": (5e-324, None),
     "concept": (1, None),
     "evaluation": (1, None),
     "index": (0, None),
@@ -430,6 +437,11 @@ def callees() -> list[Callee]:
             called = own if is_method else getattr(value, method)
             found.append(Callee(f"{name}.{method}", source, _arguments(f"{name}.{method}", called, bound=is_method)))
     return found
+
+
+def words(callee: Callee) -> tuple[str, ...]:
+    """Names by which an error may tell an argument: its own, or another with which it does not go together."""
+    return (*(one.name for one in callee.arguments), "layer", "name", "directions", "file", "folder")
 
 
 def unknown(callee: Callee) -> list[str]:

@@ -79,7 +79,7 @@ LOOKALIKES: dict[str, tuple[str, ...]] = {
         "{}.clone().requires_grad_()",
         "{}.transpose(0, -1).contiguous().transpose(0, -1)",
     ),
-    "sequence": ("list({})", "tuple({})", "np.array({}, dtype=object)", "pd.Series({}, dtype=object)"),
+    "sequence": ("list({})", "tuple({})", "np.array({}, dtype=object)", "pd.Series(list({}), dtype=object)"),
     "mapping": ("MappingProxyType({})", "collections.OrderedDict({})"),
 }
 """What may stand for a right value ``{}``: the result must be the same, or the value refused."""
