@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
@@ -26,15 +26,7 @@ from nbformat import NotebookNode
 from llvlit import checks
 from llvlit.errors import BuildError, InputError
 from llvlit.files import finish, locked, replaced, write_text
-from llvlit.publishing.execution import (
-    ESCAPES,
-    execute_chapters,
-    executed_path,
-    is_current,
-    read_executed,
-    run_facts,
-    write_notebook,
-)
+from llvlit.publishing.execution import ESCAPES, execute_chapters, run_facts, write_notebook
 from llvlit.publishing.notebooks import install_cell, repository_url, runnable
 from llvlit.publishing.pages import CONTENTS, Page, cell_label, present, read_notebook, read_pages, read_yaml
 from llvlit.publishing.settings import SETTINGS, load_settings
@@ -111,9 +103,8 @@ def build_book(
     profile, device = checks.text("profile", profile), checks.text("device", device)
     pages = read_pages(root)
     read_yaml(root / CONFIG, "the book's settings")
-    chapter_pages = {page.name: page for page in pages if page.is_chapter}
-    notebooks = {name: read_notebook(page) for name, page in chapter_pages.items()}
-    chosen = _chosen(chapter_pages, chapters)
+    notebooks = {page: read_notebook(page) for page in pages if page.is_chapter}
+    chosen = _chosen(notebooks, chapters)
     run = run_facts(_profile(profile, root), device)
     if jobs is None:
         jobs = min(2, os.cpu_count() or 1) if run["device_kind"] == "cpu" else 1
@@ -128,9 +119,9 @@ def build_book(
     ):
         scratch, executed = html / ".scratch", build / "executed"
         scratch.mkdir()
-        stale = [page for name, page in chapter_pages.items() if name in chosen or not is_current(page, executed, run)]
-        execute_chapters(stale, notebooks, executed, run, root=root, scratch=scratch, jobs=jobs, progress=progress)
-        results = {name: read_executed(executed_path(executed, name)) for name in notebooks}
+        results = execute_chapters(
+            notebooks, chosen, executed, run, root=root, scratch=scratch, jobs=jobs, progress=progress
+        )
         _lay_out(root, stage, pages, results)
         if progress:
             print("Building the pages ...", flush=True)
@@ -139,9 +130,9 @@ def build_book(
             path.rename(html / path.name)
         shutil.rmtree(scratch)
         install = install_cell(repository_url(root))
-        for name in results:  # what the download button gives
-            notebook = runnable(nbformat.read(stage / f"{name}.ipynb", as_version=4), install)
-            write_notebook(notebook, html / "_sources" / f"{name}.ipynb")
+        for page in results:  # what the download button gives
+            notebook = runnable(nbformat.read(stage / f"{page.name}.ipynb", as_version=4), install)
+            write_notebook(notebook, html / "_sources" / f"{page.name}.ipynb")
         faults = [fault for page in pages for fault in page_faults(html, page)]
         if faults:
             raise BuildError("\n".join(faults))
@@ -150,7 +141,7 @@ def build_book(
         (build / PDF).unlink(missing_ok=True)  # of the book that this one replaces
     return BuiltBook(
         index=build / "html" / "index.html",
-        seconds={name: results[name].metadata["llvlit"]["seconds"] for name in results},
+        seconds={page.name: notebook.metadata["llvlit"]["seconds"] for page, notebook in results.items()},
     )
 
 
@@ -163,15 +154,15 @@ def _profile(profile: str, root: Path) -> str:
     return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 
 
-def _chosen(chapter_pages: Mapping[str, Page], chapters: Iterable[str] | None) -> set[str]:
-    names = {PurePosixPath(name).name: name for name in chapter_pages}
+def _chosen(pages: Iterable[Page], chapters: Iterable[str] | None) -> set[Page]:
+    names = {PurePosixPath(page.name).name: page for page in pages}
     if isinstance(chapters, str) or not isinstance(chapters, Iterable | None):
         raise InputError(f"chapters={checks.shown(chapters)} is no list of names. Pass such as ['gains', 'control'].")
     wanted = names if chapters is None else [checks.choice("chapter", name, names) for name in chapters]
     return {names[name] for name in wanted}
 
 
-def _lay_out(root: Path, stage: Path, pages: Sequence[Page], results: Mapping[str, NotebookNode]) -> None:
+def _lay_out(root: Path, stage: Path, pages: Iterable[Page], results: Mapping[Page, NotebookNode]) -> None:
     """Put in ``stage`` what jupyter-book reads: executed chapters, plain pages, settings, and nothing else."""
     left_out = shutil.ignore_patterns("*.md", "*.ipynb", "_static", ".*")
     shutil.copytree(root / "book", stage / "book", ignore=left_out)
@@ -185,7 +176,7 @@ def _lay_out(root: Path, stage: Path, pages: Sequence[Page], results: Mapping[st
             write_text(stage / page.source, page.text)
             continue
         try:
-            write_notebook(present(results[page.name], page), stage / f"{page.name}.ipynb")
+            write_notebook(present(results[page], page), stage / f"{page.name}.ipynb")
         except BuildError as error:
             faults.append(str(error))
     if faults:

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,15 @@ def read_executed(path: Path) -> NotebookNode:
     return notebook
 
 
-def is_current(page: Page, executed: Path, run: Mapping[str, str]) -> bool:
-    """Whether a chapter has been executed since its text and the settings last changed."""
+def _current(page: Page, path: Path, run: Mapping[str, str]) -> NotebookNode | None:
+    """The executed notebook of a chapter, unless its text or the settings have changed since."""
     try:
-        facts = read_executed(executed_path(executed, page.name)).metadata["llvlit"]
+        notebook = read_executed(path)
     except LlvlitError:
-        return False
-    return facts["source"] == _digest(page) and all(facts[key] == run[key] for key in ("profile", "device_asked"))
+        return None
+    asked = {**run, "source": _digest(page)}
+    facts = notebook.metadata["llvlit"]
+    return notebook if all(facts[key] == asked[key] for key in ("source", "profile", "device_asked")) else None
 
 
 def _digest(page: Page) -> str:
@@ -95,8 +97,8 @@ def _digest(page: Page) -> str:
 
 
 def execute_chapters(
-    pages: Sequence[Page],
-    notebooks: Mapping[str, NotebookNode],
+    notebooks: Mapping[Page, NotebookNode],
+    chosen: Collection[Page],
     executed: Path,
     run: Mapping[str, str],
     *,
@@ -104,15 +106,17 @@ def execute_chapters(
     scratch: Path,
     jobs: int,
     progress: bool,
-) -> None:
-    """Execute chapters in ``root``, ``jobs`` at once; all of them, also after a failure, so that one build tells all.
+) -> dict[Page, NotebookNode]:
+    """Chapters executed in ``root``, ``jobs`` at once: those chosen, and those of which ``executed`` has none current.
+
+    All of them are tried, also after a failure, so that one build tells all.
 
     Raises
     ------
     BuildError
         Naming every chapter and cell that raised, with the end of its traceback.
     """
-    failures = []
+    failures, results = [], {}
     threads = max(1, (os.cpu_count() or 1) // jobs)
     silent = not progress or not sys.stderr.isatty()
     options = {
@@ -120,27 +124,31 @@ def execute_chapters(
         "resources": {"metadata": {"path": str(root)}},
     }
 
-    def execute(page: Page) -> float:
+    def execute(page: Page) -> NotebookNode:
+        path = executed_path(executed, page.name)
+        current = None if page in chosen else _current(page, path, run)
+        if current is not None:
+            return current
         bar = {"progress_bar": False if silent else {"desc": page.name, "leave": False}}
-        notebook = _execute(page, notebooks[page.name], {**run, "threads": threads}, {**options, **bar})
-        write_notebook(notebook, executed_path(executed, page.name))
-        return float(notebook.metadata["llvlit"]["seconds"])
+        notebook = _execute(page, notebooks[page], {**run, "threads": threads}, {**options, **bar})
+        write_notebook(notebook, path)
+        if progress:
+            tqdm.write(f"{page.source}: executed in {notebook.metadata['llvlit']['seconds']:.1f} s")
+        return notebook
 
     with (
         ThreadPoolExecutor(jobs) as pool,
-        tqdm(total=len(pages), desc="Chapters", unit="chapter", disable=silent) as chapters,
+        tqdm(total=len(notebooks), desc="Chapters", unit="chapter", disable=silent) as chapters,
     ):
-        for page, future in [(page, pool.submit(execute, page)) for page in pages]:
+        for page, future in [(page, pool.submit(execute, page)) for page in notebooks]:
             try:
-                seconds = future.result()
+                results[page] = future.result()
             except BuildError as error:
                 failures.append(str(error))
-            else:
-                if progress:
-                    tqdm.write(f"{page.source}: executed in {seconds:.1f} s")
             chapters.update()
     if failures:
         raise BuildError("\n\n".join(failures))
+    return results
 
 
 def _kernel_manager(scratch: Path, threads: int, *, offline: bool) -> type[AsyncKernelManager]:
