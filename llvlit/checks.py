@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Real
 from pathlib import Path
 from reprlib import Repr
@@ -168,10 +168,25 @@ def path(argument: str, value: object) -> Path:
     return result
 
 
+def sequence(argument: str, value: object, expected: str) -> list[Any]:
+    """What a sequence, or anything else that can be walked through, holds; a string or a mapping is none."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise refuse(argument, value, expected)
+    try:
+        return list(value)
+    except Exception:  # of a foreign object, anything; of an array of no dimension, TypeError
+        raise refuse(argument, value, expected) from None
+
+
 def array(
-    argument: str, value: object, shape: tuple[int | str, ...] | None = None, *, positive: bool = False
+    argument: str,
+    value: object,
+    shape: tuple[int | str, ...] | None = None,
+    *,
+    positive: bool = False,
+    finite: bool = True,
 ) -> np.ndarray:
-    """Finite real array, float64, of a shape.
+    """Real array, float64, of a shape; finite, unless told otherwise.
 
     Parameters
     ----------
@@ -199,7 +214,7 @@ def array(
         if not fits:
             expected = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
             raise InputError(f"{argument} has shape {result.shape}; expected ({expected}).")
-    if not np.isfinite(result).all():
+    if finite and not np.isfinite(result).all():
         raise InputError(f"{argument} holds a number that is not finite; pass finite numbers.")
     if positive and not (result > 0).all():
         raise InputError(f"{argument} holds a number that is not positive; pass positive numbers.")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
-from llvlit.checks import array, integer, refuse, shown, text
+from llvlit.checks import array, integer, sequence, shown, text
 from llvlit.errors import InputError
+
+ENTRIES = "a sequence with one entry per prompt"
 
 
 def is_label(value: Any) -> bool:
@@ -21,16 +22,6 @@ def is_label(value: Any) -> bool:
         return not isinstance(value, str) and bool(value in (0, 1))
     except (TypeError, ValueError, RuntimeError):
         return False
-
-
-def entries_of(argument: str, value: Iterable[Any]) -> tuple[Any, ...]:
-    """What a sequence holds; a string or a mapping is none."""
-    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise refuse(argument, value, "a sequence with one entry per prompt")
-    try:
-        return tuple(value)
-    except (TypeError, ValueError, RuntimeError):  # such as an array of no dimension
-        raise refuse(argument, value, "a sequence with one entry per prompt") from None
 
 
 @dataclass(frozen=True, init=False)
@@ -65,8 +56,8 @@ class Prompts:
     pairs: tuple[int, ...]
 
     def __init__(self, texts: Iterable[str], labels: Iterable[Any], pairs: Iterable[int] | None = None) -> None:
-        texts, labels = entries_of("texts", texts), entries_of("labels", labels)
-        pairs = tuple(range(len(texts))) if pairs is None else entries_of("pairs", pairs)
+        texts, labels = sequence("texts", texts, ENTRIES), sequence("labels", labels, ENTRIES)
+        pairs = sequence("pairs", range(len(texts)) if pairs is None else pairs, ENTRIES)
         if not len(texts) == len(labels) == len(pairs):
             raise InputError(
                 f"{len(texts)} texts came with {len(labels)} labels and {len(pairs)} pairs. Pass one of each per text."
@@ -95,7 +86,7 @@ class Prompts:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> Prompts:
         """Prompts at the given positions, in that order; or where a mask, (n_prompts,) bool, is true."""
-        entries = entries_of("indices", indices)
+        entries = sequence("indices", indices, ENTRIES)
         if entries and all(isinstance(entry, bool | np.bool_) for entry in entries):
             if len(entries) != len(self):
                 raise InputError(f"indices is a mask of length {len(entries)}; there are {len(self)} prompts.")
@@ -117,6 +108,23 @@ class Prompts:
         return hashlib.sha256(json.dumps([self.texts, self.labels]).encode()).hexdigest()[:16]
 
 
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1 along the first axis, equal values at their mean rank; ``scipy.stats`` takes long to import.
+
+    Examples
+    --------
+    >>> from llvlit.prompts import ranks
+    >>> ranks(np.array([5.0, 2.0, 5.0, 9.0]))
+    array([2.5, 1. , 2.5, 4. ])
+    """
+
+    def of(column: np.ndarray) -> np.ndarray:
+        ordered = np.sort(column)
+        return (ordered.searchsorted(column, "left") + ordered.searchsorted(column, "right") + 1) / 2
+
+    return np.apply_along_axis(of, 0, values)
+
+
 def auc(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
     """Area under the ROC curve of scores ``(n_prompts, ...)``, along the first axis; 0.5 is chance.
 
@@ -129,7 +137,7 @@ def auc(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:
             f"labels has {n_negative} of label 0 and {n_positive} of label 1 for {len(scores)} prompts; a ROC curve "
             "needs both, and one label per prompt."
         )
-    rank_sums = rankdata(scores, axis=0)[labels == 1].sum(axis=0)
+    rank_sums = ranks(np.asarray(scores))[labels == 1].sum(axis=0)
     return np.asarray((rank_sums - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
 
 

@@ -10,26 +10,14 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from test_book import FRONT_MATTER
 
 from llvlit.cli.main import main
 from llvlit.errors import BuildError, FileError, InputError, LlvlitError
-from llvlit.publishing.exercises import ANSWER, exercise_table, write_exercises
+from llvlit.publishing.notebooks import ANSWER, exercise_table, write_exercises
 from llvlit.publishing.pages import read_pages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-FRONT_MATTER = """\
----
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
-"""
 CHAPTER = r"""(sums)=
 # What do sums do?
 

@@ -18,7 +18,7 @@ from llvlit.method.control import energy, minimum_energy, relative_weights, sche
 from llvlit.method.gains import measured_gains
 from llvlit.method.identification import identify
 from llvlit.prompts import Prompts
-from llvlit.publishing.explorer import explorer_case, explorer_html, export_explorer, responses
+from llvlit.publishing.explorer import explorer_html, export_explorer, responses
 from llvlit.tasks.splits import Splits
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
@@ -100,7 +100,7 @@ def test_case_holds_the_packages_numbers(model, llv, document, weights):
 
 
 def test_case_takes_the_hidden_size_where_the_order_is_larger(model):
-    assert explorer_case(model, "one", SPLITS, order=1000)["order"] == model.hidden_size
+    assert export_explorer([model], {"one": SPLITS}, order=1000)["cases"][0]["order"] == model.hidden_size
 
 
 def test_export_refuses_nothing_and_what_json_cannot_say(model):

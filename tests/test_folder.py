@@ -194,7 +194,9 @@ def test_a_revision_is_for_models_of_the_hub(whole: Path) -> None:
             load_model(name, revision="main")
 
 
-@pytest.mark.parametrize("options", [{"name": 7}, {"name": ""}, {"name": "a\0b"}, {"device": 1}, {"revision": 3}])
+@pytest.mark.parametrize(
+    "options", [{"name": 7}, {"name": ""}, {"name": "a\0b"}, {"device": 1}, {"dtype": [1]}, {"revision": 3}]
+)
 def test_arguments_are_refused_by_name(options: dict[str, Any]) -> None:
     with pytest.raises(LlvlitError, match=next(iter(options))):
         load_model(**{"name": "embedded/small", **options})

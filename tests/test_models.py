@@ -137,7 +137,7 @@ def test_unusable_device(gpt2_folder: Path, device: str) -> None:
         load_model(gpt2_folder, device=device)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", torch.bfloat16, "float16", torch.float16, [1]])
+@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", torch.bfloat16, "float16", torch.float16])
 def test_half_precision_is_refused(gpt2_folder: Path, dtype: object) -> None:
     with pytest.raises(InputError, match=r"dtype=.* Valid: float32, float64\. .*at least float32"):
         load_model(gpt2_folder, dtype=dtype)

@@ -114,13 +114,10 @@ def test_related_work_tells_the_nearest_work_from_ours(name):
     assert name != "linear-quadratic" or "eprint = {2604.19018}" in entry
 
 
-@pytest.fixture(scope="module")
-def small_book(tmp_path_factory) -> Path:
+def write_reference(root: Path) -> None:
     """The reference alone, built under the real settings; what other pages would define is left out."""
-    root = tmp_path_factory.mktemp("reference")
-    (root / "book").mkdir()
-    shutil.copy(ROOT / "_config.yml", root)
     shutil.copytree(ROOT / "book" / "_static", root / "book" / "_static")
+    shutil.copy(ROOT / "_config.yml", root)
     shutil.copy(ROOT / "book" / "references.bib", root / "book")
     for path in [*PAGES, ROOT / "book" / "cli.md", ROOT / "book" / "glossary.md"]:
         text = re.sub(r"\{doc\}`(?!api)[^`]+`", "a chapter", path.read_text(encoding="utf-8"))
@@ -131,7 +128,11 @@ def small_book(tmp_path_factory) -> Path:
     contents = {"format": "jb-book", "root": "book/api", "chapters": chapters}
     (root / "_toc.yml").write_text(yaml.safe_dump(contents), encoding="utf-8")
     build_book(root, device="cpu", progress=False)
-    return root / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def small_book(shared) -> Path:
+    return shared("reference", write_reference) / "_build" / "html"
 
 
 def soup(path: Path) -> BeautifulSoup:

@@ -57,7 +57,7 @@ def test_a_module_at_a_shared_point_has_the_derivative_of_its_own(name, cotangen
 
 def without_sharing(layer: FrozenLayer) -> FrozenLayer:
     def plain(batch: frozen.FrozenBatch) -> frozen.FrozenBatch:
-        style = replace(batch.recording.style, shared_stand_in=None)
+        style = replace(batch.recording.style, shares_point=False)
         return replace(batch, recording=replace(batch.recording, style=style))
 
     return replace(layer, batches=tuple(plain(batch) for batch in layer.batches))
@@ -71,7 +71,7 @@ def test_a_layer_at_a_shared_point_has_the_derivative_of_its_own_modules(model_t
     shared = vectors[:1].expand_as(vectors)
     tolerance = EXACT if model_type == "gpt2" else SOFTMAX32
     for layer in layers:
-        assert all(batch.recording.style.shared_stand_in for batch in layer.batches)
+        assert all(batch.recording.style.shares_point for batch in layer.batches)
         own = without_sharing(layer)
         for expected, found in (
             (own.vjp(vectors), layer.vjp(vectors)),
@@ -145,7 +145,7 @@ def test_a_layer_that_cannot_share_its_point_is_differentiated_row_by_row(fault,
     expected = depth_system(tiny_model("llama"), PROMPTS).vjp(2, vectors)
     monkeypatch.setattr(fast._Activation, "backward", staticmethod(backward))
     system = depth_system(tiny_model("llama"), PROMPTS)
-    assert not any(batch.recording.style.shared_stand_in for layer in system.layers for batch in layer.batches)
+    assert not any(batch.recording.style.shares_point for layer in system.layers for batch in layer.batches)
     assert (system.vjp(2, vectors) - expected).abs().max() < SOFTMAX32 * expected.abs().max()
 
 

@@ -539,19 +539,19 @@ def test_family_is_not_trained_on_another_corpus(corpus_folder: Path, tmp_path: 
     family(corpus_folder, out)
     before = files_of(out)
     write_gzipped(tmp_path / "other", [(f"{text} indeed", rating) for text, rating in reviews()])
-    both = rf"made from corpus {fingerprint_of(read_reviews(corpus_folder))}, but .*other' now gives corpus {{}}"
-    with pytest.raises(InputError, match=both.format(fingerprint_of(read_reviews(tmp_path / "other")))):
+    both = [fingerprint_of(read_reviews(folder)) for folder in (corpus_folder, tmp_path / "other")]
+    with pytest.raises(InputError, match="trained with corpus {}, not {}".format(*both)):
         family(tmp_path / "other", out)
     with pytest.raises(InputError, match="absent"):
         family(tmp_path / "absent", out)
-    with pytest.raises(InputError, match=r"made from vocabulary 320, but .* vocabulary 330"):
+    with pytest.raises(InputError, match="trained with vocabulary 320, not 330"):
         family(corpus_folder, out, vocabulary=330)
     with pytest.raises(InputError, match="trained with seed 7, not 8"):
         family(corpus_folder, out, seed=8)
     tokenizer = out / "tokenizer.json"
     text = tokenizer.read_text(encoding="utf-8")
     tokenizer.write_text(text.replace('"add_prefix_space": false', '"add_prefix_space": true'), encoding="utf-8")
-    with pytest.raises(InputError, match=r"made from tokenizer [0-9a-f]{16}, but"):
+    with pytest.raises(InputError, match=r"trained with tokenizer [0-9a-f]{16}, not"):
         family(corpus_folder, out)
     tokenizer.write_text(text, encoding="utf-8")
     assert files_of(out) == before

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llvlit.cli.options import add_device, command, count
+from llvlit.cli.options import add_device, command
 from llvlit.cli.terminal import show
 
 ROOT_HELP = "folder with _config.yml and _toc.yml (default: here)"
@@ -15,9 +14,7 @@ ROOT_HELP = "folder with _config.yml and _toc.yml (default: here)"
 
 def mount(commands: Any) -> None:
     """Add the commands."""
-    parser = command(
-        commands, "book", book, "Execute every chapter and build the book.", "llvlit book --profile embedded"
-    )
+    parser = command(commands, book, "llvlit book --profile embedded")
     parser.add_argument("--root", default=".", help=ROOT_HELP)
     parser.add_argument(
         "--profile", default="embedded", help="embedded (default, offline), paper (hub), or a folder of models"
@@ -28,28 +25,16 @@ def mount(commands: Any) -> None:
         "--pdf", action="store_true", help="also print the book into _build/llvlit.pdf (needs Chromium)"
     )
     parser.add_argument("--screenshots", metavar="FOLDER", help="also every page as PNG: light, dark, phone (Chromium)")
-    parser.add_argument("--jobs", type=count, help="chapters executed at once")
+    parser.add_argument("--jobs", type="count", help="chapters executed at once")
 
-    parser = command(
-        commands,
-        "publish",
-        publish,
-        "Lay out the site of the built book: a folder for this version, beside the versions it already has.",
-        "llvlit publish\n  llvlit publish --version v0.1.0 --previous gh-pages",
-    )
+    parser = command(commands, publish, "llvlit publish\n  llvlit publish --version v0.1.0 --previous gh-pages")
     parser.add_argument("--root", default=".", help="folder of the book, already built (default: here)")
     parser.add_argument("--version", default="latest", help="latest (default), or a tag such as v0.1.0")
     parser.add_argument("--site", metavar="FOLDER", help="folder to write (default _build/site)")
     parser.add_argument("--previous", metavar="FOLDER", help="site whose other versions are kept; empty for the first")
     parser.add_argument("--revision", help="commit or tag that notebooks install (default: the tag, or this commit)")
 
-    parser = command(
-        commands,
-        "exercises",
-        exercises,
-        "Write each chapter as a notebook without solutions for students, and with them for instructors.",
-        "llvlit exercises --out course",
-    )
+    parser = command(commands, exercises, "llvlit exercises --out course")
     parser.add_argument("--root", default=".", help=ROOT_HELP)
     parser.add_argument("--out", default="exercises", metavar="FOLDER", help="folder to write (default exercises)")
     parser.add_argument("--force", action="store_true", help="replace notebooks there that differ")
@@ -79,11 +64,11 @@ def book(options: argparse.Namespace) -> None:
             taken = take_screenshots(html, names, Path(options.screenshots))
             lines.append(f"Screenshots: {len(taken)} in {options.screenshots}")
     finally:
-        show(options, {"index": str(built.index), "seconds": built.seconds}, "\n".join(lines))
+        show(options, {"index": built.index, "seconds": built.seconds}, "\n".join(lines))
 
 
 def publish(options: argparse.Namespace) -> None:
-    """Lay out the site of the built book."""
+    """Lay out the site of the built book: a folder for this version, beside the versions it already has."""
     from llvlit.publishing.site import publish_book
 
     published = publish_book(
@@ -95,15 +80,15 @@ def publish(options: argparse.Namespace) -> None:
     )
     show(
         options,
-        {"site": str(published.site), "archive": str(published.archive), "versions": list(published.versions)},
+        published,
         f"The site: {published.site}\nVersions: {', '.join(published.versions)}\n"
         f"For a release: {published.archive.parent}",
     )
 
 
 def exercises(options: argparse.Namespace) -> None:
-    """Write student and instructor notebooks, and list the exercises in them."""
-    from llvlit.publishing.exercises import write_exercises
+    """Write each chapter as a notebook without solutions for students, and with them for instructors."""
+    from llvlit.publishing.notebooks import write_exercises
 
     written = write_exercises(options.root, options.out, force=options.force)
     lines = [
@@ -113,9 +98,4 @@ def exercises(options: argparse.Namespace) -> None:
     lines.append(
         f"\n{len(written.student)} notebooks for students, {len(written.instructor)} for instructors: {options.out}"
     )
-    data = {
-        "student": [str(path) for path in written.student],
-        "instructor": [str(path) for path in written.instructor],
-        "exercises": [asdict(exercise) for exercise in written.exercises],
-    }
-    show(options, data, "\n".join(lines))
+    show(options, written, "\n".join(lines))

@@ -6,38 +6,35 @@ import argparse
 from typing import Any
 
 from llvlit.cli.options import add_data_dir, command
-from llvlit.cli.terminal import show
+from llvlit.cli.terminal import columns, show
 
 
 def mount(commands: Any) -> None:
     """Add the commands."""
-    command(commands, "models", models, "List the models that can be named.", "llvlit models")
-    add_data_dir(command(commands, "tasks", tasks, "List the tasks that can be named.", "llvlit tasks"))
+    command(commands, models, "llvlit models")
+    add_data_dir(command(commands, tasks, "llvlit tasks"))
 
 
 def models(options: argparse.Namespace) -> None:
-    """List the models."""
+    """List the models that can be named."""
     from llvlit.engine.models import embedded_names, load_model
 
-    rows = []
-    lines = [f"{'name':<18} {'parameters':>11} {'layers':>7} {'hidden size':>12} {'context':>8}"]
-    for name in embedded_names():
-        model = load_model(name, device="cpu")
-        row = {
-            "name": name,
+    rows = [
+        {
+            "name": model.name,
             "parameters": model.n_parameters,
             "layers": model.n_layers,
             "hidden_size": model.hidden_size,
             "context": model.max_positions,
         }
-        rows.append(row)
-        lines.append("{name:<18} {parameters:>11,} {layers:>7} {hidden_size:>12} {context:>8}".format(**row))
-    lines.append("\nAlso: a local folder in the hub's format (safetensors), or a hub id such as gpt2.")
-    show(options, rows, "\n".join(lines))
+        for model in (load_model(name, device="cpu") for name in embedded_names())
+    ]
+    table = columns(rows, {"parameters": "{:>10,}"})
+    show(options, rows, f"{table}\n\nAlso: a local folder in the hub's format (safetensors), or a hub id such as gpt2.")
 
 
 def tasks(options: argparse.Namespace) -> None:
-    """List the tasks, and of those on the hub how their rows are read."""
+    """List the tasks that can be named."""
     from llvlit.tasks.sources import HUB_READING, HUB_TASKS
     from llvlit.tasks.task import task_facts
 

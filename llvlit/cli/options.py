@@ -1,31 +1,71 @@
-"""Kinds of value that options take, through the door of the package; what is wrong is refused before any work."""
+"""Options: the kinds of value they take, those that several commands share, and the model and task they name."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llvlit.errors import InputError
 
+if TYPE_CHECKING:
+    from llvlit.engine.models import LanguageModel
+    from llvlit.engine.tokens import TokenizedPrompts
 
-def command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, example: str
-) -> argparse.ArgumentParser:
-    """A command's own parser, mounted among the others; ``run`` is what main calls."""
+
+def command(commands: Any, run: Callable[[argparse.Namespace], None], example: str) -> argparse.ArgumentParser:
+    """A command's own parser, mounted among the others: the name and the docstring of what main calls are its own."""
+    summary = " ".join((run.__doc__ or "").split())
     parser: argparse.ArgumentParser = commands.add_parser(
-        name,
+        run.__name__,
         help=summary,
         description=summary,
         epilog=f"Example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.register("type", None, named)  # what an option takes unless it says otherwise
+    for kind, check in KINDS.items():
+        parser.register("type", kind, partial(_checked, check))
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
+
+
+def _name(checks: ModuleType, word: str) -> str:
+    checks.path("name", checks.text("name", word))
+    return os.path.expanduser(word)
+
+
+def _number(parse: Callable[[str], float], word: str) -> float | str:
+    """A number; what is none stays text, which the check refuses."""
+    with suppress(ValueError):
+        return parse(word)
+    return word
+
+
+KINDS: dict[str | None, Callable[[ModuleType, str], Any]] = {
+    None: _name,  # of a file, a folder, a model or a task; ``~`` is the home folder
+    "text": lambda checks, word: checks.text("text", word),
+    "count": lambda checks, word: checks.integer("number", _number(int, word), at_least=1),
+    "step": lambda checks, word: checks.integer("number", _number(int, word), at_least=0),
+    "seed": lambda checks, word: checks.seed("seed", _number(int, word)),
+    "number": lambda checks, word: checks.number("number", _number(float, word)),
+    "length": lambda checks, word: checks.number("number", _number(float, word), above=0),
+}
+"""What ``type`` of an option can be: a check of ``llvlit.checks`` each, so that no value is refused after some work."""
+
+
+def _checked(check: Callable[[ModuleType, str], Any], word: str) -> Any:
+    from llvlit import checks  # here, since numpy takes as long to import as all of --help
+
+    try:
+        return check(checks, word)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -38,54 +78,31 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="FOLDER", help="NAME.parquet in it (text, label) serves the task NAME")
 
 
-def named(value: str) -> str:
-    """What may name a file, a folder, a model or a task; ``~`` is the home folder."""
-    _checked(lambda checks: checks.path("name", checks.text("name", value)))
-    return os.path.expanduser(value)
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Add what names a model, a task and the prompts of its splits."""
+    parser.add_argument("--model", default="embedded/large", help="embedded/..., a folder, or a hub id")
+    parser.add_argument("--task", default="film-sentiment", help="a task's name or a .parquet file")
+    add_data_dir(parser)
+    parser.add_argument("--prompts", type="count", default=50, help="prompts per class and split (default 50)")
+    parser.add_argument("--seed", type="seed", default=0, help="seed of the splits (default 0)")
+    add_device(parser)
 
 
-def text(value: str) -> str:
-    """Any text, the empty one too."""
-    return str(_checked(lambda checks: checks.text("text", value)))
+def load_experiment(options: argparse.Namespace) -> tuple[LanguageModel, dict[str, TokenizedPrompts]]:
+    """The model that the options name, and the tokens of the task's splits: concept, operating, evaluation."""
+    from llvlit.engine.models import load_model
+    from llvlit.engine.tokens import tokenize
+    from llvlit.tasks.task import load_task
+
+    n = options.prompts
+    task = load_task(options.task, data_dir=options.data_dir)  # before the model, which takes longer
+    splits = task.split(concept=2 * n, operating=n, evaluation=n, seed=options.seed)
+    model = load_model(options.model, device=options.device)
+    return model, {name: tokenize(model, getattr(splits, name)) for name in ("concept", "operating", "evaluation")}
 
 
-def count(value: str) -> int:
-    """Whole number above 0."""
-    return int(_checked(lambda checks: checks.integer("number", _parsed(int, value), at_least=1)))
-
-
-def step(value: str) -> int:
-    """Whole number, 0 too."""
-    return int(_checked(lambda checks: checks.integer("number", _parsed(int, value), at_least=0)))
-
-
-def seed(value: str) -> int:
-    """Seed of a random generator."""
-    return int(_checked(lambda checks: checks.seed("seed", _parsed(int, value))))
-
-
-def number(value: str) -> float:
-    """Finite number."""
-    return float(_checked(lambda checks: checks.number("number", _parsed(float, value))))
-
-
-def length(value: str) -> float:
-    """Finite number above 0."""
-    return float(_checked(lambda checks: checks.number("number", _parsed(float, value), above=0)))
-
-
-def _checked(check: Callable[[ModuleType], Any]) -> Any:
-    from llvlit import checks  # here, since numpy takes as long to import as all of --help
-
-    try:
-        return check(checks)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _parsed(parse: Callable[[str], float], value: str) -> Any:
-    """A number; what is none stays text, which the check refuses."""
-    try:
-        return parse(value)
-    except ValueError:
-        return value
+def borrowed_note(layers: Sequence[int]) -> list[str]:
+    """A line on the layers that are pushed along a borrowed direction; none if there are none."""
+    named = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
+    told = f"* Borrowed directions before {named}: the class gap there is within chance, so the push goes along the "
+    return textwrap.wrap(f"{told}next state's own direction, and its sign means nothing.") if layers else []

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llvlit.cli.experiment import add_experiment, borrowed_note, load_experiment
-from llvlit.cli.options import command, count, number, text
+from llvlit.cli.options import add_experiment, borrowed_note, command, load_experiment
 from llvlit.cli.terminal import show, side_by_side, terminal_width
 from llvlit.errors import InputError, NumericalError
 
@@ -46,30 +45,25 @@ class Continuation:
 
 def mount(commands: Any) -> None:
     """Add the command."""
-    steer = command(
-        commands,
-        "steer",
-        run,
-        "Generate text side by side: unsteered, with the cheapest push that moves the concept by a target, and with a "
-        "uniform push of the same energy.",
-        f'llvlit steer "{PROMPT}" --target 2',
+    parser = command(commands, steer, f'llvlit steer "{PROMPT}" --target 2')
+    parser.add_argument("prompt", type="text", nargs="?", default=PROMPT, help=f'text to continue (default "{PROMPT}")')
+    add_experiment(parser)
+    parser.add_argument(
+        "--target", type="number", default=1.0, help="shift of the output in units of the class gap (default 1)"
     )
-    steer.add_argument("prompt", type=text, nargs="?", default=PROMPT, help=f'text to continue (default "{PROMPT}")')
-    add_experiment(steer)
-    steer.add_argument(
-        "--target", type=number, default=1.0, help="shift of the output in units of the class gap (default 1)"
-    )
-    steer.add_argument(
+    parser.add_argument(
         "--energy",
         choices=("absolute", "relative"),
         default="relative",
         help="what is cheap: the push beside the state that it joins (relative, default), or by itself (absolute)",
     )
-    steer.add_argument("--tokens", type=count, default=30, help="tokens to generate (default 30)")
+    parser.add_argument("--tokens", type="count", default=30, help="tokens to generate (default 30)")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Print continuations side by side: unsteered, by the cheapest push, by a uniform one of the same energy."""
+def steer(options: argparse.Namespace) -> None:
+    """Generate text side by side: unsteered, with the cheapest push that moves the concept by a target, and with a
+    uniform push of the same energy.
+    """
     from llvlit.engine.depth import last_token_states
     from llvlit.method.concepts import concept_directions
     from llvlit.method.control import relative_weights
@@ -95,13 +89,13 @@ def run(options: argparse.Namespace) -> None:
             "energy": cost,
             "metric": options.energy,
             "borrowed": gains.borrowed,
-            **{name: asdict(continuation) for name, continuation in continuations.items()},
+            **continuations,
         },
         f"{side_by_side(columns, terminal_width())}\n\n"
         f"Target: {options.target:+g} class gaps of {options.task} at the output of {model.name}.\n"
         f"Both pushes have the {options.energy} energy {cost:.3g}. Predicted: by the linear gains.\n"
         "Measured: in the full model, at the prompt's last token. A gap: the distance of the classes' means.\n"
-        f"{borrowed_note(gains.borrowed)}".rstrip(),
+        + "\n".join(borrowed_note(gains.borrowed)),
     )
 
 
@@ -163,10 +157,10 @@ def _continue(
     import numpy as np
     import torch
 
-    from llvlit.method.steering import steer
+    from llvlit.method import steering
 
     module: Any = model.module
-    with steer(model, directions, np.array(inputs)), torch.no_grad():
+    with steering.steer(model, directions, np.array(inputs)), torch.no_grad():
         out = module.generate(
             **encoded,
             max_new_tokens=tokens,

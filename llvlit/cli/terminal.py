@@ -1,31 +1,40 @@
-"""Text in a terminal: the one writer, bars, sparklines, columns side by side; plain ASCII where it must be."""
+"""Text in a terminal: the one writer, columns, bars and sparklines; plain ASCII where it must be."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import zip_longest
+from io import StringIO
+from types import MappingProxyType
 from typing import Any, TextIO
 
 from llvlit.errors import FileError
 
 LEVELS = "▁▂▃▄▅▆▇█"
-ASCII_LEVELS = "_.-:=+*#"
 EIGHTHS = "▏▎▍▌▋▊▉█"
+PLAIN = str.maketrans(LEVELS[:-1] + EIGHTHS[3:], "_.-:=+*" + "#####", EIGHTHS[:3])
+"""Block characters in ASCII, for an encoding that has none."""
+
 NARROWEST_COLUMN = 24
-GAP = "  "
+UNWRAPPED = 10_000
 
 
 def show(options: argparse.Namespace, data: Any, text: str) -> None:
-    """Print a command's result: the text, or under ``--json`` the data, with null for what is no finite number."""
-    write(json.dumps(_finite(data), indent=1, allow_nan=False) if options.json else text)
+    """Print a command's result: the text, or under ``--json`` the data, with null for what is no finite number.
+
+    Data may hold dataclasses, arrays and paths.
+    """
+    if options.json:
+        from msgspec.json import encode
+
+        plain = encode(data, enc_hook=lambda value: value.tolist() if hasattr(value, "tolist") else str(value))
+        text = json.dumps(json.loads(plain), indent=1)  # in ASCII
+    write(text)
 
 
 def write(text: str) -> None:
@@ -41,6 +50,8 @@ def write(text: str) -> None:
     if sys.stdout is None or sys.stdout.closed:
         raise FileError("Standard output is closed: nothing was printed. What was written to files is whole.")
     encoding = sys.stdout.encoding or "utf-8"
+    if "?" in LEVELS.encode(encoding, "replace").decode(encoding):
+        text = text.translate(PLAIN)
     with printing() as stream:
         stream.write(text.encode(encoding, "replace").decode(encoding) + "\n")
 
@@ -71,32 +82,46 @@ def complain(text: str) -> None:
             print(text, file=sys.stderr, flush=True)
 
 
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
 def terminal_width() -> int:
     """Columns of the terminal, 80 where there is none."""
     return shutil.get_terminal_size((80, 24)).columns
 
 
-def encodes_blocks(stream: TextIO | None = None) -> bool:
-    """Whether the encoding of a stream (standard output unless given) has block characters."""
-    encoding = getattr(stream or sys.stdout, "encoding", None) or "ascii"
-    try:
-        (LEVELS + EIGHTHS).encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
-
-
-def sparkline(
-    values: Sequence[float], low: float | None = None, high: float | None = None, *, blocks: bool = True
+def columns(
+    rows: Sequence[Mapping[str, object]], formats: Mapping[str, str] = MappingProxyType({}), width: int | None = None
 ) -> str:
+    """Rows in columns under their titles; given a width, all equally wide, and what does not fit is wrapped.
+
+    Examples
+    --------
+    >>> from llvlit.cli.terminal import columns
+    >>> print(columns([{"model": "small", "size": 2}, {"model": "medium", "size": 3}], {"size": "{:.1f}"}))
+    model   size
+    small   2.0
+    medium  3.0
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=width is not None)
+    for title in next(iter(rows), {}):
+        table.add_column(Text(title), overflow="fold", ratio=1)
+    for row in rows:
+        table.add_row(*(Text(formats.get(title, "{}").format(cell)) for title, cell in row.items()))
+    drawn = StringIO()
+    Console(file=drawn, width=width or UNWRAPPED, color_system=None, force_jupyter=False).print(table)
+    return "\n".join(line.rstrip() for line in drawn.getvalue().splitlines())
+
+
+def side_by_side(texts: Mapping[str, str], width: int) -> str:
+    """Titled texts in columns of equal width; one below the other where columns would be too narrow."""
+    if width < NARROWEST_COLUMN * len(texts):
+        return "\n\n".join(columns([{title: text}], width=width) for title, text in texts.items())
+    return columns([texts], width=width)
+
+
+def sparkline(values: Sequence[float], low: float | None = None, high: float | None = None) -> str:
     """One character a value, from the lowest level at ``low`` to the highest at ``high`` (default: of the values).
 
     Examples
@@ -105,14 +130,13 @@ def sparkline(
     >>> sparkline([0, 1, 2, 7])
     '▁▂▃█'
     """
-    levels = LEVELS if blocks else ASCII_LEVELS
     bottom = min(values) if low is None else low
     span = ((max(values) if high is None else high) - bottom) or 1.0
-    places = (round((value - bottom) / span * (len(levels) - 1)) for value in values)
-    return "".join(levels[min(max(place, 0), len(levels) - 1)] for place in places)
+    places = (round((value - bottom) / span * (len(LEVELS) - 1)) for value in values)
+    return "".join(LEVELS[min(max(place, 0), len(LEVELS) - 1)] for place in places)
 
 
-def bar(value: float, largest: float, width: int, *, blocks: bool = True) -> str:
+def bar(value: float, largest: float, width: int) -> str:
     """A bar as long as |value| in units of ``largest`` (positive) over ``width``.
 
     A minus leads a negative one; one that would be longer than ``width`` ends in an arrow.
@@ -122,32 +146,9 @@ def bar(value: float, largest: float, width: int, *, blocks: bool = True) -> str
     >>> from llvlit.cli.terminal import bar
     >>> bar(3.0, 4.0, 8)
     '██████'
-    >>> bar(-9.0, 4.0, 8, blocks=False)
-    '-########>'
+    >>> bar(-9.0, 4.0, 8)
+    '-████████>'
     """
-    eighths = round(8 * width * min(abs(value) / largest, 1.0))
-    whole, rest = divmod(eighths, 8)
-    drawn = "█" * whole + (EIGHTHS[rest - 1] if rest else "") if blocks else "#" * round(eighths / 8)
-    return ("-" if value < 0 else "") + drawn + (">" if abs(value) > largest else "")
-
-
-def side_by_side(texts: Mapping[str, str], width: int) -> str:
-    """Titled texts in columns of equal width; one below the other where columns would be too narrow.
-
-    No line is wider than ``width``, as long as that is 8 or more.
-    """
-    room = (width - len(GAP) * (len(texts) - 1)) // len(texts)
-    if room < NARROWEST_COLUMN:
-        parts = [
-            "\n".join([title[:width], "-" * min(len(title), width), *_wrapped(text, width)])
-            for title, text in texts.items()
-        ]
-        return "\n\n".join(parts)
-    columns = [[title[:room], "-" * room, *_wrapped(text, room)] for title, text in texts.items()]
-    rows = zip_longest(*columns, fillvalue="")
-    return "\n".join(GAP.join(cell.ljust(room) for cell in row).rstrip() for row in rows)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of a text, its own line breaks kept, at least one."""
-    return [part for line in text.splitlines() or [""] for part in textwrap.wrap(line, width) or [""]]
+    whole, rest = divmod(round(8 * width * min(abs(value) / largest, 1.0)), 8)
+    eighths = EIGHTHS[rest - 1] if rest else ""
+    return ("-" if value < 0 else "") + "█" * whole + eighths + (">" if abs(value) > largest else "")

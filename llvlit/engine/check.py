@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,11 +17,10 @@ from llvlit.engine.fast import FrozenContext, fast_layer
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import (
     ContextCache,
-    LayerCall,
     Recording,
     ReplayStyle,
     first_output,
-    map_call,
+    map_leaves,
     record,
     run_all_tokens,
     run_candidates,
@@ -46,11 +45,9 @@ _CANNOT_RUN = (RuntimeError, TypeError, IndexError, AttributeError, AssertionErr
 
 @dataclass(frozen=True)
 class _Checked:
-    """What was checked of a module: which of its parts and weights, on prompts of which lengths."""
+    """What was checked of a module: weights, parts and their forwards, on prompts of which lengths."""
 
-    fingerprint: str
-    parts: list[nn.Module]
-    forwards: list[Any]
+    subject: tuple[str, list[nn.Module], list[Any]]
     shortest: int
     longest: int
     style: ReplayStyle
@@ -79,29 +76,31 @@ def check_replay(model: LanguageModel, tokens: TokenizedPrompts) -> ReplayStyle:
     """
     ids = sorted(tokens.ids, key=len)
     parts = parts_of(model.module)[1:]  # the module itself would keep its own memo alive
-    forwards = [part.__dict__.get("forward") for part in parts]
+    subject = (model.fingerprint, parts, [part.__dict__.get("forward") for part in parts])
     known = _CHECKED.get(model.module)
-    if known and not (
-        known.fingerprint == model.fingerprint
-        and len(known.parts) == len(parts)
-        and all(map(is_, known.parts, parts))
-        and all(map(is_, known.forwards, forwards))
-    ):
+    if known and known.subject != subject:
         known = None
     if known and known.shortest <= len(ids[0]) and len(ids[-1]) <= known.longest:
         return known.style
     if not known:
         _check_parts(model)
     new = {each for each in (ids[0], ids[-1]) if not (known and known.shortest <= len(each) <= known.longest)}
+    style = _find_style(model, ids[0], ids[-1], new, known.style if known else None)
+    lengths = [len(ids[0]), len(ids[-1]), *([known.shortest, known.longest] if known else [])]
+    _CHECKED[model.module] = _Checked(subject, min(lengths), max(lengths), style)
+    return style
+
+
+@contextmanager
+def _every_error_a_refusal(model: LanguageModel, what: str = "cannot be replayed") -> Iterator[None]:
+    """Whatever a layer raises that is handed what it does not expect refuses the architecture; a lack of memory not."""
     try:
-        style = _find_style(model, ids[0], ids[-1], new, known.style if known else None)
+        yield
     except torch.OutOfMemoryError:
         raise
     except _CANNOT_RUN as error:
-        raise refusal(model, None, f"cannot be replayed ({_first_line(error)})") from error
-    lengths = [len(ids[0]), len(ids[-1]), *([known.shortest, known.longest] if known else [])]
-    _CHECKED[model.module] = _Checked(model.fingerprint, parts, forwards, min(lengths), max(lengths), style)
-    return style
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise refusal(model, None, f"{what} ({first_line})") from error
 
 
 def _check_parts(model: LanguageModel) -> None:
@@ -127,25 +126,21 @@ def _find_style(
     expected, returns_tuple = zip(*(_plain_outputs(model, sample) for sample in samples), strict=True)
     style = known or ReplayStyle(all(returns_tuple))
     if not style.equal_lengths and len(longest) > len(shortest):
-        style = replace(style, equal_lengths=_length_matters(model, shortest, longest, style))
+        with _every_error_a_refusal(model):
+            style = replace(style, equal_lengths=_length_matters(model, shortest, longest, style))
     for frozen_context in (FrozenContext, None) if known is None or known.frozen_context else (None,):
         layer = partial(fast_layer, frozen_context=frozen_context is not None)
-        shared = None if known and not known.shared_stand_in else _shared(layer)
-        style = replace(style, frozen_context=frozen_context, stand_in=layer, shared_stand_in=shared)
+        shares_point = known is None or known.shares_point
+        style = replace(style, frozen_context=frozen_context, shares_point=shares_point, stand_in=layer)
         try:
-            agree = [_compare_replay(model, *sample, style) for sample in zip(samples, expected, strict=True)]
-        except torch.OutOfMemoryError:
-            raise
-        except (ModelError, *_CANNOT_RUN):
+            with _every_error_a_refusal(model):
+                agree = [_compare_replay(model, *sample, style) for sample in zip(samples, expected, strict=True)]
+        except ModelError:
             if not frozen_context:
                 raise
         else:
             break
-    return style if all(agree) else replace(style, shared_stand_in=None)
-
-
-def _shared(layer: Callable[..., nn.Module]) -> Callable[[nn.Module, tuple[int, int]], nn.Module]:
-    return lambda module, rows: layer(module, rows=rows)
+    return replace(style, shares_point=all(agree))
 
 
 def _plain_outputs(model: LanguageModel, tokens: torch.Tensor) -> tuple[list[torch.Tensor], bool]:
@@ -159,12 +154,8 @@ def _plain_outputs(model: LanguageModel, tokens: torch.Tensor) -> tuple[list[tor
 
         return forward
 
-    try:
+    with _every_error_a_refusal(model, f"cannot run a prompt in {model.dtype}"):
         run_model(model, tokens, noting, use_cache=False)
-    except torch.OutOfMemoryError:
-        raise
-    except _CANNOT_RUN as error:
-        raise refusal(model, None, f"cannot run a prompt in {model.dtype} ({_first_line(error)})") from error
     if len(outputs) != model.n_layers:
         raise refusal(model, None, "does not call each of its layers once")
     return [first_output(output) for output in outputs], all(isinstance(output, tuple) for output in outputs)
@@ -178,19 +169,16 @@ def _length_matters(
     padded = torch.tensor([[*shortest, *[0] * (len(longest) - n_tokens)], longest], device=model.device)
     last = torch.tensor([n_tokens - 1, len(longest) - 1], device=model.device)
     beside, alone = record(model, padded, last, style), record(model, padded[:1, :n_tokens], last[:1], style)
-    pairs = [(alone.hidden, beside.hidden)]
-    for one, other in zip(alone.calls, beside.calls, strict=True):
-        pairs += zip(_tensors(one), _tensors(other), strict=True)
-    return not all(_is_cut_from(longer, tensor) for tensor, longer in pairs)
+    return not all(_is_cut_from(*pair) for pair in zip(_tensors(alone), _tensors(beside), strict=True))
 
 
-def _tensors(call: LayerCall) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
-    map_call(call, lambda value: found.append(value) if isinstance(value, torch.Tensor) else None)
-    return found
+def _tensors(recording: Recording) -> list[torch.Tensor]:
+    leaves: list[Any] = [recording.hidden]
+    map_leaves([(call.args, call.kwargs) for call in recording.calls], leaves.append)
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
-def _is_cut_from(longer: torch.Tensor, tensor: torch.Tensor) -> bool:
+def _is_cut_from(tensor: torch.Tensor, longer: torch.Tensor) -> bool:
     if tensor.dtype == torch.bool:
         longer, tensor = longer.int(), tensor.int()
     cut = longer[tuple(slice(size) for size in tensor.shape)]
@@ -204,7 +192,7 @@ def _compare_replay(
     last = torch.tensor([tokens.shape[1] - 1], device=tokens.device)
     recording = record(model, tokens, last, style)
     hidden = recording.hidden
-    shares_point = style.shared_stand_in is not None
+    shares_point = style.shares_point
     for index, (module, call) in enumerate(zip(model.layers, recording.calls, strict=True)):
         changed = hidden.clone()
         changed[:, -1] += 0.5 * hidden[:, -1].flip(-1)
@@ -231,10 +219,7 @@ def _compare_replay(
             (candidates, replayed, joined, "gives candidates another next state beside all tokens"),
         ):
             if not torch.isfinite(value).all():
-                raise NumericalError(
-                    f"The residual stream of {model.name} is not finite after layer {index}. "
-                    "Check the model's weights; load it in float32 or float64."
-                )
+                raise not_finite(model, f"layer {index}")
             if not agrees(reference, value, start):
                 raise refusal(model, index, what)
         shares_point = _derivatives_agree(model, index, hidden, recording, context) and shares_point
@@ -276,10 +261,6 @@ def _derivatives_agree(
             return False
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def agrees(reference: torch.Tensor, value: torch.Tensor, start: torch.Tensor, *, looser: float = 1.0) -> bool:
     """Whether two tensors agree in the size of what changed since ``start``, row by row and number by number."""
     change = (reference - start).abs()
@@ -295,4 +276,12 @@ def refusal(model: LanguageModel, layer: int | None, reason: str) -> ModelError:
     return ModelError(
         f"{model.name}: the architecture {type(model.module).__name__} is refused, since {where}: {verb}{reason}. "
         "Known to work: GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, OPT, Phi."
+    )
+
+
+def not_finite(model: LanguageModel, where: str) -> NumericalError:
+    """Error that tells after which layer, or of which prompts, a state is not finite."""
+    return NumericalError(
+        f"The residual stream of {model.name} is not finite after {where}. "
+        "Check the model's weights; load it in float32 or float64."
     )

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 
 from llvlit import checks
-from llvlit.engine.check import agrees, check_replay, refusal
+from llvlit.engine.check import agrees, check_replay, not_finite, refusal
 from llvlit.engine.exclusive import exclusive
 from llvlit.engine.layer import FrozenBatch, FrozenLayer, apply_modules, rows_per_call
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import Recording, ReplayStyle, record, run_all_tokens, run_together
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
-from llvlit.errors import InputError, NumericalError
+from llvlit.errors import InputError
 from llvlit.progress import progress
 from llvlit.prompts import Prompts
 
@@ -88,10 +87,7 @@ def _last_states(
 def _check_finite(model: LanguageModel, states: torch.Tensor, where: str) -> None:
     broken = (~torch.isfinite(states).all(dim=-1)).nonzero().flatten().tolist()
     if broken:
-        raise NumericalError(
-            f"The residual stream of {model.name} is not finite after {where} (prompts {broken[:5]}). "
-            "Check the model's weights; load it in float32 or float64."
-        )
+        raise not_finite(model, f"{where} (prompts {broken[:5]})")
 
 
 def propagate_beside(
@@ -286,9 +282,7 @@ def depth_system(
     tokenized = tokens_of(model, prompts, max_tokens)
     layers = tuple(sweep(model, tokenized, max_tokens=max_tokens, final_norm=final_norm, description="depth system"))
     states = torch.stack([layers[0].states, *(layer.next_states for layer in layers)], dim=1)
-    replayed = torch.cat([layer.step(layer.states.unsqueeze(1)) for layer in layers], dim=1)
-    if not agrees(states[:, 1:], replayed, states[:, :-1]):
-        wrong = next(i for i in range(len(layers)) if not agrees(states[:, i + 1], replayed[:, i], states[:, i]))
-        raise refusal(model, wrong, "gives another next state on replay")
-    assert all(torch.equal(a.next_states, b.states) for a, b in pairwise(layers))
+    for layer in layers:
+        if not agrees(layer.next_states, layer.step(layer.states.unsqueeze(1))[:, 0], layer.states):
+            raise refusal(model, layer.index, "gives another next state on replay")
     return DepthSystem(states, layers, tokenized.n_cut)

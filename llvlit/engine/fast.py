@@ -25,6 +25,7 @@ from torch import nn
 from torch.autograd import Function
 from transformers import AttentionInterface
 from transformers.activations import ACT2CLS
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.pytorch_utils import Conv1D
 
 from llvlit.engine.replay import stand_in
@@ -45,17 +46,15 @@ def fast_layer(layer: nn.Module, *, frozen_context: bool, rows: tuple[int, int] 
         rows ``(n_prompts, n_rows, size)`` share their point.  A part that is handed anything else does what it
         always does.
     """
-    configs: dict[int, Any] = {}
 
     def change(part: nn.Module) -> dict[str, Any]:
         attributes = vars(part)
         if rows and "forward" not in attributes and (rule := _rule(part)):
             return {"forward": partial(_forward_shared, part, rule, rows)}
         if frozen_context and (config := attributes.get("config")) is not None:
-            if id(config) not in configs:
-                configs[id(config)] = copy = object.__new__(type(config))
-                vars(copy).update(vars(config), _attn_implementation_internal=NAME)
-            return {"config": configs[id(config)]}
+            copy = object.__new__(type(config))
+            vars(copy).update(vars(config), _attn_implementation_internal=NAME)
+            return {"config": copy}
         return {}
 
     return stand_in(layer, change)
@@ -155,7 +154,7 @@ class _SharedAttention(Function):
         n_rows, ctx.n_groups = query.shape[2], query.shape[1] // key.shape[1]
         query, key, value = (each[:, :, :1] for each in (query, key, value))
         keys, values, key, value = (
-            _for_every_head(each, ctx.n_groups) for each in (context.keys, context.values, key, value)
+            repeat_kv(each, ctx.n_groups) for each in (context.keys, context.values, key, value)
         )
         scores = scale * torch.cat([query @ keys.transpose(-1, -2), query @ key.transpose(-1, -2)], dim=-1)
         slope: float | torch.Tensor = scale
@@ -183,11 +182,6 @@ class _SharedAttention(Function):
         if ctx.n_groups > 1:
             of_key, of_value = (each.unflatten(1, (-1, ctx.n_groups)).sum(dim=2) for each in (of_key, of_value))
         return of_query, of_key, of_value, None, None, None
-
-
-def _for_every_head(each: torch.Tensor, n_groups: int) -> torch.Tensor:
-    """Keys or values of every query head, where groups of them share one."""
-    return each if n_groups == 1 else each.repeat_interleave(n_groups, dim=1)
 
 
 AttentionInterface.register(NAME, attend)

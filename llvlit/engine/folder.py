@@ -103,10 +103,12 @@ def check_size(shell: torch.nn.Module, shapes: Shapes, name: str) -> None:
     described = sum(tensor.numel() for tensor in (*shell.parameters(), *shell.buffers()))
     stored = sum(math.prod(shape) for shape in shapes.values())
     if described > stored + SPARE_NUMBERS:
-        raise ModelError(
-            f"The weights of {name!r} do not fit its config.json, which describes {described:,} numbers; "
-            f"{stored:,} are stored. Save the model again."
-        )
+        raise misfit(name, f", which describes {described:,} numbers; {stored:,} are stored")
+
+
+def misfit(name: str, what: str) -> ModelError:
+    """Error that tells how a model's weights and configuration contradict each other."""
+    return ModelError(f"The weights of {name!r} do not fit its config.json{what}. Save the model again.")
 
 
 def missing_layers(unused: set[str], layers_name: str, n_layers: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -90,18 +90,13 @@ class FrozenLayer:
             If the candidates are so large that the model's numbers overflow.
         """
         out = self.advance(candidates)
-        if not out.isfinite().all():
+        if not all_finite(out):
             raise NumericalError(f"candidates overflow the model's numbers in layer {self.index}; pass smaller ones.")
         return out
 
     def advance(self, candidates: torch.Tensor) -> torch.Tensor:
         """The same, not finite where the model's numbers overflow."""
-        candidates = self._checked("candidates", candidates)
-        out = torch.empty_like(candidates)
-        with torch.no_grad():
-            for batch, rows in self._pieces(candidates.shape[1]):
-                out[batch.members, rows] = self._replay(batch, candidates[batch.members, rows])
-        return out
+        return self._by_pieces(self._checked("candidates", candidates), self._replay)
 
     def jvp(self, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
         """Jacobian-vector products A_l t ``(n_prompts, k, hidden_size)`` at the operating point.
@@ -120,19 +115,11 @@ class FrozenLayer:
         """
         tangents = self._checked("tangents", tangents)
         if checks.choice("method", method, METHODS) == "central":
-            return self._central(tangents)
+            return self._by_pieces(tangents, self._central_difference)
         return LinearizedLayer(self, tangents.shape[1], keeps_graphs=False).jvp(tangents)
 
-    def _central(self, tangents: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(tangents)
-        with torch.no_grad():
-            for batch, rows in self._pieces(tangents.shape[1]):
-                tangent = tangents[batch.members, rows]
-                point = self.states[batch.members].unsqueeze(1).expand_as(tangent)
-                out[batch.members, rows] = self._central_difference(batch, point, tangent)
-        return out
-
-    def _central_difference(self, batch: FrozenBatch, point: torch.Tensor, tangent: torch.Tensor) -> torch.Tensor:
+    def _central_difference(self, batch: FrozenBatch, tangent: torch.Tensor) -> torch.Tensor:
+        point = self.states[batch.members].unsqueeze(1)
         size = tangent.norm(dim=-1, keepdim=True)
         scale = CENTRAL_STEP * point.norm(dim=-1, keepdim=True) / torch.where(size > 0, size, 1.0)
         both = torch.cat([point + scale * tangent, point - scale * tangent], dim=1)
@@ -159,11 +146,17 @@ class FrozenLayer:
             out = run_candidates(self.module, candidates, batch.call, batch.recording, batch.context, shared=shared)
             return apply_modules(self.after, out)
 
-    def _pieces(self, n_candidates: int) -> Iterator[tuple[FrozenBatch, slice]]:
-        for batch in self.batches:
-            n_rows = max(1, rows_per_call(self.states.device, self.states.shape[1]) // len(batch.members))
-            for start in range(0, n_candidates, n_rows):
-                yield batch, slice(start, min(n_candidates, start + n_rows))
+    def _by_pieces(
+        self, vectors: torch.Tensor, function: Callable[[FrozenBatch, torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """A function of some prompts and their vectors, of few enough vectors at a time."""
+        out = torch.empty_like(vectors)
+        with torch.no_grad():
+            for batch in self.batches:
+                n_rows = max(1, rows_per_call(self.states.device, self.states.shape[1]) // len(batch.members))
+                pieces = vectors[batch.members].split(n_rows, dim=1)
+                out[batch.members] = torch.cat([function(batch, piece) for piece in pieces], dim=1)
+        return out
 
     def dense(self, *, method: str = "jvp") -> DenseLayer:
         """The same linearization with every prompt's Jacobian formed: worth it for more than H products.
@@ -186,7 +179,7 @@ class FrozenLayer:
             raise InputError(f"{argument} has shape {tuple(value.shape)}; expected {expected}, k at least 1.")
         if not value.is_floating_point():
             raise InputError(f"{argument} holds {value.dtype}; expected real numbers, such as {self.states.dtype}.")
-        if value.layout != torch.strided or value.is_meta or not value.isfinite().all():
+        if value.layout != torch.strided or value.is_meta or not all_finite(value):
             raise InputError(f"{argument} holds a number that is not finite, or none; pass finite numbers.")
         return value.to(self.states)
 
@@ -222,19 +215,17 @@ class LinearizedLayer:
         """Products A_l t ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.jvp`."""
         if method != "jvp":
             return self.frozen.jvp(tangents, method=method)
-        tangents = self.frozen._checked("tangents", tangents)
-        return self._in_pieces(tangents, lambda graph, part: graph.forward(part), jvp=True)
+        return self._in_pieces(self.frozen._checked("tangents", tangents), _Graph.forward, jvp=True)
 
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Products A_l^T w ``(n_prompts, k, hidden_size)``."""
-        cotangents = self.frozen._checked("cotangents", cotangents)
-        return self._in_pieces(cotangents, lambda graph, part: graph.backward(part), jvp=False)
+        return self._in_pieces(self.frozen._checked("cotangents", cotangents), _Graph.backward, jvp=False)
 
     def _in_pieces(
         self, vectors: torch.Tensor, product: Callable[[_Graph, torch.Tensor], torch.Tensor], *, jvp: bool
     ) -> torch.Tensor:
-        n_prompts, n_vectors, hidden_size = vectors.shape
-        out = vectors.new_empty(n_prompts, n_vectors, hidden_size)
+        _, n_vectors, hidden_size = vectors.shape
+        out = vectors.new_empty(vectors.shape)
         for number, batch in enumerate(self.frozen.batches):
             n_most = max(1, rows_per_call(vectors.device, hidden_size, jvp=jvp) // len(batch.members))
             n_rows = -(-self.n_products // -(-self.n_products // n_most)) if n_vectors > 1 else 1  # even pieces
@@ -318,3 +309,8 @@ def apply_modules(modules: tuple[nn.Module, ...], hidden: torch.Tensor) -> torch
     for module in modules:
         hidden = module(hidden)
     return hidden
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether all numbers are finite; their sum, which one that is not would spoil, is the cheaper look."""
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from llvlit import checks
-from llvlit.engine.folder import check_files, check_size, missing_layers, stored_shapes, weight_files
+from llvlit.engine.folder import check_files, check_size, misfit, missing_layers, stored_shapes, weight_files
 from llvlit.errors import InputError, ModelError, unknown_name
 from llvlit.hub import failure, hub_reachable, quiet_transformers
 
@@ -152,14 +152,14 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
             "Load it with attn_implementation='eager'."
         )
     parent, layers = _find_layers(module, int(config.num_hidden_layers), name)
-    siblings = [child for child in parent.children()]
-    position = next(i for i, child in enumerate(siblings) if child is layers)
-    norms = tuple(
-        child
-        for label, child in parent.named_children()
+    labels, siblings = zip(*parent.named_children(), strict=True)
+    norms = [
+        number
+        for number, (label, child) in enumerate(zip(labels, siblings, strict=True))
         if "norm" in type(child).__name__.lower() and not label.startswith(("emb", "word"))
-    )
-    after = tuple(child for child in norms if any(child is later for later in siblings[position + 1 :])) or norms
+    ]
+    behind = [number for number in norms if number > siblings.index(layers)] or norms
+    after = tuple(siblings[number] for number in behind)
     return LanguageModel(module.eval(), tokenizer, name, _fingerprint(module), layers, after)
 
 
@@ -242,16 +242,21 @@ def load_model(
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     name = checks.text("name", str(checks.instance("name", name, (str, Path), "a name or a path")), may_be_empty=False)
-    place, torch_dtype = torch_device(checks.text("device", device)), _dtype(dtype)
+    place = torch_device(checks.text("device", device))
+    given = checks.instance(
+        "dtype", "float32" if dtype is None else dtype, (str, torch.dtype), "the name of a type, or a type of torch"
+    )
+    type_name = str(given).removeprefix("torch.")
+    checks.choice("dtype", type_name, DTYPES, hint="Differences of states need at least float32.")
     folder = local_folder(name)
     hub_id, _, commit = name.partition("@")
     commit = checks.text("revision", revision, may_be_empty=False) if revision is not None else commit
     if folder is not None and revision is not None:
         raise InputError(f"revision={revision!r} is for models of the hub; {name!r} lies in a folder.")
     with _every_error_ours(name, "" if folder else _choices(name)), quiet_transformers():
-        offline, options = True, {"trust_remote_code": False}
+        options = {"trust_remote_code": False}
         if folder is None:
-            folder, offline = _hub_folder(hub_id, commit or REVISIONS.get(hub_id.removeprefix("openai-community/")))
+            folder = _hub_folder(hub_id, commit or REVISIONS.get(hub_id.removeprefix("openai-community/")))
         stored = check_files(folder)
         if stored.get("model_type") in list(CONFIG_MAPPING_NAMES):
             _refuse_encoder(stored, name)
@@ -262,7 +267,7 @@ def load_model(
         check_size(shell, shapes, name)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch_dtype,
+            dtype=DTYPES[type_name],
             attn_implementation="eager",
             use_safetensors=True,
             local_files_only=True,
@@ -270,25 +275,17 @@ def load_model(
             output_loading_info=True,
             **options,
         )
-        if offline:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(hub_id, revision=folder.name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
         module, loading = loaded
         if wrong := sorted([*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]):
-            raise ModelError(
-                f"The weights of {name!r} do not fit its config.json: {len(wrong)} tensors are missing or of another "
-                f"shape, such as {wrong[0]}, and would be random. Save the model again."
-            )
+            tensors = f"{len(wrong)} tensors are missing or of another shape, such as {wrong[0]}, and would be random"
+            raise misfit(name, f": {tensors}")
         if not len(tokenizer("a")["input_ids"]):
             raise ModelError(f"{name!r} has no tokenizer that knows a token. Add one with save_pretrained().")
         model = wrap_model(module.to(device=place), tokenizer, name=name if revision is None else f"{hub_id}@{commit}")
         layers_name = next(label for label, part in module.named_modules() if part is model.layers)
         if left := missing_layers(set(loading["unexpected_keys"]), layers_name.split(".")[-1], model.n_layers):
-            raise ModelError(
-                f"The weights of {name!r} do not fit its config.json, which describes {model.n_layers} layers; "
-                f"{left[0]} is stored, too. Save the model again."
-            )
+            raise misfit(name, f", which describes {model.n_layers} layers; {left[0]} is stored, too")
     return model
 
 
@@ -319,15 +316,6 @@ def torch_device(device: str) -> torch.device:
     return chosen
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    if dtype is not None:
-        checks.instance("dtype", dtype, (str, torch.dtype), "the name of a type, or a type of torch")
-    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise InputError(unknown_name("dtype", dtype, DTYPES, hint="Differences of states need at least float32."))
-    return DTYPES[name]
-
-
 def local_folder(name: str) -> Path | None:
     """Local folder of a model, or None for a hub id; ModelError if it can be neither."""
     if name.startswith("embedded/"):
@@ -342,7 +330,7 @@ def local_folder(name: str) -> Path | None:
     if not (folder / "config.json").is_file():
         raise ModelError(f"The folder {name!r} has no config.json; save a model there with save_pretrained().")
     if not list(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for path in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt"))
         found = f" ({', '.join(pickled)} would have to be unpickled, which runs code)" if pickled else ""
         raise ModelError(
             f"The folder {name!r} has no *.safetensors file{found}. "
@@ -351,10 +339,12 @@ def local_folder(name: str) -> Path | None:
     return folder
 
 
-def _hub_folder(hub_id: str, revision: str | None) -> tuple[Path, bool]:
-    """Folder of a model in the local cache, and whether it was there before; fetched from the hub if it was not."""
+def _hub_folder(hub_id: str, revision: str | None) -> Path:
+    """Folder of a model in the local cache, fetched from the hub if it was not there."""
+    from transformers import AutoTokenizer
+
     try:
-        return _fetch(hub_id, revision, local_files_only=True), True
+        return _fetch(hub_id, revision, local_files_only=True)
     except (OSError, ValueError):
         pass
     if not hub_reachable():
@@ -362,7 +352,9 @@ def _hub_folder(hub_id: str, revision: str | None) -> tuple[Path, bool]:
         raise ModelError(
             f"The hub cannot be reached, and no model {hub_id!r}{at} is in its local cache. {_choices(hub_id)}"
         )
-    return _fetch(hub_id, revision, local_files_only=False), False
+    folder = _fetch(hub_id, revision, local_files_only=False)
+    AutoTokenizer.from_pretrained(hub_id, revision=folder.name, trust_remote_code=False)  # whose files then lie there
+    return folder
 
 
 def _fetch(hub_id: str, revision: str | None, *, local_files_only: bool) -> Path:

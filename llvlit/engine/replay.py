@@ -10,7 +10,7 @@ even for a moment: where something else must run, it runs in a stand-in that sha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,6 +59,11 @@ class LayerCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    def run(self, layer: nn.Module, hidden: torch.Tensor, change: Callable[[Any], Any]) -> torch.Tensor:
+        """Residual stream after a layer that is handed ``hidden`` and this, each leaf of its nests changed."""
+        args, kwargs = map_leaves((self.args, self.kwargs), change)
+        return first_output(layer(hidden, *args, **kwargs))
+
 
 @dataclass(frozen=True)
 class ReplayStyle:
@@ -75,18 +80,19 @@ class ReplayStyle:
         Of keys, values, biases and whether a prompt's candidates are equal: what a layer gets in the place of its mask;
         see :class:`llvlit.engine.fast.FrozenContext`.  None where candidates run through the layer's own kernel,
         behind the context's tokens and a mask.
+    shares_point : bool
+        Whether products with the derivative share what all rows of a prompt have in common; else the layer's own
+        modules are differentiated row by row.
     stand_in : callable
-        Of a layer: what runs in its place for candidates.
-    shared_stand_in : callable or None
-        Of a layer and the numbers of prompts and rows: what runs for products with the derivative, all rows of a
-        prompt equal.  None where the layer's own modules are differentiated row by row.
+        Of a layer, and for products that share their point of the numbers of prompts and rows: what runs in the
+        layer's place for candidates.
     """
 
     returns_tuple: bool
     equal_lengths: bool = False
     frozen_context: Callable[..., Any] | None = None
-    stand_in: Callable[[nn.Module], nn.Module] = field(default=lambda layer: layer)
-    shared_stand_in: Callable[[nn.Module, tuple[int, int]], nn.Module] | None = None
+    shares_point: bool = False
+    stand_in: Callable[..., nn.Module] = lambda layer, rows: layer
 
 
 @dataclass(frozen=True)
@@ -178,8 +184,7 @@ def run_all_tokens(
 ) -> tuple[torch.Tensor, ContextCache]:
     """Residual stream after a layer ``(n_prompts, n_tokens, hidden_size)``, and its keys and values."""
     context = ContextCache()
-    args, kwargs = map_call(call, lambda value: context if value is cache else value)
-    return first_output(layer(hidden, *args, **kwargs)), context
+    return call.run(layer, hidden, lambda value: context if value is cache else value), context
 
 
 def run_candidates(
@@ -201,7 +206,7 @@ def run_candidates(
     keys, values = context.keys, context.values
     assert keys is not None and values is not None
     n_tokens, style = keys.shape[-2], recording.style
-    shared = shared and style.shared_stand_in is not None
+    rows = tuple(candidates.shape[:2]) if shared and style.shares_point else None
     reader = ContextCache(*(() if style.frozen_context else (keys, values)), for_candidates=True)
 
     def cut(value: Any) -> Any:
@@ -211,15 +216,10 @@ def run_candidates(
             return value
         if style.frozen_context and _is_mask(value, n_tokens) and value.is_floating_point():
             seen = _seen_by_last(value, recording.last)
-            return style.frozen_context(keys, values, *seen, shared and candidates.shape[1] > 1)
+            return style.frozen_context(keys, values, *seen, rows is not None and rows[1] > 1)
         return _cut(value, recording.last, n_tokens, candidates.shape[1])
 
-    args, kwargs = map_call(call, cut)
-    if shared and style.shared_stand_in is not None:
-        layer = style.shared_stand_in(layer, (candidates.shape[0], candidates.shape[1]))
-    else:
-        layer = style.stand_in(layer)
-    return first_output(layer(candidates, *args, **kwargs))
+    return call.run(style.stand_in(layer, rows=rows), candidates, cut)
 
 
 def run_together(
@@ -250,8 +250,7 @@ def run_together(
         blind = before.new_full((*before.shape[:3], n_candidates), _hidden(value.dtype))
         return torch.cat([torch.cat([before, blind], dim=-1), behind], dim=-2)
 
-    args, kwargs = map_call(call, extend)
-    out = first_output(layer(torch.cat([hidden, candidates], dim=1), *args, **kwargs))
+    out = call.run(layer, torch.cat([hidden, candidates], dim=1), extend)
     return out[:, :n_tokens], out[:, n_tokens:]
 
 
@@ -260,21 +259,16 @@ def first_output(output: Any) -> torch.Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def map_call(call: LayerCall, change: Callable[[Any], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a call with each leaf of their nests changed."""
-    return _walk(call.args, change), _walk(call.kwargs, change)
-
-
-def _walk(value: Any, change: Callable[[Any], Any]) -> Any:
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
     """The same nest of tuples, lists and dicts with its leaves changed.
 
     A function of the module, not a closure that calls itself: such a one is a reference cycle, and would keep
     every layer's context alive until the garbage collector comes by.
     """
     if isinstance(value, tuple | list):
-        return type(value)(_walk(item, change) for item in value)
+        return type(value)(map_leaves(item, change) for item in value)
     if isinstance(value, dict):
-        return {key: _walk(item, change) for key, item in value.items()}
+        return {key: map_leaves(item, change) for key, item in value.items()}
     return change(value)
 
 
@@ -284,13 +278,10 @@ def _cut(value: torch.Tensor, last: torch.Tensor, n_tokens: int, n_candidates: i
     Attention masks are (batch, head, token, token), positions (batch, token), rotary embeddings and other
     features (batch, token, feature), where the batch may be 1; anything else is handed on as it is.
     """
-    rows = _rows(value, last)
     if _is_mask(value, n_tokens):
         return _candidate_mask(value, last, n_candidates)
-    if value.ndim == 3 and value.shape[1] == n_tokens:
-        return value[rows, last].unsqueeze(1).expand(-1, n_candidates, -1)
-    if value.ndim == 2 and value.shape[1] == n_tokens:
-        return value[rows, last].unsqueeze(1).expand(-1, n_candidates)
+    if value.ndim in (2, 3) and value.shape[1] == n_tokens:
+        return value[_rows(value, last), last].unsqueeze(1).expand(-1, n_candidates, *value.shape[2:])
     return value
 
 

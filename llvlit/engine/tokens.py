@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from llvlit import checks
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError, ModelError
-from llvlit.prompts import Prompts, entries_of
+from llvlit.prompts import ENTRIES, Prompts
 
 MAX_TOKENS = 128
 
@@ -64,7 +65,7 @@ class TokenizedPrompts:
 
     def select(self, indices: Sequence[int] | np.ndarray) -> TokenizedPrompts:
         """Those at the given positions, or where a mask is true; see :meth:`llvlit.Prompts.select`."""
-        indices = indices if isinstance(indices, np.ndarray) else entries_of("indices", indices)
+        indices = checks.sequence("indices", indices, ENTRIES)
         prompts = self.prompts.select(indices)
         rows = np.arange(len(self))[np.asarray(indices)].tolist()
         ids, is_cut = tuple(self.ids[row] for row in rows), tuple(self.is_cut[row] for row in rows)
@@ -81,23 +82,13 @@ class TokenizedPrompts:
         while order:
             lengths = [len(self.ids[index]) for index in order]
             if equal_lengths:
-                lengths = [length for length in lengths if length == lengths[0]]
-            n_prompts = _largest_batch(lengths, tokens_per_batch)
+                lengths = lengths[: lengths.count(lengths[0])]
+            fitting = [count for count, length in enumerate(lengths, start=1) if count * length <= tokens_per_batch]
+            n_prompts = max(fitting, default=1)
             members, order = order[:n_prompts], order[n_prompts:]
-            length = len(self.ids[members[-1]])
-            padded = [[*self.ids[index], *[0] * (length - len(self.ids[index]))] for index in members]
-            last = [len(self.ids[index]) - 1 for index in members]
-            yield (
-                torch.tensor(members, device=device),
-                torch.tensor(padded, device=device),
-                torch.tensor(last, device=device),
-            )
-
-
-def _largest_batch(lengths: list[int], tokens_per_batch: int) -> int:
-    """How many of the prompts, sorted by length, fit in a batch padded to its longest."""
-    fitting = [count for count, length in enumerate(lengths, start=1) if count * length <= tokens_per_batch]
-    return max(fitting, default=1)
+            padded = pad_sequence([torch.tensor(self.ids[index]) for index in members], batch_first=True)
+            last = torch.tensor(lengths[:n_prompts], device=device) - 1
+            yield torch.tensor(members, device=device), padded.to(device), last
 
 
 def tokenize(model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS) -> TokenizedPrompts:
@@ -190,7 +181,7 @@ def _encode(model: LanguageModel, prompts: Prompts, max_tokens: int) -> Tokenize
             f"max_tokens={max_tokens} is not between 2 and the context of {model.name}, {model.max_positions} tokens."
         )
     ids = [tuple(model.tokenizer(text, verbose=False)["input_ids"]) for text in prompts.texts]
-    unknown = max((max(tokens, default=0) for tokens in ids), default=0)
+    unknown = max((token for tokens in ids for token in tokens), default=0)
     if unknown >= model.n_embedded:
         raise ModelError(
             f"The tokenizer of {model.name} gives token {unknown}, and its embedding has {model.n_embedded}. "

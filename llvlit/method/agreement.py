@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
 
 from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError
 from llvlit.method.concepts import borrowing
 from llvlit.method.gains import Gains, profile
 from llvlit.method.intervals import interval, resampled_means
+from llvlit.prompts import ranks
 
 MEASURES = ("spearman", "pearson", "relative_error")
 
@@ -95,8 +95,8 @@ def compare(predicted: np.ndarray, measured: np.ndarray) -> tuple[np.ndarray, np
     """Spearman, Pearson and relative error ``(n,)`` of rows ``(n or 1, n_layers)``; NaN where a row is constant."""
     size = np.maximum(np.linalg.norm(measured, axis=-1), np.finfo(float).tiny)
     error = np.linalg.norm(predicted - measured, axis=-1) / size
-    ranks = [rankdata(rows, axis=-1) for rows in (predicted, measured)]
-    return _correlation(*ranks), _correlation(predicted, measured), error
+    spearman = _correlation(ranks(predicted.T).T, ranks(measured.T).T)
+    return spearman, _correlation(predicted, measured), error
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape, unescape
@@ -21,42 +22,17 @@ from llvlit import checks
 from llvlit.errors import InputError
 from llvlit.files import write_atomically
 
-STYLE = mpl.rc_params_from_file(str(files("llvlit") / "data" / "llvlit.mplstyle"), use_default_template=False)
-MEASURED: dict[str, Any] = {"color": "#000000", "linestyle": "-", "marker": "o"}
-PREDICTORS: dict[str, dict[str, Any]] = {
-    "adjoint": {"color": "#2f8fc6", "marker": "D"},
-    "krylov": {"color": "#d55e00", "marker": "s"},
-    "reachability": {"color": "#009e73", "marker": "^"},
-    "random": {"color": "#8a8a8a", "marker": "x"},
-    "pca": {"color": "#0072b2", "marker": "v"},
-    "null": {"color": "#c46a99", "marker": "."},
-}
-MODEL_STYLES: tuple[dict[str, Any], ...] = (
-    {"color": "#0072b2", "marker": "o"},
-    {"color": "#b87d00", "marker": "s"},
-    {"color": "#009e73", "marker": "^"},
-    {"color": "#c46a99", "marker": "D"},
-    {"color": "#7a6a58", "marker": "v"},
-)
-DIRECTIONS: dict[str, dict[str, Any]] = {
-    "mean_difference": {"color": "#7a5195", "marker": "o"},
-    "lda": {"color": "#b4572a", "marker": "s"},
-    "logistic": {"color": "#4d7c0f", "marker": "^"},
-    "principal_component": {"color": "#0e7490", "marker": "D"},
-}
-SCHEDULES: dict[str, dict[str, Any]] = {
-    "optimal": {"color": "#2f8fc6", "marker": "D"},
-    "optimal, not layer 0": {"color": "#0e7490", "marker": "v"},
-    "optimal, krylov": {"color": "#d55e00", "marker": "s"},
-    "uniform": {"color": "#7a5195", "marker": "^"},
-    "last layer": {"color": "#b4572a", "marker": "o"},
-    "best layer": {"color": "#4d7c0f", "marker": "P"},
-    "random layer": {"color": "#8a8a8a", "marker": "x"},
-}
-METRICS: dict[str, dict[str, Any]] = {
-    "absolute": {"color": "#8250c4", "marker": "o"},
-    "relative": {"color": "#0f8b8d", "marker": "s"},
-}
+Styles = dict[str, dict[str, Any]]
+
+_DATA = files("llvlit") / "data"
+_STYLES = json.loads((_DATA / "styles.json").read_text(encoding="utf-8"))
+STYLE = mpl.rc_params_from_file(str(_DATA / "llvlit.mplstyle"), use_default_template=False)
+MEASURED: dict[str, Any] = _STYLES["measured"]
+MODEL_STYLES: list[dict[str, Any]] = _STYLES["models"]
+PREDICTORS: Styles = _STYLES["predictors"]
+DIRECTIONS: Styles = _STYLES["directions"]
+SCHEDULES: Styles = _STYLES["schedules"]
+METRICS: Styles = _STYLES["metrics"]
 WIDEST = 9.6
 """Inches, of a figure: in the book's column, letters then keep two thirds of their size."""
 
@@ -79,7 +55,7 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
     Traceback (most recent call last):
     llvlit.errors.InputError: alt is empty; every figure has a name, an alt text and a caption.
     """
-    _check_figure(figure)
+    checks.instance("figure", figure, Figure, "a figure, as llvlit.plots.figures.new gives it")
     for argument, value in (("name", name), ("alt", alt), ("caption", caption)):
         if not checks.text(argument, value).strip():
             raise InputError(f"{argument} is empty; every figure has a name, an alt text and a caption.")
@@ -95,16 +71,12 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, whole or not at all."""
-    _check_figure(figure)
+    checks.instance("figure", figure, Figure, "a figure, as llvlit.plots.figures.new gives it")
     path = checks.path("path", path)
     with mpl.rc_context(STYLE):
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
     plt.close(figure)
     return path
-
-
-def _check_figure(figure: object) -> None:
-    checks.instance("figure", figure, Figure, "a figure, as llvlit.plots.figures.new gives it")
 
 
 def check_axes(axes: object, **texts: object) -> None:
@@ -128,17 +100,14 @@ def new(
     >>> len(axes)
     2
     """
-    n_columns, n_rows = (
-        checks.integer(argument, number, at_least=1, at_most=100)
-        for argument, number in (("n_columns", n_columns), ("n_rows", n_rows))
-    )
+    n_columns = checks.integer("n_columns", n_columns, at_least=1, at_most=100)
+    n_rows = checks.integer("n_rows", n_rows, at_least=1, at_most=100)
     if width is None:
         width = 6.4 if n_columns == 1 else 4.0 * n_columns
     size = min(checks.number("width", width, above=0), WIDEST), checks.number("height", height, above=0, at_most=100)
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(
-            n_rows, n_columns, figsize=size, layout="constrained", squeeze=False, sharex=n_rows > 1
-        )
+        figure = plt.figure(figsize=size, layout="constrained")
+        axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=n_rows > 1)
     return figure, list(axes.flat)
 
 
@@ -166,16 +135,6 @@ def _cell(argument: str, content: object) -> str:
     return text.replace("$", '<span class="tex2jax_ignore">$</span>')
 
 
-def _several(argument: str, cells: object, expected: str = "a list of cells") -> list[Any]:
-    """What a row, or a table, holds."""
-    if isinstance(cells, str | bytes) or not isinstance(cells, Iterable) or hasattr(cells, "detach"):
-        raise checks.refuse(argument, cells, expected)
-    try:
-        return list(cells)
-    except Exception:  # an array of no dimension, or whatever a foreign object raises
-        raise checks.refuse(argument, cells, expected) from None
-
-
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Show a table in a notebook; the build gives it the book's style.  What stands between `…` is code.
 
@@ -188,14 +147,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     from IPython.display import HTML, display
 
     def line(argument: str, cells: object, tag: str) -> str:
-        return (
-            "<tr>" + "".join(f"<{tag}>{_cell(argument, cell)}</{tag}>" for cell in _several(argument, cells)) + "</tr>"
-        )
+        texts = [_cell(argument, cell) for cell in checks.sequence(argument, cells, "a list of cells")]
+        return f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in texts)}</tr>"
 
-    body = "".join(line("rows", row, "td") for row in _several("rows", rows, "rows of cells"))
-    display(
-        HTML(f'<table class="dataframe"><thead>{line("header", header, "th")}</thead><tbody>{body}</tbody></table>')
-    )
+    head = line("header", header, "th")
+    body = "".join(line("rows", row, "td") for row in checks.sequence("rows", rows, "rows of cells"))
+    display(HTML(f'<table class="dataframe"><thead>{head}</thead><tbody>{body}</tbody></table>'))
 
 
 def short_name(model: str) -> str:
@@ -247,8 +204,7 @@ def layer_axis(axes: Axes, n_layers: int, *, label: str, title: str = "", states
     """
     check_axes(axes, label=label, title=title)
     n_layers = checks.integer("n_layers", n_layers, at_least=1)
-    axes.set_xlabel("State (before layer)" if checks.flag("states", states) else "Layer")
-    axes.set_ylabel(label)
+    axes.set(xlabel="State (before layer)" if checks.flag("states", states) else "Layer", ylabel=label)
     axes.set_title(title, loc="left")
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=9))
     axes.set_xlim(-0.5, n_layers - 0.5)
@@ -303,14 +259,11 @@ def gain_profile(
 
 def _mask(argument: str, chosen: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
     """Mask ``(size,)`` of what is chosen, which is a mask already or numbers from 0."""
-    given = np.asarray(chosen) if isinstance(chosen, Sequence | np.ndarray) else np.zeros((0, 0))
-    if given.ndim != 1:
-        raise checks.refuse(argument, chosen, f"numbers below {size}, or a mask of {size}")
-    if given.dtype == bool and len(given) == size:
-        return given
+    given = checks.sequence(argument, chosen, f"numbers below {size}, or a mask of {size}")
+    if len(given) == size and all(isinstance(entry, bool | np.bool_) for entry in given):
+        return np.array(given)
     mask = np.zeros(size, dtype=bool)
-    for number in chosen:
-        mask[checks.integer(argument, number, at_least=0, at_most=size - 1)] = True
+    mask[[checks.integer(argument, number, at_least=0, at_most=size - 1) for number in given]] = True
     return mask
 
 
@@ -337,18 +290,10 @@ def heatmap(
     """
     check_axes(axes, x=x, y=y, label=label, title=title)
     low, high = checks.array("limits", limits, (2,))
-    try:
-        matrix = np.asarray(values, dtype=float)
-    except Exception:  # of a foreign object, anything
-        raise checks.refuse("values", values, "a matrix of numbers") from None
-    if matrix.ndim != 2 or not matrix.size:
-        raise InputError(f"values has shape {matrix.shape}; expected (n_rows, n_columns).")
+    matrix = checks.array("values", values, ("n_rows", "n_columns"), finite=False)
     image = axes.imshow(matrix, origin="lower", cmap="viridis", vmin=low, vmax=high, aspect="auto")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set(xlabel=x, ylabel=y)
     axes.set_title(title, loc="left")
     axes.grid(visible=False)
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
     if checks.flag("bar", bar):
-        figure.colorbar(image, ax=axes, label=label)
+        axes.figure.colorbar(image, ax=axes, label=label)

@@ -56,7 +56,7 @@ def agreement_summary(summary: pd.DataFrame, values: Mapping[str, str] | None = 
             where = np.arange(len(models)) + 0.07 * (number - (len(predictors) - 1) / 2)
             style = {**figures.PREDICTORS[predictor], "linestyle": "-" if predictor == "null" else "--"}
             interval_line(where, rows, value, axes=axes, label=predictor, **style)
-        axes.set_xticks(range(len(models)), [figures.plain(figures.short_name(name)) for name in models])
+        axes.set_xticks(range(len(models)), map(figures.plain, map(figures.short_name, models)))
         axes.set_xlabel("Model")
         axes.set_title(label, loc="left")
     panels[0].set_ylabel("Agreement with measured gains")
@@ -99,21 +99,13 @@ def interval_line(
     checks.choice("fillstyle", fillstyle, ("full", "none"))
     rows = _rows("rows", rows, (), (value,))
     where = checks.array("where", where, (len(rows),))
-    middle = rows[value].to_numpy(float)
-    bounds = np.stack([rows[f"{value}_low"].to_numpy(float), rows[f"{value}_high"].to_numpy(float)])
-    style: dict[str, Any] = {
-        "color": color,
-        "marker": marker,
-        "linestyle": linestyle,
-        "fillstyle": fillstyle,
-        "label": figures.plain(label),
-    }
-    if checks.flag("band", band):
-        axes.plot(where, middle, **style)
-        axes.fill_between(where, *bounds, color=color, alpha=0.15, linewidth=0)
+    style: dict[str, Any] = {"color": color, "marker": marker, "linestyle": linestyle, "fillstyle": fillstyle}
+    style["label"] = figures.plain(label)
+    if not checks.flag("band", band):
+        axes.errorbar(where, rows[value], yerr=_spread(rows, value), capsize=2, elinewidth=0.9, **style)
         return
-    spread = np.maximum(np.stack([middle - bounds[0], bounds[1] - middle]), 0)
-    axes.errorbar(where, middle, yerr=spread, capsize=2, elinewidth=0.9, **style)
+    axes.plot(where, rows[value], **style)
+    axes.fill_between(where, rows[f"{value}_low"], rows[f"{value}_high"], color=color, alpha=0.15, linewidth=0)
 
 
 def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
@@ -139,10 +131,9 @@ def energy_summary(summary: pd.DataFrame, *, layers: str = "all") -> Figure:
             chosen = (summary["metric"] == metric) & (summary["model"] == model)
             rows = summary[chosen].set_index("schedule").reindex(schedules)
             heights = np.arange(len(schedules)) + 0.2 * (number - (len(models) - 1) / 2)
-            middle = rows["ratio"].to_numpy(float)
-            spread = np.maximum([middle - rows["ratio_low"], rows["ratio_high"] - middle], 0)
             style = {**figures.model_style(number), "linestyle": "none"}
-            axes.errorbar(middle, heights, xerr=spread, label=figures.plain(figures.short_name(model)), **style)
+            style["label"] = figures.plain(figures.short_name(model))
+            axes.errorbar(rows["ratio"], heights, xerr=_spread(rows, "ratio"), **style)
         axes.axvline(1, color="#555555", linewidth=1)
         axes.set_xscale("log")
         axes.set_yticks(range(len(schedules)), schedules)
@@ -164,26 +155,30 @@ def _rows(
         If a column is missing or of another kind, no row is left, or two are of one combination.
     """
     checks.instance(argument, table, pd.DataFrame, "a table, as llvlit.study.tables.summarize gives it")
-    numbers = [f"{value}{end}" for value in values for end in ("", "_low", "_high")]
-    texts = [*keys, *(("layers",) if layers is not None else ())]
-    if missing := [column for column in (*texts, *numbers) if column not in table]:
+    columns = dict.fromkeys([*keys, "layers"] if layers is not None else keys, "texts")
+    columns |= {f"{value}{end}": "numbers" for value in values for end in ("", "_low", "_high")}
+    if missing := [column for column in columns if column not in table]:
         raise InputError(f"{argument} lacks {', '.join(missing)}; it has {', '.join(map(str, table.columns))}.")
-    for column in (*texts, *numbers):
-        fits = (
-            is_numeric_dtype(table[column])
-            if column in numbers
-            else all(isinstance(text, str) for text in table[column])
-        )
-        if not fits or table.columns.tolist().count(column) > 1:
-            raise InputError(
-                f"{argument}: column {column} must hold {'numbers' if column in numbers else 'texts'} alone."
-            )
+    for column, kind in columns.items():
+        fits = is_numeric_dtype if kind == "numbers" else _holds_texts
+        if table.columns.tolist().count(column) > 1 or not fits(table[column]):
+            raise InputError(f"{argument}: column {column} must be one, and hold {kind} alone.")
     rows = table if layers is None else table[table["layers"] == layers]
     if rows.empty:
         raise InputError(f"{argument} has no row{'' if layers is None else f' of layers={layers!r}'}; nothing to draw.")
     if keys and rows.duplicated(list(keys)).any():
         raise InputError(f"{argument} has several rows of the same {', '.join(keys)}; one of each can be drawn.")
     return rows
+
+
+def _holds_texts(column: pd.Series) -> bool:
+    return all(isinstance(text, str) for text in column)
+
+
+def _spread(rows: pd.DataFrame, value: str) -> np.ndarray:
+    """How far the interval reaches below and above a value, ``(2, n_rows)``."""
+    middle, low, high = (rows[f"{value}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
+    return np.maximum([middle - low, high - middle], 0)
 
 
 def _shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:

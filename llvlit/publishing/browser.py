@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import urljoin, urlparse
 
 from bs4 import BeautifulSoup
 
@@ -22,21 +20,12 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 READY = "() => window.MathJax?.startup?.promise ?? true"
 """Equations are set: MathJax, where a page has it, has promised and kept."""
 
-OPEN_ALL = "document.querySelectorAll('details').forEach(d => d.open = true)"
-MARK = """ids => {
-    const box = document.createElement("div");
-    box.style.cssText = "position: absolute; font-size: 1px; color: transparent";
-    box.append(...ids.map(id => Object.assign(document.createElement("a"), { href: `#${id}`, textContent: "." })));
-    document.querySelector("article").prepend(box);
-}"""
-"""A browser prints a place that can be linked to only where the same page links to it."""
-
 FOOTER = (
     '<div style="width:100%;font-size:8px;text-align:center;color:#555">'
     '<span class="title"></span> &middot; <span class="pageNumber"></span></div>'
 )
 SCALE = 0.8
-"""Text of some ten points."""
+"""Text of some ten points.  A browser that scales what it prints has links lead to places of the unscaled page."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +81,7 @@ def viewed(browser: Any, view: View) -> Iterator[Any]:
 
 def open_page(tab: Any, path: Path, query: str = "") -> None:
     """Open a page from disk and wait until its equations are set."""
-    tab.goto(path.resolve().as_uri() + query, wait_until="load")
+    tab.goto(path.resolve().as_uri() + query, wait_until="load", timeout=0)
     tab.evaluate(READY)
 
 
@@ -117,95 +106,56 @@ def take_screenshots(html: Path, names: Sequence[str], folder: Path) -> list[Pat
     return taken
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A printed page of the book: number of its first sheet, and sheet (from there) and height of each place in it."""
-
-    first: int
-    places: dict[str, tuple[int, float]]
-
-
 def write_pdf(html: Path, names: Sequence[str], path: Path) -> Path:
-    """The pages in reading order as one PDF, solutions open, with a bookmark for each page of the book.
+    """The pages in reading order as one PDF, solutions open, with a bookmark for each page and its sections.
 
     Raises
     ------
     BuildError
-        If there is no browser, or pypdf is not installed.
+        If there is no browser.
     """
-    try:
-        from pypdf import PdfReader, PdfWriter
-    except ImportError:
-        raise BuildError('pypdf is not installed. Install it: pip install "llvlit[book]".') from None
-    writer = PdfWriter()
-    parts: dict[str, _Part] = {}
-    asked = _asked(html, names)
+    address = (html / f"{names[0]}.html").resolve().as_uri()
     with chromium() as browser, viewed(browser, View("print", "light", 1000)) as tab:
+        book = _joined(html, names)
+        tab.route(address, lambda route: route.fulfill(body=book, content_type="text/html; charset=utf-8"))
         tab.emulate_media(media="print", color_scheme="light")
-        for name in progress(names, "PDF", total=len(names)):
-            page = (html / f"{name}.html").resolve()
-            open_page(tab, page)
-            tab.evaluate(OPEN_ALL)
-            tab.evaluate(MARK, sorted(asked[page]))
-            sheets = tab.pdf(
-                format="A4",
-                scale=SCALE,
-                print_background=True,
-                display_header_footer=True,
-                header_template="<span></span>",
-                footer_template=FOOTER,
-                margin={"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
-            )
-            reader = PdfReader(BytesIO(sheets))
-            parts[page.as_uri()] = _Part(len(writer.pages), _places(reader))
-            writer.append(reader, outline_item=tab.title().rpartition(" — ")[0] or tab.title(), import_outline=False)
-    _link_within(writer, parts)
-    writer.compress_identical_objects()
-    writer.add_metadata({"/Title": "llvlit: a transformer's depth as a dynamical system"})
-    write_atomically(path, writer.write)
+        open_page(tab, html / f"{names[0]}.html")
+        tab.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        sheets = tab.pdf(
+            format="A4",
+            outline=True,
+            tagged=True,
+            print_background=True,
+            display_header_footer=True,
+            header_template="<span></span>",
+            footer_template=FOOTER,
+            margin={"top": "16mm", "bottom": "18mm", "left": "16mm", "right": "16mm"},
+        )
+    write_atomically(path, lambda temporary: temporary.write_bytes(sheets))
     return path
 
 
-def _asked(html: Path, names: Iterable[str]) -> dict[Path, set[str]]:
-    """Ids on each page to which pages link."""
-    asked: dict[Path, set[str]] = defaultdict(set)
-    for name in names:
-        page = (html / f"{name}.html").resolve()
-        for link in BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").select("a[href*='.html#']"):
-            target, _, mark = str(link["href"]).partition("#")
-            asked[(page.parent / target).resolve()].add(unquote(mark))
-    return asked
-
-
-def _places(reader: Any) -> dict[str, tuple[int, float]]:
-    """Sheet and height of every named place, which the browser tells as if nothing were scaled."""
-    places = {}
-    for mark, place in reader.named_destinations.items():
-        sheet = reader.get_destination_page_number(place)
-        full = float(reader.pages[sheet].mediabox.height)
-        places[unquote(mark.removeprefix("/"))] = (sheet, full - SCALE * (full - float(place.top or full)))
-    return places
-
-
-def _link_within(writer: Any, parts: dict[str, _Part]) -> None:
-    """Let links from page to page of the book, which name files of this machine, lead to sheets of the PDF."""
-    from pypdf.generic import ArrayObject, FloatObject, NameObject, NullObject
-
-    ends = [*[part.first for part in parts.values()][1:], len(writer.pages)]
-    for (address, part), end in zip(parts.items(), ends, strict=True):
-        for number in range(part.first, end):
-            for link in (entry.get_object() for entry in writer.pages[number].get("/Annots", ())):
-                uri, place = str(link.get("/A", {}).get("/URI", "")), link.get("/Dest")
-                if uri.startswith("file:"):
-                    target, _, mark = uri.partition("#")
-                elif isinstance(place, str):
-                    target, mark = address, place.removeprefix("/")
-                else:
-                    continue
-                for key in ("/A", "/Dest"):
-                    link.pop(key, None)
-                if target in parts:
-                    sheet, height = parts[target].places.get(unquote(mark), (0, None))
-                    goal = writer.pages[parts[target].first + sheet].indirect_reference
-                    top = NullObject() if height is None else FloatObject(height)
-                    link[NameObject("/Dest")] = ArrayObject([goal, NameObject("/XYZ"), NullObject(), top, NullObject()])
+def _joined(html: Path, names: Sequence[str]) -> str:
+    """HTML of one page that holds all of these, in the head and frame of the first, with links among them within it."""
+    addresses = {f"{name}.html" for name in names}
+    soups = [BeautifulSoup((html / f"{name}.html").read_text(encoding="utf-8"), "html.parser") for name in names]
+    for name, soup in zip(names, soups, strict=True):
+        here = f"{name}.html"
+        for tag in soup.select("article [id]"):
+            tag["id"] = f"{here}:{tag['id']}"
+        for link in soup.select("a[href]"):
+            target, _, mark = urljoin(here, str(link["href"])).partition("#")
+            if target in addresses:
+                link["href"] = f"#{target}:{mark}" if mark else f"#{target}"
+            elif not urlparse(target).scheme:  # a file that is not printed
+                del link["href"]
+        for image in soup.select("article img"):
+            image["src"] = urljoin((html / here).resolve().as_uri(), str(image["src"]))
+    (frame,), (title,) = soups[0].select(":has(> article)"), soups[0].select("title")
+    for number, (name, soup) in enumerate(zip(names, soups, strict=True)):
+        begin = "page" if number else "auto"
+        page = soup.new_tag("div", id=f"{name}.html", style=f"break-before: {begin}; zoom: {SCALE}")
+        page.extend([*soup.select("#jb-print-docs-body"), *soup.select("article")])
+        frame.append(page)
+    title.string = title.get_text().rpartition(" \N{EM DASH} ")[2]
+    return str(soups[0])

@@ -14,8 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
@@ -26,7 +25,7 @@ from nbformat import NotebookNode
 
 from llvlit import checks
 from llvlit.errors import BuildError, InputError
-from llvlit.files import finish, locked, own, remove_owned, replaced, write_text
+from llvlit.files import finish, locked, replaced, write_text
 from llvlit.publishing.execution import (
     ESCAPES,
     execute_chapters,
@@ -44,7 +43,7 @@ CONFIG = "_config.yml"
 HTML = "book"
 """Kind of the folder ``_build/html`` (:func:`llvlit.files.finished` tells whether it is whole)."""
 
-STAGE, SCRATCH = "staged book", "scratch of a build"
+STAGE = "staged book"
 PDF = "llvlit.pdf"
 _JUPYTER_BOOK = """
 import os, sys, threading
@@ -59,10 +58,9 @@ _WARNING = re.compile(r"(WARNING|ERROR|CRITICAL|SEVERE): ")
 
 @dataclass(frozen=True)
 class BuiltBook:
-    """What a build made: the page to open, the executed notebooks, and how long each chapter took."""
+    """What a build made: the page to open, and how long each chapter took."""
 
     index: Path
-    notebooks: tuple[Path, ...]
     seconds: dict[str, float]
 
 
@@ -125,11 +123,11 @@ def build_book(
     build = root / "_build"
     with (
         locked(build),
-        _scratch(build) as scratch,
         replaced(build / "html", HTML) as html,
         replaced(build / "book", STAGE) as stage,
     ):
-        executed = build / "executed"
+        scratch, executed = html / ".scratch", build / "executed"
+        scratch.mkdir()
         stale = [page for name, page in chapter_pages.items() if name in chosen or not is_current(page, executed, run)]
         execute_chapters(stale, notebooks, executed, run, root=root, scratch=scratch, jobs=jobs, progress=progress)
         results = {name: read_executed(executed_path(executed, name)) for name in notebooks}
@@ -139,6 +137,7 @@ def build_book(
         _run_sphinx(stage, scratch)
         for path in (scratch / "_build" / "html").iterdir():
             path.rename(html / path.name)
+        shutil.rmtree(scratch)
         install = install_cell(repository_url(root))
         for name in results:  # what the download button gives
             notebook = runnable(nbformat.read(stage / f"{name}.ipynb", as_version=4), install)
@@ -151,7 +150,6 @@ def build_book(
         (build / PDF).unlink(missing_ok=True)  # of the book that this one replaces
     return BuiltBook(
         index=build / "html" / "index.html",
-        notebooks=tuple(build / "book" / f"{name}.ipynb" for name in results),
         seconds={name: results[name].metadata["llvlit"]["seconds"] for name in results},
     )
 
@@ -171,18 +169,6 @@ def _chosen(chapter_pages: Mapping[str, Page], chapters: Iterable[str] | None) -
         raise InputError(f"chapters={checks.shown(chapters)} is no list of names. Pass such as ['gains', 'control'].")
     wanted = names if chapters is None else [checks.choice("chapter", name, names) for name in chapters]
     return {names[name] for name in wanted}
-
-
-@contextmanager
-def _scratch(build: Path) -> Iterator[Path]:
-    """An empty folder of this build, gone after it; if it is killed, the next build removes it."""
-    folder = build / "scratch"
-    remove_owned(folder, SCRATCH)
-    own(folder, SCRATCH)
-    try:
-        yield folder
-    finally:
-        remove_owned(folder, SCRATCH)
 
 
 def _lay_out(root: Path, stage: Path, pages: Sequence[Page], results: Mapping[str, NotebookNode]) -> None:

@@ -21,10 +21,8 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 from tqdm import tqdm
 
-from llvlit.engine.models import torch_device
 from llvlit.errors import BuildError, LlvlitError
 from llvlit.files import foreign, read_text, write_text
-from llvlit.provenance import device_name, environment
 from llvlit.publishing.pages import Page, cell_label, escaped
 
 PUBLIC_KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -46,6 +44,9 @@ def run_facts(profile: str, device: str) -> dict[str, str]:
     InputError
         If this machine has no such device.
     """
+    from llvlit.engine.models import torch_device  # here: Sphinx reads what runs left without loading torch
+    from llvlit.provenance import device_name, environment
+
     kind = torch_device(device).type
     name = device_name(torch_device(device)) if kind == "cuda" else f"{platform.machine()} {kind.upper()}"
     return {**environment(), "profile": profile, "device_asked": device, "device_kind": kind, "device": name}

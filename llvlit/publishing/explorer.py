@@ -7,7 +7,8 @@ along the concept direction there.  All else (output, energies, the cheapest pus
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -65,7 +66,7 @@ def responses(llv: LLV) -> np.ndarray:
 
 
 def explorer_case(
-    model: LanguageModel, task: str, splits: Splits, *, order: int = 16, amplitude: float = 0.1, seed: int = 0
+    model: LanguageModel, task: str, splits: Splits, *, order: int, amplitude: float, seed: int
 ) -> dict[str, Any]:
     """What the explorer needs of one model and task, as plain lists and numbers.
 
@@ -94,10 +95,6 @@ def explorer_case(
     InputError, NumericalError
         See :func:`llvlit.concept_directions`, :func:`llvlit.identify` and :func:`llvlit.measured_gains`.
     """
-    model = checks.instance("model", model, LanguageModel, "a model, as load_model gives it")
-    task, order = checks.text("task", task), checks.integer("order", order, at_least=1)
-    amplitude, seed = checks.number("amplitude", amplitude, above=0), checks.seed("seed", seed)
-    splits = checks.instance("splits", splits, Splits, "splits, as a task gives them")
     directions = concept_directions(model, splits.concept, seed=seed)
     plan = Plan(directions, "reachability", min(order, model.hidden_size))
     found = identify_all(model, splits.operating, {"": plan}, linear=False)
@@ -159,31 +156,21 @@ def export_explorer(
     >>> document["cases"][0]["n_layers"]
     12
     """
+    order, amplitude = checks.integer("order", order, at_least=1), checks.number("amplitude", amplitude, above=0)
     for task, splits in checks.instance("tasks", tasks, Mapping, "splits of each task by its name").items():
         checks.text("tasks", task)
         checks.instance("tasks", splits, Splits, "splits of each task by its name")
     cases = [
         explorer_case(model, task, splits, order=order, amplitude=amplitude, seed=seed)
-        for model in _each(models)
+        for model in checks.instance("models", models, Iterable, "models, as load_model gives them")
         for task, splits in tasks.items()
     ]
     if not cases:
         raise InputError("models or tasks is empty; export at least one model with one task.")
-    names = [(case["model"], case["task"]) for case in cases]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"models holds {name[0]!r} twice; the explorer tells models by name. Rename one.")
+    (name, _), times = Counter((case["model"], case["task"]) for case in cases).most_common(1)[0]
+    if times > 1:
+        raise InputError(f"models holds {name!r} twice; the explorer tells models by name. Rename one.")
     return {"format": FORMAT_VERSION, "llvlit": version("llvlit"), "cases": cases}
-
-
-def _each(models: Iterable[LanguageModel]) -> Iterator[LanguageModel]:
-    expected = "models, as load_model gives them"
-    try:
-        iterator = iter(models)
-    except Exception:  # whatever a foreign object raises
-        raise checks.refuse("models", models, expected) from None
-    for model in iterator:
-        yield checks.instance("models", model, LanguageModel, expected)
 
 
 def explorer_html(document: Mapping[str, Any]) -> str:

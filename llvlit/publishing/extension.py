@@ -19,7 +19,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from llvlit.publishing.command_page import command_sections
 from llvlit.publishing.execution import executed_path, read_executed, status_table
-from llvlit.publishing.exercises import exercise_table
+from llvlit.publishing.notebooks import exercise_table
 from llvlit.publishing.pages import Page, read_contents
 from llvlit.tasks.sources import hub_table
 
@@ -33,6 +33,8 @@ _ICON_USED = re.compile(r"\bfa-([a-z0-9-]+)")
 def setup(app: Sphinx) -> dict[str, Any]:
     """Called by Sphinx. Other extensions listen with priority 500 or less, so these come after them."""
     app.add_config_value("llvlit_command_line", "", "env", str)
+    app.add_config_value("thebe_config", {}, "html")  # which jupyter-book sets, also where that extension is left out
+    app.config.mathjax_path = "mathjax/startup.js"  # loads the parts of MathJax, not all in one with menus and speech
     for name, markdown in {
         "chapter-runs": lambda env: status_table((name, book.metadata["llvlit"]) for name, book in _chapters(env)),
         "exercise-list": lambda env: exercise_table(map(_page, _chapters(env))),
@@ -40,9 +42,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     }.items():
         app.add_directive(name, _directive(markdown))
     app.add_directive("command-line", CommandLine)
-    app.connect("builder-inited", _load_mathjax_in_parts)
     app.connect("autodoc-process-signature", _forget_types, priority=900)
-    app.connect("doctree-resolved", _drop_thebe, priority=900)
     app.connect("html-page-context", _mend, priority=900)
     app.connect("build-finished", _trim, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -100,36 +100,18 @@ def _page(chapter: tuple[str, NotebookNode]) -> Page:
 # Events
 
 
-def _load_mathjax_in_parts(app: Sphinx) -> None:
-    """MathJax comes as one large file with menus and speech; its parts are loaded in its place."""
-    app.config.mathjax_path = "mathjax/startup.js"
-
-
 def _forget_types(app: Sphinx, what: str, name: str, *_: object) -> None:
     """A dataclass says what its attributes are, so the types of its constructor are not listed again."""
     if what in ("class", "exception"):
         app.env.temp_data.get("annotations", {}).pop(name, None)
 
 
-def _drop_thebe(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Take out what thebe needs, which would run cells in the page and is not offered here; see also :func:`_mend`."""
-    for node in list(doctree.findall(nodes.raw)):
-        if "x-thebe-config" in node.astext() or "<script>kernelName" in node.astext():
-            node.parent.remove(node)
-
-
 def _mend(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
-    """Leave out thebe's files, which name another host, and say what readers with a screen reader stumble over."""
-    for kind in ("script_files", "css_files"):
-        context[kind] = [file for file in context.get(kind, ()) if not _is_of_thebe(file)]
+    """Mend what readers with a screen reader stumble over."""
     if "body" in context:
         context["body"] = accessible(context["body"])
     if "generate_toctree_html" in context:
         context["generate_toctree_html"] = cache(_labelled(context["generate_toctree_html"]))
-
-
-def _is_of_thebe(file: Any) -> bool:
-    return "thebe" in f"{file.filename} {file.attributes.get('body', '')}".lower()
 
 
 def accessible(body: str) -> str:

@@ -103,8 +103,7 @@ def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.tables import committed
-    >>> from llvlit.study.tables import read_study
+    >>> from llvlit.study.tables import committed, read_study
     >>> from llvlit.publishing.scoreboard import size_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
     >>> rows = size_rows(paper, read_study("real"), None)
@@ -136,8 +135,7 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.tables import read_study
-    >>> from llvlit.study.tables import committed
+    >>> from llvlit.study.tables import committed, read_study
     >>> from llvlit.publishing.scoreboard import task_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
     >>> rows = task_rows(paper, read_study("real"), None)
@@ -147,16 +145,18 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     _check(paper, [ours], theirs)
     own, again = _by_task(paper, ours, ours.models[-1]), _by_task(paper, theirs, paper["tasks_of"])
     named = {row["task"]: row for row in paper["tasks"]}
+    lengths = pd.concat(
+        study.cells.groupby("task")["length_auc"].mean().dropna() for study in (ours, theirs) if study is not None
+    )
+    lengths = lengths.groupby("task").first()
     table = []
     for task in [*named, *sorted(set(ours.cells["task"]) - set(named))]:
         row = named.get(task)
-        cells = (study.cells[study.cells["task"] == task] for study in (ours, theirs) if study is not None)
-        lengths = [length for part in cells if not np.isnan(length := part["length_auc"].mean())]
         run = again.get(task) or [_absent(paper_command(paper["tasks_of"], task)) if row else DASH]
         table.append(
             [
                 row["name"] if row else task,
-                f"{lengths[0]:.2f}" if lengths else DASH,
+                f"{lengths[task]:.2f}" if task in lengths else DASH,
                 f"{row['spearman']:.2f} / {row['pearson']:.2f}" if row else DASH,
                 *(own.get(task) or [_absent(our_command()), DASH]),
                 run[0],
@@ -187,8 +187,7 @@ def energy_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> 
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.tables import read_study
-    >>> from llvlit.study.tables import committed
+    >>> from llvlit.study.tables import committed, read_study
     >>> from llvlit.publishing.scoreboard import energy_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
     >>> rows = energy_rows(paper, read_study("real"), None)
@@ -276,8 +275,7 @@ def ablation_rows(paper: Paper, ours: Sequence[StudyTables], theirs: StudyTables
     Examples
     --------
     >>> import json
-    >>> from llvlit.study.tables import read_study
-    >>> from llvlit.study.tables import committed
+    >>> from llvlit.study.tables import committed, read_study
     >>> from llvlit.publishing.scoreboard import ablation_rows
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
     >>> rows = ablation_rows(paper, [read_study("real")], None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from llvlit import checks
 from llvlit.engine.models import embedded_names
@@ -43,9 +42,9 @@ class BookSettings:
     name: str
     models: tuple[str, ...]
     tasks: tuple[str, ...]
-    concept: int
-    operating: int
-    evaluation: int
+    concept: int = 200
+    operating: int = 100
+    evaluation: int = 100
     order: int = 32
     amplitude: float = 0.1
 
@@ -81,17 +80,14 @@ class BookSettings:
         InputError
             If the order is not a whole number of at least 1.  Unknown names are refused where they are loaded.
         """
-        model, task = (
-            None if value is None else checks.text(argument, value, may_be_empty=False)
-            for argument, value in (("model", model), ("task", task))
-        )
-        order = self.order if order is None else checks.integer("order", order, at_least=1)
         models, tasks = self.models, self.tasks
         if model is not None:
+            model = checks.text("model", model, may_be_empty=False)
             models = models[: models.index(model) + 1] if model in models else (*models, model)
         if task is not None:
+            task = checks.text("task", task, may_be_empty=False)
             tasks = (task, *(other for other in tasks if other != task))
-        return replace(self, models=models, tasks=tasks, order=order)
+        return replace(self, models=models, tasks=tasks, order=self.order if order is None else order)
 
 
 SETTINGS = ("embedded", "paper")
@@ -116,7 +112,7 @@ def load_settings(profile: str) -> BookSettings:
     """
     profile = checks.text("profile", profile)
     if profile == "embedded":
-        return BookSettings(profile, embedded_names(), EMBEDDED_TASKS, concept=200, operating=100, evaluation=100)
+        return BookSettings(profile, embedded_names(), EMBEDDED_TASKS)
     if profile == "paper":
         paper = load_grid("paper")
         sizes = paper.settings
@@ -126,11 +122,10 @@ def load_settings(profile: str) -> BookSettings:
     folder = checks.path("profile", profile)
     if not folder.is_dir():
         raise InputError(unknown_name("profile", profile, SETTINGS, hint="Or name a folder of models."))
-    paths = tuple(str(path.parent) for path in sorted(folder.glob("*/config.json"), key=_size))
-    if not paths:
+    weights = {
+        str(config.parent): sum(file.stat().st_size for file in config.parent.glob("*.safetensors"))
+        for config in sorted(folder.glob("*/config.json"))
+    }
+    if not weights:
         raise InputError(f"profile={profile!r} holds no model: no subfolder has a config.json.")
-    return BookSettings(profile, paths, EMBEDDED_TASKS, concept=200, operating=100, evaluation=100)
-
-
-def _size(config: Path) -> int:
-    return sum(path.stat().st_size for path in config.parent.glob("*.safetensors"))
+    return BookSettings(profile, tuple(sorted(weights, key=weights.__getitem__)), EMBEDDED_TASKS)

@@ -27,8 +27,9 @@ from llvlit.study.estimate import count_operations, model_shape
 from llvlit.study.experiment import Experiment, SplitTokens, run_experiment, tokenize_splits
 from llvlit.study.grid import Cell, Grid
 from llvlit.study.runner import Job, Outcome, check_keys, read_result, result_path, run_jobs
+from llvlit.tasks.sources import find_source
 from llvlit.tasks.splits import Splits
-from llvlit.tasks.task import load_task, task_kind
+from llvlit.tasks.task import load_task
 
 FEWEST_LAYERS = 4
 """Three are needed for a correlation, besides layer 0."""
@@ -172,7 +173,7 @@ def check_names(cells: Sequence[Cell]) -> None:
         match = UNTRAINED.fullmatch(name)
         local_folder(match[2] if match else name)
     for task, data_dir in dict.fromkeys((cell.task, cell.data_dir) for cell in cells):
-        task_kind(task, data_dir)
+        find_source(task, data_dir=data_dir)
 
 
 def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str, load_on: str) -> list[Job]:

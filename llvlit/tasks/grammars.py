@@ -8,7 +8,6 @@ fillers) says nothing about the class.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Mapping
@@ -16,7 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from llvlit.checks import choice
+import msgspec
+
 from llvlit.tasks.splits import normalized
 
 EMBEDDED_TASKS = ("film-sentiment", "food-sentiment", "hostility", "tense")
@@ -51,34 +51,25 @@ class Grammar:
 
 @cache
 def load_grammar(name: str) -> Grammar:
-    """Embedded grammar of that name.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
-    choice("name", name, EMBEDDED_TASKS)
+    """Grammar of that name, one of :data:`EMBEDDED_TASKS`."""
     source = files("llvlit") / "data" / "grammars" / f"{name}.json"
-    content = json.loads(source.read_text(encoding="utf-8"))
-    label_0, label_1 = content["class_names"]
-    rules = {rule: tuple(options) for rule, options in content["rules"].items()}
-    return Grammar(name, content["description"], (label_0, label_1), content["suffix"], rules)
+    return msgspec.convert({"name": name, **msgspec.json.decode(source.read_bytes())}, Grammar)
 
 
 def twins(grammar: Grammar, generator: random.Random) -> tuple[str, str]:
     """One prompt of class 0 and its twin of class 1; no long word stands twice in either."""
     while True:
-        shared = _expand(grammar, "{text}", generator, set())
+        shared = _shared_text(grammar, generator)
         pair = _side(shared, 1), _side(shared, 2)
-        if not any(_repeats(text) for text in pair):
+        if not any(map(_repeats, pair)):
             return pair
 
 
-def _expand(grammar: Grammar, text: str, generator: random.Random, taken: set[str]) -> str:
-    """Text with every slot filled; options in ``taken`` are not used again."""
+def _shared_text(grammar: Grammar, generator: random.Random) -> str:
+    """Text of both twins, contrasts in brackets; no option is used twice."""
+    text, taken = "{text}", set[str]()
     while slot := _SLOT.search(text):
-        option = generator.choice([one for one in grammar.rules[slot[1]] if one not in taken])
+        option = generator.choice([option for option in grammar.rules[slot[1]] if option not in taken])
         taken.add(option)
         text = text[: slot.start()] + option + text[slot.end() :]
     return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -15,7 +14,9 @@ from html import unescape
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from llvlit import checks
 from llvlit.errors import FileError, InputError, unknown_name
@@ -33,8 +34,7 @@ MOST_ROWS, MOST_LETTERS = 1_000_000, 256 * 2**20
 """Of a parquet file; more takes minutes to read and is no set of prompts."""
 
 
-@dataclass(frozen=True)
-class Texts:
+class Texts(NamedTuple):
     """Labelled texts as a source gives them; ``origin`` says from where, such as the commit."""
 
     texts: tuple[str, ...]
@@ -91,26 +91,23 @@ def find_source(name: str | Path, *, data_dir: str | Path | None = None, revisio
         that is not read from the hub.
     """
     name = checks.text("name", name) if isinstance(name, str) else checks.path("name", name)
-    filed = task_files(data_dir)
-    is_hub = name in HUB_TASKS and data_dir is None
-    if revision is not None and not is_hub:
+    sources = all_sources(data_dir)
+    source = sources.get(_as_name(name)) if isinstance(name, str) else None
+    if source is not None and source.kind == "hub" and data_dir is None:
+        return hub_source(source.name, revision)
+    if revision is not None:
         raise InputError(
             f"revision={checks.shown(revision)} is of use on the hub alone; name={str(name)!r} is not read from there."
         )
-    if isinstance(name, str):
-        if (known := _as_name(name)) in filed:
-            return file_source(filed[known])
-        if name in EMBEDDED_TASKS:
-            return embedded_source(name)
-        if is_hub:
-            return hub_source(name, revision)
+    if source is not None and source.kind != "hub":
+        return source
     if isinstance(name, Path) or name.endswith(".parquet"):
         return file_source(checks.path("name", name))
     if data_dir is not None:
-        found = ", ".join(path.name for path in filed.values()) or "no .parquet file"
+        found = ", ".join(path.name for path in task_files(data_dir).values()) or "no .parquet file"
         raise InputError(f"data_dir={str(data_dir)!r} has no {name}.parquet; it has {found}. Embedded tasks work too.")
     hint = "Or name a .parquet file with columns text and label."
-    raise InputError(unknown_name("name", name, all_sources(), hint=hint))
+    raise InputError(unknown_name("name", name, sources, hint=hint))
 
 
 def clean_text(text: str) -> str:
@@ -139,13 +136,7 @@ def embedded_source(name: str) -> Source:
 
 
 def task_files(data_dir: str | Path | None) -> dict[str, Path]:
-    """Task files of a folder by task name, ``NAME.parquet`` being the file of task NAME.
-
-    Raises
-    ------
-    InputError
-        If ``data_dir`` is no folder.
-    """
+    """Task files of a folder by task name, ``NAME.parquet`` being the file of task NAME."""
     if data_dir is None:
         return {}
     folder = checks.path("data_dir", data_dir)
@@ -187,49 +178,40 @@ def read_parquet(path: Path) -> Texts:
     Raises
     ------
     FileError
-        If the file is not parquet, cut short or empty, too large, lacks a column or has one of another type, or has
-        a text without content or a label other than 0 and 1; the sentence names the row.
+        If the file is not parquet, cut short or empty, too large, lacks a column, or has a text that is no string or
+        without content, or a label other than 0 and 1; the sentence names the row.
     """
     from pyarrow import parquet  # here, since it is slow to import
 
-    rows: list[tuple[str | None, Any]] = []
+    rows: list[tuple[Any, Any]] = []
     n_letters = 0
     with foreign(path, "a parquet file", remedy="Write or copy it again."), parquet.ParquetFile(path) as file:
-        _check_columns(file.schema_arrow, path)
+        columns = file.schema_arrow.names
+        if missing := sorted({"text", "label"} - set(columns)):
+            raise FileError(
+                f"{path} lacks {' and '.join(missing)}; its columns: {', '.join(columns)}. "
+                "Name the columns text and label."
+            )
         if file.metadata.num_rows > MOST_ROWS:
             raise FileError(f"{path} has {file.metadata.num_rows} rows. Keep {MOST_ROWS} at most.")
         for batch in file.iter_batches(1024, columns=["text", "label"]):
             rows += zip(batch["text"].to_pylist(), batch["label"].to_pylist(), strict=True)
-            n_letters += sum(len(text or "") for text, _ in rows[-len(batch) :])
+            n_letters += sum(len(str(text)) for text, _ in rows[-len(batch) :])
             if n_letters > MOST_LETTERS:
                 raise FileError(f"{path}: its first {len(rows)} texts have over {MOST_LETTERS} letters. Keep fewer.")
     if not rows:
         raise FileError(f"{path} has no rows. Write at least one text of each label.")
-    texts = [clean_text(text or "") for text, _ in rows]
+    texts = []
     for row, (text, label) in enumerate(rows):
+        texts.append(clean_text(text) if isinstance(text, str) else "")
         where = f"{path}, row {row} (from 0)"
         if not texts[row]:
-            raise FileError(f"{where}: text={text!r} has no content. Fix or drop the row.")
+            raise FileError(f"{where}: text={checks.shown(text)} is no text with content. Fix or drop the row.")
         if not is_label(label):
-            raise FileError(f"{where}: label={label!r} is neither 0 nor 1 (1: concept present). Fix or drop the row.")
+            raise FileError(
+                f"{where}: label={checks.shown(label)} is neither 0 nor 1 (1: concept present). Fix or drop the row."
+            )
     return Texts(tuple(texts), tuple(int(label) for _, label in rows), f"file: {path.name}")
-
-
-def _check_columns(schema: Any, path: Path) -> None:
-    from pyarrow import types
-
-    if missing := sorted({"text", "label"} - set(schema.names)):
-        raise FileError(
-            f"{path} lacks {' and '.join(missing)}; its columns: {', '.join(schema.names)}. "
-            "Name the columns text and label."
-        )
-    strings = (types.is_string, types.is_large_string, types.is_string_view)
-    numbers = (types.is_integer, types.is_boolean, types.is_floating)
-    for column, fitting, expected in (("text", strings, "strings"), ("label", numbers, "numbers, 0 or 1")):
-        kind = schema.field(column).type
-        held = kind.value_type if types.is_dictionary(kind) else kind
-        if not any(fits(held) for fits in fitting):
-            raise FileError(f"{path}: column {column} is of type {kind}; expected {expected}. Write it so.")
 
 
 # Hub
@@ -283,15 +265,9 @@ class HubTask:
         return f"{self.hub_id}{config}, split {self.split}, commit {self.revision[:12]}"
 
 
-def _read_table() -> dict[str, HubTask]:
-    table = json.loads((files("llvlit") / "data" / "hub_tasks.json").read_text(encoding="utf-8"))
-    return {
-        name: HubTask(**record | {key: tuple(record[key]) for key in ("columns", "class_names")})
-        for name, record in table.items()
-    }
-
-
-HUB_TASKS: Mapping[str, HubTask] = _read_table()
+HUB_TASKS: Mapping[str, HubTask] = msgspec.json.decode(
+    (files("llvlit") / "data" / "hub_tasks.json").read_bytes(), type=dict[str, HubTask]
+)
 
 HUB_READING = (
     "Of each task the first rows of the stream are read, shuffled with a fixed seed, until each class has "
@@ -349,10 +325,10 @@ def _one_reading() -> Iterator[None]:
     """No repetition of ``datasets`` on top of the hub client's own: twenty of them take ten minutes."""
     from datasets import config
 
-    once = dict.fromkeys(("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES"), 1)
-    at_once = dict.fromkeys(("STREAMING_READ_RETRY_INTERVAL", "STREAMING_OPEN_RETRY_INTERVAL"), 0)
-    before = {name: getattr(config, name) for name in once | at_once}
-    vars(config).update(once | at_once)
+    once = {"STREAMING_READ_MAX_RETRIES": 1, "STREAMING_OPEN_MAX_RETRIES": 1}
+    once |= {"STREAMING_READ_RETRY_INTERVAL": 0, "STREAMING_OPEN_RETRY_INTERVAL": 0}
+    before = {name: getattr(config, name) for name in once}
+    vars(config).update(once)
     try:
         yield
     finally:

@@ -37,20 +37,6 @@ class Splits:
             instance(part, getattr(self, part), Prompts, "prompts")
 
 
-class _Letters(dict[int, int | None]):
-    """Translation table that deletes punctuation, separators, and control and format characters."""
-
-    def __missing__(self, code: int) -> int | None:
-        letter = chr(code)
-        category = unicodedata.category(letter)
-        dropped = category[0] in "PZ" or category in ("Cc", "Cf") or letter in punctuation
-        self[code] = None if dropped else code
-        return self[code]
-
-
-_LETTERS = _Letters()
-
-
 def normalized(text: str) -> str:
     """Identity of a text for duplicates: letter case, punctuation and whitespace are ignored.
 
@@ -61,7 +47,14 @@ def normalized(text: str) -> str:
     True
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return folded.translate(_LETTERS) or "".join(folded.split())
+    ignored = {ord(letter): None for letter in set(folded) if _is_ignored(letter)}
+    return folded.translate(ignored) or "".join(folded.split())
+
+
+def _is_ignored(letter: str) -> bool:
+    """Whether a letter is punctuation, a separator, or a control or format character."""
+    category = unicodedata.category(letter)
+    return category[0] in "PZ" or category in ("Cc", "Cf") or letter in punctuation
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -106,8 +106,7 @@ class Task:
             drawn[part] = self._prompts(rows, numbers)
         return Splits(**drawn)
 
-    def _prompts(self, rows: Iterable[int], pairs: Iterable[int] | None) -> Prompts:
-        rows = list(rows)
+    def _prompts(self, rows: Sequence[int], pairs: Sequence[int] | None) -> Prompts:
         return Prompts([self.texts[row] + self.suffix for row in rows], [self.labels[row] for row in rows], pairs)
 
 
@@ -129,17 +128,6 @@ def task_facts(data_dir: str | Path | None = None) -> dict[str, dict[str, Any]]:
     Of a hub task also where it lies and how its rows are read, of a file its path.
     """
     return {name: source.facts() for name, source in all_sources(data_dir).items()}
-
-
-def task_kind(name: str | Path, data_dir: str | Path | None = None) -> str:
-    """Whether a name is that of an ``embedded`` task, of one on the ``hub``, or of a ``file``; nothing is read yet.
-
-    Raises
-    ------
-    InputError
-        If it is unknown, ``data_dir`` lacks it, or there is no such file.
-    """
-    return find_source(name, data_dir=data_dir).kind
 
 
 def load_task(
@@ -177,16 +165,6 @@ def load_task(
     True
     """
     source = find_source(name, data_dir=data_dir, revision=revision)
-    if suffix is not None:
-        suffix = checks.text("suffix", suffix)
-    found = source.read()
-    return Task(
-        source.name,
-        source.description,
-        source.class_names,
-        found.texts,
-        found.labels,
-        suffix=source.suffix if suffix is None else suffix,
-        source=found.origin,
-        groups=found.groups,
-    )
+    suffix = source.suffix if suffix is None else checks.text("suffix", suffix)
+    texts, labels, origin, groups = source.read()
+    return Task(source.name, source.description, source.class_names, texts, labels, suffix, origin, groups)

@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -111,10 +110,7 @@ def train_tokenizer(texts: Sequence[str], *, vocabulary: int = 4096) -> Tokenize
     tokenizer.decoder = ByteLevelDecoder()
     ratings = [f"{SUFFIX} {rating}/10" for rating in RATINGS for _ in range(2000)]
     trainer = BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocabulary, special_tokens=[END_OF_TEXT], initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator([*texts, *ratings], trainer)
     return tokenizer
@@ -138,7 +134,7 @@ class Corpus:
     starts: np.ndarray
     ratings: np.ndarray
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the tokens and ratings, first 16 digits."""
         digest = hashlib.sha256(self.tokens.tobytes() + self.starts.tobytes() + self.ratings.tobytes())

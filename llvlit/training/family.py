@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,21 +14,9 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from llvlit import checks
+from llvlit import checks, files
 from llvlit.engine.models import torch_device
 from llvlit.errors import InputError
-from llvlit.files import (
-    foreign,
-    load_tensors,
-    locked,
-    own,
-    read_json,
-    read_text,
-    save_tensors,
-    write_atomically,
-    write_json,
-    write_text,
-)
 from llvlit.provenance import environment
 from llvlit.training.corpus import (
     END_OF_TEXT,
@@ -40,13 +28,12 @@ from llvlit.training.corpus import (
     window_streams,
 )
 from llvlit.training.loop import held_out_loss, train_model
-from llvlit.training.recipe import SIZES, Recipe, shape_of
+from llvlit.training.recipe import SIZES, Recipe, check_same, shape_of
 
 KIND = "training run"
 CHECKPOINT = "checkpoint.safetensors"
-WRITTEN = {CHECKPOINT, "corpus.safetensors", "model.safetensors"} | {
-    f"{name}.json" for name in ("config", "training", "tokenizer", "tokenizer_config")
-}
+WRITTEN = {CHECKPOINT, "corpus.safetensors", "model.safetensors", "config.json", "training.json"}
+WRITTEN |= {"tokenizer.json", "tokenizer_config.json"}
 VOCABULARY = 4096
 TOKENIZER_SAMPLE = 4
 """Every fourth review trains the tokenizer."""
@@ -82,20 +69,22 @@ def train_family(
         If the corpus cannot be read, or ``out`` holds what llvlit did not write, is in use, or cannot be written.
     """
     corpus, out = checks.path("corpus", corpus), checks.path("out", out)
-    shapes = {size: shape_of(size) for size in _several("sizes", sizes)}
+    shapes = {size: shape_of(size) for size in checks.sequence("sizes", sizes, "a list of sizes")}
     recipe = Recipe(seed=checks.seed("seed", seed))
     if steps is not None:
         recipe = replace(recipe, steps=checks.integer("steps", steps, at_least=1))
-    kept = {checks.integer("keep", step, at_least=0, at_most=recipe.steps) for step in _several("keep", keep)}
-    checks.integer("vocabulary", vocabulary, at_least=300, at_most=2**16)
+    keep = checks.sequence("keep", keep, "a list of steps")
+    kept = {checks.integer("keep", step, at_least=0, at_most=recipe.steps) for step in keep}
+    vocabulary = checks.integer("vocabulary", vocabulary, at_least=300, at_most=2**16)
     chosen = torch_device(checks.text("device", device))
     if checks.flag("compiled", compiled):
         _try_compiler(chosen)
-    if not any(text for text, _ in read_reviews(corpus)):
+    reviews = list(tqdm(read_reviews(corpus), desc="read", unit="review"))
+    if not any(text for text, _ in reviews):
         raise InputError(f"corpus={str(corpus)!r} holds no review with a text. Name a folder that holds some.")
-    own(out, KIND)
-    with locked(out):
-        tokenizer, tokens, inputs = _prepare(corpus, out, vocabulary)
+    files.own(out, KIND)
+    with files.locked(out):
+        tokenizer, tokens, inputs = _prepare(reviews, out, vocabulary)
         facts = {"recipe": asdict(recipe), "inputs": inputs}
         for size in shapes:
             _check_kept(out, size, kept, facts)
@@ -112,14 +101,9 @@ def train_family(
                     export_model(model, tokenizer, out / "models" / f"{size}-{step}", training=training)
 
             checkpoint = out / size / CHECKPOINT
-            options: dict[str, Any] = {
-                "vocabulary": vocabulary,
-                "inputs": inputs,
-                "device": str(chosen),
-                "compiled": compiled,
-            }
+            made_by: dict[str, Any] = {"vocabulary": vocabulary, "inputs": inputs, "device": str(chosen)}
             with tqdm(total=recipe.steps, desc=size, unit="step") as bar:
-                model, state = train_model(size, recipe, streams, checkpoint, visit=visit, **options)
+                model, state = train_model(size, recipe, streams, checkpoint, visit=visit, compiled=compiled, **made_by)
             held_out = held_out_loss(model, streams[1], n_batches=FINAL_BATCHES, n_windows=recipe.n_windows)
             training = {
                 "size": asdict(shapes[size]),
@@ -142,35 +126,18 @@ def train_family(
 
 def export_model(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path, *, training: dict[str, Any]) -> None:
     """Model folder in the hub's own format (float16 safetensors, tokenizer); ``training.json`` comes last."""
-    config = model.config.to_dict() | {
-        "architectures": ["GPT2LMHeadModel"],
-        "dtype": "float16",
-        "tie_word_embeddings": True,
-    }
+    told = {"architectures": ["GPT2LMHeadModel"], "dtype": "float16", "tie_word_embeddings": True}
     tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in model.named_parameters()}
-    write_atomically(
-        folder / "model.safetensors",
-        lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"}),
+    files.write_atomically(
+        folder / "model.safetensors", lambda temporary: save_file(tensors, temporary, metadata={"format": "pt"})
     )
-    write_json(folder / "config.json", config)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        model_max_length=model.config.n_positions,
-        clean_up_tokenization_spaces=False,
-    )
-    write_text(folder / "tokenizer.json", fast.backend_tokenizer.to_str(pretty=True))
-    write_json(folder / "tokenizer_config.json", {**fast.init_kwargs, "tokenizer_class": type(fast).__name__})
-    write_json(folder / "training.json", training)
-
-
-def _several(argument: str, values: Iterable[Any]) -> list[Any]:
-    """What a sequence holds; a string is none."""
-    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
-        raise checks.refuse(argument, values, "a list or tuple")
-    return list(values)
+    files.write_json(folder / "config.json", model.config.to_dict() | told)
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token"), END_OF_TEXT)
+    settings = {"model_max_length": model.config.n_positions, "clean_up_tokenization_spaces": False}
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **settings)
+    files.write_text(folder / "tokenizer.json", fast.backend_tokenizer.to_str(pretty=True))
+    files.write_json(folder / "tokenizer_config.json", {**fast.init_kwargs, "tokenizer_class": type(fast).__name__})
+    files.write_json(folder / "training.json", training)
 
 
 def _try_compiler(device: torch.device) -> None:
@@ -182,30 +149,25 @@ def _try_compiler(device: torch.device) -> None:
         raise InputError(f"compiled=True: torch.compile does not work here ({reason}). Leave it out.") from error
 
 
-def _prepare(corpus: Path, out: Path, vocabulary: int) -> tuple[Tokenizer, Corpus, dict[str, str]]:
+def _prepare(
+    reviews: Sequence[tuple[str, int]], out: Path, vocabulary: int
+) -> tuple[Tokenizer, Corpus, dict[str, str]]:
     """Tokenizer and tokens, made once for a run, and the fingerprints of all that it is made from."""
     for path in out.rglob(".*.????????"):  # what a kill leaves of a file that was being written
         if path.name[1:-9] in WRITTEN:
             path.unlink()
-    reviews = list(tqdm(read_reviews(corpus), desc="read", unit="review"))
     made_from = {"corpus": fingerprint_of(reviews), "vocabulary": vocabulary}
     tokenizer_path, tokens_path = out / "tokenizer.json", out / "corpus.safetensors"
     if not tokens_path.is_file() or not tokenizer_path.is_file():
         tokenizer = train_tokenizer([text for text, _ in reviews[::TOKENIZER_SAMPLE]], vocabulary=vocabulary)
-        write_text(tokenizer_path, tokenizer.to_str(pretty=True))
-        made = tokenize_corpus(reviews, tokenizer)
-        arrays = {"tokens": made.tokens, "starts": made.starts, "ratings": made.ratings}
-        save_tensors(tokens_path, arrays, {"kind": "corpus", **made_from, "tokenizer": _digest(tokenizer)})
-    with foreign(tokenizer_path, "a tokenizer"):
-        tokenizer = Tokenizer.from_str(read_text(tokenizer_path, "a tokenizer"))
-    tensors, stored = load_tensors(tokens_path, kind="corpus")
-    for name, now in {**made_from, "tokenizer": _digest(tokenizer)}.items():
-        if stored[name] != now:
-            raise InputError(
-                f"out={str(out)!r} holds a run made from {name} {stored[name]}, but corpus={str(corpus)!r} now gives "
-                f"{name} {now}. Choose another --out, or the {name} of that run."
-            )
-    tokens = Corpus(**{name: tensors[name].numpy() for name in ("tokens", "starts", "ratings")})
+        files.write_text(tokenizer_path, tokenizer.to_str(pretty=True))
+        arrays = vars(tokenize_corpus(reviews, tokenizer))
+        files.save_tensors(tokens_path, arrays, {"kind": "corpus", **made_from, "tokenizer": _digest(tokenizer)})
+    with files.foreign(tokenizer_path, "a tokenizer"):
+        tokenizer = Tokenizer.from_str(files.read_text(tokenizer_path, "a tokenizer"))
+    tensors, stored = files.load_tensors(tokens_path, kind="corpus")
+    check_same(out, stored, {**made_from, "tokenizer": _digest(tokenizer)})
+    tokens = Corpus(**{name: tensor.numpy() for name, tensor in tensors.items()})
     return tokenizer, tokens, {"corpus": tokens.fingerprint, "tokenizer": _digest(tokenizer)}
 
 
@@ -213,20 +175,15 @@ def _digest(tokenizer: Tokenizer) -> str:
     return sha256(tokenizer.to_str().encode()).hexdigest()[:16]
 
 
-def _check_kept(out: Path, size: str, kept: Iterable[int], facts: dict[str, Any]) -> None:
+def _check_kept(out: Path, size: str, kept: Iterable[int], facts: Mapping[str, Any]) -> None:
     """InputError for a step that a run has passed without keeping the model of these facts."""
     checkpoint = out / size / CHECKPOINT
-    if not checkpoint.is_file():
-        return
-    done = load_tensors(checkpoint, kind="training")[1]["state"]["step"]
-    for step in sorted(kept):
+    done = files.load_tensors(checkpoint, kind="training")[1]["state"]["step"] if checkpoint.is_file() else 0
+    for step in sorted(step for step in kept if step < done):
         note = out / "models" / f"{size}-{step}" / "training.json"
-        stored = read_json(note, "facts of a training") if note.is_file() else {}
-        recipe = {
-            **stored.get("recipe", {}),
-            "steps": facts["recipe"]["steps"],
-        }  # how long it goes on is another matter
-        if step < done and {"recipe": recipe, "inputs": stored.get("inputs")} != facts:
+        stored = {"recipe": {}, **(files.read_json(note, "facts of a training") if note.is_file() else {})}
+        recipe = stored["recipe"] | {"steps": facts["recipe"]["steps"]}  # how long it goes on is another matter
+        if {"recipe": recipe, "inputs": stored.get("inputs")} != facts:
             raise InputError(
                 f"keep={step}: {size} in {out} stands at step {done} already, and the model after step {step} was not "
                 "kept. Choose another --out, or leave that step out."

@@ -8,7 +8,7 @@ batches it would have seen.  Checkpoints are safetensors, the optimizers' state 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,31 +21,16 @@ from transformers import GPT2LMHeadModel
 from llvlit.errors import InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
 from llvlit.training.corpus import WindowStream
-from llvlit.training.recipe import Recipe, build_model, shape_of
+from llvlit.training.recipe import Recipe, build_model, check_same, shape_of
 
 
 @dataclass(frozen=True)
 class TrainingState:
     """A point in a run: its step, loss curve, and seconds spent so far."""
 
-    step: int
-    seconds: float
-    curve: tuple[dict[str, float], ...]
-
-
-def _optimizers(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    matrices = [p for name, p in model.transformer.h.named_parameters() if p.ndim == 2]
-    inside = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in inside]
-    return [
-        torch.optim.Muon(
-            matrices,
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    step: int = 0
+    seconds: float = 0.0
+    curve: Sequence[dict[str, float]] = ()
 
 
 def losses(model: GPT2LMHeadModel, tokens: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,17 +48,79 @@ def held_out_loss(model: GPT2LMHeadModel, stream: WindowStream, *, n_batches: in
     counts = dict.fromkeys(sums, 0)
     with torch.no_grad():
         for index in range(n_batches):
-            tokens, weights = (torch.from_numpy(a).to(device) for a in stream.batch(index, n_windows))
+            tokens, weights = (torch.from_numpy(array).to(device) for array in stream.batch(index, n_windows))
             _, loss = losses(model, tokens, weights)
-            verdict = weights[:, 1:] > 1
-            for name, values in (
-                ("plain", loss[0::2]),
-                ("rated", loss[1::2]),
-                ("verdict", loss[verdict]),
-            ):
+            parts = {"plain": loss[0::2], "rated": loss[1::2], "verdict": loss[weights[:, 1:] > 1]}
+            for name, values in parts.items():
                 sums[name] += values.sum().item()
                 counts[name] += values.numel()
     return {name: sums[name] / max(1, counts[name]) for name in sums}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model in training: its optimizers, its recipe, and all else that it is made from, by name."""
+
+    model: GPT2LMHeadModel
+    recipe: Recipe
+    made_from: Mapping[str, Any]
+    optimizers: tuple[torch.optim.Optimizer, ...]
+
+    @classmethod
+    def begin(cls, size: str, recipe: Recipe, vocabulary: int, inputs: Mapping[str, str], device: str) -> Run:
+        """Run at its first step; matrices inside the layers are Muon's, all other weights AdamW's."""
+        model = build_model(size, vocabulary=vocabulary, length=recipe.length, seed=recipe.seed)
+        torch.nn.Module.to(model, device)
+        matrices = [weight for weight in model.transformer.h.parameters() if weight.ndim == 2]
+        inside = set(map(id, matrices))
+        others = [weight for weight in model.parameters() if id(weight) not in inside]
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        adamw = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+        made_from = {"size": asdict(shape_of(size)), "vocabulary": vocabulary, **asdict(replace(recipe, steps=0))}
+        return cls(model, recipe, {**inputs, **made_from}, (muon, adamw))
+
+    def take(self, loss: torch.Tensor, rate: float) -> None:
+        """One step down the gradient, at a rate relative to the peak."""
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.recipe.learning_rate * rate
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def store(self, path: Path, state: TrainingState) -> None:
+        """Write a checkpoint."""
+        tensors = {f"model.{name}": value for name, value in self.model.named_parameters()}
+        for number, optimizer in enumerate(self.optimizers):
+            for index, slots in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{number}.{index}.{slot}": value for slot, value in slots.items()}
+        facts = {"identity": self.made_from, "steps": self.recipe.steps, "state": asdict(state)}
+        save_tensors(path, tensors, {"kind": "training", **facts})
+
+    def restore(self, path: Path) -> TrainingState:
+        """Go on from a checkpoint; InputError if it is of another run."""
+        tensors, metadata = load_tensors(path, kind="training")
+        check_same(path, metadata["identity"], self.made_from)
+        state, recipe = TrainingState(**metadata["state"]), self.recipe
+        planned = replace(recipe, steps=metadata["steps"])
+        if any(planned.rate(step) != recipe.rate(step) for step in range(state.step)):
+            raise InputError(
+                f"{path} stands at step {state.step} of {planned.steps}; steps={recipe.steps} would need another "
+                "learning rate in the past. Keep the number of steps of that run."
+            )
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        for number, optimizer in enumerate(self.optimizers):
+            slots: dict[int, dict[str, torch.Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith(f"optimizer.{number}."):
+                    _, _, index, slot = name.split(".", 3)
+                    slots.setdefault(int(index), {})[slot] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+        return state
 
 
 def train_model(
@@ -111,102 +158,34 @@ def train_model(
     NumericalError
         If the loss is not finite.
     """
-    model = build_model(size, vocabulary=vocabulary, length=recipe.length, seed=recipe.seed)
-    torch.nn.Module.to(model, device)
-    optimizers = _optimizers(model, recipe)
-    identity = {
-        **inputs,
-        "size": asdict(shape_of(size)),
-        "vocabulary": vocabulary,
-        **asdict(replace(recipe, steps=0)),
-    }
-    state = TrainingState(0, 0.0, ())
-    if checkpoint.is_file():
-        state = _restore(checkpoint, model, optimizers, identity, recipe)
+    run = Run.begin(size, recipe, vocabulary, inputs, device)
+    state = run.restore(checkpoint) if checkpoint.is_file() else TrainingState()
     loss_of = torch.compile(losses) if compiled else losses
     training, held_out = streams
-    curve = list(state.curve)
     began = time.perf_counter() - state.seconds
     running: list[torch.Tensor] = []
     if visit is not None:
-        visit(state.step, model, None)
+        visit(state.step, run.model, None)
     for step in range(state.step, recipe.steps):
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate * recipe.rate(step)
-        tokens, weights = (torch.from_numpy(a).to(device) for a in training.batch(step, recipe.n_windows))
+        tokens, weights = (torch.from_numpy(array).to(device) for array in training.batch(step, recipe.n_windows))
         if step >= recipe.late_from:
             weights = torch.where(weights > 1, recipe.late_verdict_weight, weights)
-        loss, per_token = loss_of(model, tokens, weights)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        loss, per_token = loss_of(run.model, tokens, weights)
+        run.take(loss, recipe.rate(step))
         running.append(per_token.mean())
+        done = step + 1
         if visit is not None:
-            visit(step + 1, model, running[-1].item())
-        if (step + 1) % checkpoint_every == 0 or step + 1 == recipe.steps:
+            visit(done, run.model, running[-1].item())
+        if done % checkpoint_every == 0 or done == recipe.steps:
             mean = torch.stack(running).mean().item()
             if not np.isfinite(mean):
                 raise NumericalError(
-                    f"The loss is not finite at step {step + 1}. Lower learning_rate={recipe.learning_rate}; "
+                    f"The loss is not finite at step {done}. Lower learning_rate={recipe.learning_rate}; "
                     f"the last good checkpoint is {checkpoint}."
                 )
             running.clear()
-            held = held_out_loss(model, held_out, n_batches=2, n_windows=recipe.n_windows)
-            curve.append({"step": step + 1, "training": mean, **{f"held_out_{k}": v for k, v in held.items()}})
-            state = TrainingState(step + 1, time.perf_counter() - began, tuple(curve))
-            _store(checkpoint, model, optimizers, identity, recipe, state)
-    return model.eval(), state
-
-
-def _store(
-    path: Path,
-    model: GPT2LMHeadModel,
-    optimizers: list[torch.optim.Optimizer],
-    identity: dict[str, Any],
-    recipe: Recipe,
-    state: TrainingState,
-) -> None:
-    tensors = {f"model.{name}": value for name, value in model.named_parameters()}
-    for number, optimizer in enumerate(optimizers):
-        for index, slots in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{index}.{slot}": value for slot, value in slots.items()}
-    metadata = {"kind": "training", "identity": identity, "steps": recipe.steps, "state": asdict(state)}
-    save_tensors(path, tensors, metadata)
-
-
-def _restore(
-    path: Path,
-    model: GPT2LMHeadModel,
-    optimizers: list[torch.optim.Optimizer],
-    identity: dict[str, Any],
-    recipe: Recipe,
-) -> TrainingState:
-    tensors, metadata = load_tensors(path, kind="training")
-    stored = metadata["identity"]
-    differing = [f"{key} {stored.get(key)}, not {now}" for key, now in identity.items() if stored.get(key) != now]
-    if differing:
-        raise InputError(
-            f"{path} was trained with {'; '.join(differing)}. Choose another --out, or the settings of that run."
-        )
-    done = metadata["state"]["step"]
-    planned = replace(recipe, steps=metadata["steps"])
-    if any(planned.rate(step) != recipe.rate(step) for step in range(done)):
-        raise InputError(
-            f"{path} stands at step {done} of {metadata['steps']}; steps={recipe.steps} would need another "
-            "learning rate in the past. Keep the number of steps of that run."
-        )
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[f"model.{name}"])
-    for number, optimizer in enumerate(optimizers):
-        slots: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith(f"optimizer.{number}."):
-                _, _, index, slot = name.split(".", 3)
-                slots.setdefault(int(index), {})[slot] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-    state = metadata["state"]
-    return TrainingState(state["step"], state["seconds"], tuple(state["curve"]))
+            held = held_out_loss(run.model, held_out, n_batches=2, n_windows=recipe.n_windows)
+            point = {"step": done, "training": mean, **{f"held_out_{part}": value for part, value in held.items()}}
+            state = TrainingState(done, time.perf_counter() - began, [*state.curve, point])
+            run.store(checkpoint, state)
+    return run.model.eval(), state

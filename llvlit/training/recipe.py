@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -62,6 +65,16 @@ class Recipe:
         rise = (step + 1) / max(1.0, self.warmup * self.steps)
         fall = (self.steps - step) / max(1.0, self.decay * self.steps)
         return min(1.0, rise, fall)
+
+
+def check_same(path: Path, stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """InputError for the first thing by which a run that is stored differs from the one that is asked for."""
+    for name, value in now.items():
+        if stored.get(name) != value:
+            raise InputError(
+                f"{path} was trained with {name} {stored.get(name)}, not {value}. "
+                f"Choose another --out, or the {name} of that run."
+            )
 
 
 def shape_of(size: str) -> Size:
