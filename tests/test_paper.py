@@ -33,7 +33,7 @@ def test_the_whole_grid_runs_through_the_hub(tmp_path):
         byte_tokenizer().save_pretrained(folder)
     weights = hub_folder / "models" / "openai-community" / "gpt2-large" / "model.safetensors"
     command = [sys.executable, "-m", "llvlit", "study", "paper", "--prompts", "4", "--device", "cpu", "--json"]
-    command += ["--tasks", "sst2", "amazon_polarity", "civil_comments", "--out", str(tmp_path / "out")]
+    command += ["--tasks", "sst2", "civil_comments", "--out", str(tmp_path / "out")]
     with serve(hub_folder) as hub:
 
         def study(home):  # the clients remember what a commit lacks, so each gets a cache of its own
@@ -51,7 +51,7 @@ def test_the_whole_grid_runs_through_the_hub(tmp_path):
         assert any("/api/datasets/stanfordnlp/sst2" in line for line in hub.requests)
     results = load_results(tmp_path / "out")
     cells = [one.cell for one in results.finished] + [one["cell"] for one in results.not_visible]
-    assert len(cells) == 9 and {cell["model"] for cell in cells} == set(SHAPES)
+    assert len(cells) == 6 and {cell["model"] for cell in cells} == set(SHAPES)
     assert results.finished and {row["predictor"] for row in json.loads(found.stdout)["agreement"]} >= {"krylov"}
     for one in results.finished:
         assert {row["amplitude"] for row in one.experiment.agreements} == set(load_grid("paper").settings.amplitudes)
@@ -96,7 +96,7 @@ def real_config(name, n_layers):
     )
 
 
-@pytest.mark.parametrize(("name", "energy_prompts"), [("gpt2", 1), ("gpt2-large", 0)])
+@pytest.mark.parametrize(("name", "energy_prompts"), [("gpt2", 1), ("gpt2-medium", 0)])
 def test_a_model_of_the_real_width_runs_from_a_local_folder_within_the_memory_foretold(name, energy_prompts, tmp_path):
     """Random weights, four prompts a split; the order of the paper, with energies in the smallest."""
     folder = tmp_path / name

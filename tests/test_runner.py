@@ -422,7 +422,7 @@ def dask_cluster(
 
         scheduler = start(*command, "--no-dashboard", "--scheduler-file", str(contact))
         workers = [start(*worker, "--scheduler-file", str(contact)) for _ in range(n_workers)]
-        wait_until(contact.exists)
+        wait_until(lambda: contact.exists() and contact.read_text(encoding="utf-8").endswith("}"))
         yield json.loads(contact.read_text(encoding="utf-8"))["address"], workers, scheduler
 
 

@@ -460,15 +460,14 @@ def _answer(future: Future) -> Answer | None:
     """Answer of a cell, or None if its worker died."""
     import distributed
 
-    try:
+    with suppress(TimeoutError):
         if future.done():
-            return future.result(timeout=CONNECT_SECONDS)
-    except TimeoutError:
-        pass  # it died with the result
-    except (OSError, distributed.CancelledError):
-        raise  # the scheduler is lost
-    except Exception as error:
-        return _reason(error), traceback.format_exc()
+            try:
+                return future.result(timeout=CONNECT_SECONDS)
+            except (OSError, distributed.CancelledError):
+                raise  # the worker died with the result (a TimeoutError), or the scheduler is lost
+            except Exception as error:
+                return _reason(error), traceback.format_exc()
     future.cancel()
     return None
 
