@@ -15,6 +15,7 @@ from llvlit.method.concepts import concept_directions, directions_of_states, sep
 from llvlit.method.gains import Gains, adjoint_gains, measured_gains
 from llvlit.method.intervals import interval, resampled_means, resampled_medians
 from llvlit.prompts import Prompts
+from llvlit.study.experiment import energy_summary
 from llvlit.tasks.task import load_task
 
 COVERAGE = (0.93, 0.97)
@@ -49,7 +50,7 @@ def test_intervals_of_means_hold_the_truth_where_prompts_are_twins(alike):
 
 
 def test_intervals_of_agreement_hold_the_truth_where_prompts_are_twins():
-    """Where the measure is a smooth function of the profile: ranks are not, nor is an error near zero."""
+    """Where the measure is a smooth function of the profile: ranks are not (see below), nor is an error near zero."""
     generator = np.random.default_rng(2)
     true = np.array([1.0, 3.0, 2.0, 5.0, 4.0, 7.0, 6.0, 8.0])
     predicted = np.array([2.0, 2.0, 4.0, 4.0, 7.0, 5.0, 9.0, 6.0])
@@ -62,6 +63,45 @@ def test_intervals_of_agreement_hold_the_truth_where_prompts_are_twins():
         held.append([low < truth < high for (low, high), truth in both])
     pearson_held, error_held = np.mean(held, axis=0)
     assert COVERAGE[0] < pearson_held < COVERAGE[1] and COVERAGE[0] < error_held < COVERAGE[1]
+
+
+def spearman_held(generator, order, predicted, *, apart):
+    """How often its interval holds the true rank correlation; neighbours in the order are so many errors apart."""
+    error = 0.5 * np.sqrt(1.9 / 200)  # of the mean of 100 pairs
+    true = apart * error * order
+    ((truth,), _, _) = compare(predicted[None], true[None])
+    held = []
+    for _ in range(200):  # 1.5 %
+        values = true + 0.5 * twins(generator, 100, 8, alike=0.9)
+        low, high = agreement(predicted, Gains(values, "measured", 0.1, pairs_of(100))).intervals["spearman"]
+        held.append(low - EXACT <= truth <= high + EXACT)  # ranks are tied: a bound may be the truth
+    return np.mean(held)
+
+
+def test_intervals_of_rank_correlations_hold_the_truth_where_layers_differ_by_two_errors():
+    """Ranks move in steps: further apart, the interval holds the truth too often; closer, it lies too near zero."""
+    generator = np.random.default_rng(12)
+    order, predicted = np.array([1.0, 3, 2, 5, 4, 7, 6, 8]), np.array([2.0, 2, 4, 4, 7, 5, 9, 6])
+    for profile in (predicted, order):
+        assert spearman_held(generator, order, profile, apart=2.0) > COVERAGE[0]
+    assert spearman_held(generator, order, order, apart=1.0) < 0.5  # as documented
+
+
+@pytest.mark.parametrize("alike", [0.9, 0.0, -0.9])
+def test_intervals_of_energy_ratios_hold_the_truth_where_prompts_are_twins(alike):
+    """Medians of energies and of ratios.  Prompts drawn singly: 88 % where twins are alike, 100 % where opposite."""
+    generator = np.random.default_rng(11)
+    held = {"pairs": [], "single": []}
+    for _ in range(600):  # 0.9 %
+        logarithms = twins(generator, 100, 2, alike=alike)
+        reference = np.exp(logarithms[:, 0])
+        values = 2 * reference * np.exp(0.7 * logarithms[:, 1])
+        for name, pairs in (("pairs", pairs_of(100)), ("single", tuple(range(200)))):
+            summary = energy_summary(values, reference, pairs, seed=0)
+            held[name].append([summary[f"{of}_low"] < 2 < summary[f"{of}_high"] for of in ("energy", "ratio")])
+    energies, ratios = np.mean(held["pairs"], axis=0)
+    assert COVERAGE[0] < energies < COVERAGE[1] and COVERAGE[0] < ratios < COVERAGE[1]
+    assert (COVERAGE[0] < np.mean(held["single"]) < COVERAGE[1]) == (alike == 0)
 
 
 def test_every_prompt_a_unit_of_its_own_is_the_plain_bootstrap():

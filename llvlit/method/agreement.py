@@ -28,6 +28,9 @@ class Agreement:
         ``|h - g| / |g|``: unlike the correlations, it sees a wrong scale.
     intervals : dict
         95 % bootstrap interval over independent units of each of the three, if single prompts' gains were given.
+        Spearman's holds the truth as often or more where the means of layers differ by two standard errors or more.
+        Where they differ by less, resampled ranks are noisier than the true ones, and the interval may lie too near
+        zero: at one standard error it misses a true rank correlation of one more often than not.
     borrowed : tuple of int
         Layers, counted within the profiles, whose push went along a borrowed direction.
 
