@@ -93,7 +93,6 @@ def train_family(
         facts = {"recipe": asdict(recipe), "inputs": inputs}
         for size in shapes:
             _check_kept(out, size, kept, facts)
-        files.own(out, KIND)  # not whole until the end
         streams = window_streams(
             tokens, tokenizer, length=recipe.length, verdict_weight=recipe.verdict_weight, seed=recipe.seed
         )
