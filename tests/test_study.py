@@ -32,7 +32,7 @@ from llvlit.method.verification import required_energy
 from llvlit.provenance import commit
 from llvlit.study.cells import Results, load_results, load_subject, run_cell, run_study
 from llvlit.study.estimate import count_operations, estimate, model_shape
-from llvlit.study.experiment import energy_summary, run_experiment, schedule_energies, tokenize_splits
+from llvlit.study.experiment import SplitTokens, energy_summary, run_experiment, schedule_energies, tokenize_splits
 from llvlit.study.grid import Cell, Grid, Settings, load_grid
 from llvlit.study.tables import (
     committed,
@@ -43,7 +43,6 @@ from llvlit.study.tables import (
     told_of_cells,
     write_tables,
 )
-from llvlit.tasks.splits import Splits
 from llvlit.tasks.task import load_task
 
 SETTINGS = Settings(
@@ -60,8 +59,8 @@ SETTINGS = Settings(
 
 @pytest.fixture(scope="module")
 def experiment(gpt2):
-    tokens = tokenize_splits(gpt2, Splits(PROMPTS, PROMPTS, PROMPTS), SETTINGS)
-    return run_experiment(gpt2, tokens, SETTINGS)
+    tokens = tokenize(gpt2, PROMPTS)
+    return run_experiment(gpt2, SplitTokens(tokens, tokens, tokens, left_out={}), SETTINGS)
 
 
 def rows_of(experiment, **wanted):
@@ -353,6 +352,18 @@ def test_prompts_that_the_tokenizer_has_no_use_for_are_left_out_and_counted(tmp_
     frame = tables(load_results(tmp_path / "out"))["cells"]
     assert 0 < frame["n_left_out"][0] <= 10
     assert "prompts that are too short or equal" in " ".join(told_of_cells(frame))
+
+
+@pytest.mark.parametrize("max_tokens", [128, 12, 6])
+def test_no_prompt_is_held_out_whose_tokens_an_earlier_split_has(max_tokens):
+    splits = load_task("film-sentiment").split(200, 50, 50)
+    settings = replace(SETTINGS, max_tokens=max_tokens)
+    tokens = tokenize_splits(load_subject("embedded/small", device="cpu"), splits, settings)
+    concept, operating, evaluation = (set(part.ids) for part in (tokens.concept, tokens.operating, tokens.evaluation))
+    assert not concept & operating and not concept & evaluation and not operating & evaluation
+    for part, n_left_out in tokens.left_out.items():
+        assert len(getattr(tokens, part)) + n_left_out == len(getattr(splits, part))
+        assert (n_left_out > 0) == (max_tokens < 128)
 
 
 @pytest.mark.parametrize(
