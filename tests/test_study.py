@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -21,16 +22,16 @@ from torch.utils.flop_counter import flop_registry
 
 from conftest import PROMPTS, affine_model
 from llvlit.engine.depth import last_token_states
-from llvlit.engine.models import local_folder
+from llvlit.engine.models import LanguageModel, load_model, local_folder
 from llvlit.engine.tokens import tokenize
-from llvlit.errors import CellError, FileError, InputError, ModelError
+from llvlit.errors import CellError, ConceptNotVisibleError, FileError, InputError, ModelError
 from llvlit.method.agreement import agreement
 from llvlit.method.concepts import directions_of_states, random_directions
 from llvlit.method.gains import adjoint_gains, measured_gains
 from llvlit.method.identification import identify
 from llvlit.method.verification import required_energy
 from llvlit.provenance import commit
-from llvlit.study.cells import Results, load_results, load_subject, run_cell, run_study
+from llvlit.study.cells import Results, forget, load_results, load_subject, run_cell, run_study
 from llvlit.study.estimate import count_operations, estimate, model_shape
 from llvlit.study.experiment import SplitTokens, energy_summary, run_experiment, schedule_energies, tokenize_splits
 from llvlit.study.grid import Cell, Grid, Settings, load_grid
@@ -583,6 +584,36 @@ def test_counted_operations_are_those_that_torch_counts(data_dir):
         run_cell(cell, "cpu")
     predicted = count_operations(cell, model_shape(model), n_tokens)
     assert 0.6 < predicted / counted.total < 1.6
+
+
+def test_two_threads_of_a_process_load_one_model_at_a_time(monkeypatch):
+    events: list[str] = []
+    second_loads = threading.Event()
+    settings = Settings(concept=10, operating=4, evaluation=4)
+    small, medium = (
+        Cell(f"embedded/{size}", "film-sentiment", 0, "jvp", False, settings) for size in ("small", "medium")
+    )
+    thread = threading.Thread(target=run_cell, args=(medium, "cpu"), daemon=True)
+
+    def load(name: str, **options: object) -> LanguageModel:
+        events.append(f"{name} loads")
+        if name == medium.model:
+            second_loads.set()
+        return load_model(name, **options)
+
+    def run(model: LanguageModel, *_: object, **__: object) -> None:
+        if model.name == small.model:
+            thread.start()
+            second_loads.wait(2)
+        events.append(f"{model.name} has run")
+        raise ConceptNotVisibleError("enough")
+
+    forget()
+    monkeypatch.setattr("llvlit.study.cells.load_model", load)
+    monkeypatch.setattr("llvlit.study.cells.run_experiment", run)
+    run_cell(small, "cpu")
+    thread.join(60)
+    assert events == [f"embedded/{size} {what}" for size in ("small", "medium") for what in ("loads", "has run")]
 
 
 def test_a_device_out_of_memory_says_to_run_fewer_workers(monkeypatch):
