@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +16,6 @@ from llvlit.engine.models import LanguageModel
 from llvlit.errors import ModelError
 
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-_MAKING = Lock()
 
 HARMLESS = "transformers.utils.output_capturing"
 """Where the hooks come from that transformers leaves behind; they read, and only while it asks for states."""
@@ -24,8 +23,7 @@ HARMLESS = "transformers.utils.output_capturing"
 
 def lock_of(model: LanguageModel) -> Any:
     """The lock of a model's module, re-entrant in a thread: whoever runs or changes the module holds it."""
-    with _MAKING:
-        return _LOCKS.setdefault(model.module, RLock())
+    return _LOCKS.setdefault(model.module, RLock())  # one step for threads and interrupts, unlike a lock around it
 
 
 @contextmanager
