@@ -60,6 +60,20 @@ def test_hooks_that_come_after_a_check_are_noticed(kind: str) -> None:
     assert torch.equal(llvlit.depth_system(model, PROMPTS).states, system.states)
 
 
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_hooks_on_every_module_are_refused(entry: str, kind: str) -> None:
+    model = tiny_model("gpt2", seed=4)
+    ENTRIES[entry](model)
+    handle = getattr(torch.nn.modules.module, f"register_module_{kind}")(lambda *_: None)
+    try:
+        with pytest.raises(ModelError, match=r"hook is on every module .*tiny-gpt2.* Remove it"):
+            ENTRIES[entry](model)
+    finally:
+        handle.remove()
+    ENTRIES[entry](model)
+
+
 def test_a_hook_that_comes_in_the_middle_of_a_sweep_is_noticed(gpt2: LanguageModel) -> None:
     layers = sweep(gpt2, PROMPTS)
     next(layers)

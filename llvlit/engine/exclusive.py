@@ -38,7 +38,7 @@ def exclusive(model: LanguageModel, part: nn.Module | None = None) -> Iterator[N
     Raises
     ------
     ModelError
-        If a hook is on the module, it is in training mode, or autocast or inference mode is on.
+        If a hook is on the module or on every module, it is in training mode, or autocast or inference mode is on.
 
     Examples
     --------
@@ -76,6 +76,11 @@ def _check_surroundings(model: LanguageModel) -> None:
         )
     if torch.is_inference_mode_enabled():
         raise ModelError(f"inference mode is on, where {model.name} cannot be differentiated. Use torch.no_grad().")
+    if torch.nn.modules.module._has_any_global_hook():
+        raise ModelError(
+            f"A hook is on every module (torch.nn.modules.module.register_module_...): the numbers of {model.name} "
+            "would be those of another model. Remove it."
+        )
 
 
 def _check_module(model: LanguageModel, module: nn.Module) -> None:
