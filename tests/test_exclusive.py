@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from types import FrameType
 from typing import Any
 
@@ -116,13 +117,22 @@ def test_two_threads_on_one_model_have_the_numbers_of_one() -> None:
 
 
 def test_a_thread_waits_while_another_holds_the_model(gpt2: LanguageModel) -> None:
+    started, order = Event(), []
+
+    def enter() -> None:
+        started.set()
+        with exclusive(gpt2):
+            order.append("the other")
+
     with ThreadPoolExecutor(1) as pool:
         with exclusive(gpt2):
-            last_token_states(gpt2, PROMPTS)  # in this thread it goes on
-            other = pool.submit(last_token_states, gpt2, PROMPTS)
-            with pytest.raises(TimeoutError):
-                other.result(timeout=0.3)
-        assert other.result(timeout=60).shape == (6, 5, 24)
+            other = pool.submit(enter)
+            assert started.wait(timeout=60)
+            for _ in range(5):  # in this thread it goes on, a thousand times as long as entering takes
+                last_token_states(gpt2, PROMPTS)
+            order.append("the holder")
+        other.result(timeout=60)
+    assert order == ["the holder", "the other"]
 
 
 def interrupted(function: Callable[[], Any], number: int) -> bool:
