@@ -240,6 +240,24 @@ def test_a_version_replaces_its_own_folder_alone(book, site, tmp_path):
     assert {path.name for path in again.iterdir()} == {path.name for path in site.iterdir()}
 
 
+def test_a_site_that_is_replaced_keeps_its_other_versions_and_files_or_stays(book, tmp_path):
+    own_site, other = tmp_path / "site", tmp_path / "other"
+    publish_book(book, site=own_site, revision="a" * 40)
+    (own_site / "CNAME").write_text("book.example.org")
+    before = digest(own_site / "latest")
+    done = publish_book(book, version="v0.1.0", site=own_site, revision="b" * 40)
+    assert done.versions == ("latest", "v0.1.0") and digest(own_site / "latest") == before
+    assert (own_site / "CNAME").read_text() == "book.example.org"
+    publish_book(book, site=other, revision="c" * 40)
+    before = digest(own_site)
+    with pytest.raises(FileError, match=r"CNAME, v0.1.0, which would be lost"):
+        publish_book(book, site=own_site, previous=other, revision="c" * 40)
+    assert digest(own_site) == before
+    (own_site / "link").symlink_to(other)
+    with pytest.raises(FileError, match="link is a symbolic link"):
+        publish_book(book, site=own_site, revision="c" * 40)
+
+
 def test_list_and_redirect_prefer_the_newest_release(book, site, tmp_path):
     rows = json.loads((site / "versions.json").read_text(encoding="utf-8"))
     assert [row["version"] for row in rows] == ["latest", "v0.11.0rc1", "v0.10.0", "v0.9.0"]
