@@ -93,7 +93,8 @@ def publish_book(
         If ``site`` holds what llvlit did not write, or a version or file that ``previous`` lacks, ``previous`` is
         neither empty nor a site, a folder that is copied holds a symbolic link, or a file cannot be read or written.
     BuildError
-        If no whole book is built, or a launch button leads to a notebook that the site does not hold.
+        If no whole book is built, the commit that notebooks install cannot be told, or a launch button leads to a
+        notebook that the site does not hold.
     """
     root = checks.path("root", root).resolve()
     build = root / "_build"
@@ -175,8 +176,11 @@ def _commit(root: Path) -> str:
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "HEAD"
+    except (OSError, subprocess.SubprocessError) as error:  # no git, no commit, or no answer in time
+        raise BuildError(
+            f"llvlit cannot tell the commit of {root}, which the notebooks are to install ({error}). "
+            "Pass --revision with a commit or a tag."
+        ) from error
 
 
 def _lay_out(root: Path, folder: Path, revision: str) -> list[str]:
