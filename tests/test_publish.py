@@ -36,7 +36,7 @@ INTRO = "# A tiny book\n\nSee {doc}`chapter`.\n"
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory):
-    """A tiny book, built once for all workers, and a copy of it for each."""
+    """A tiny book, built once for all workers, and a copy of it for each, in a repository with one commit."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -45,7 +45,11 @@ def book(tmp_path_factory):
         if not built.exists():
             shutil.rmtree(shared / "building", ignore_errors=True)
             build(write_book(shared / "building", intro=INTRO, chapter=CHAPTER)).rename(built)
-    return shutil.copytree(built, tmp_path_factory.mktemp("published") / "book")
+    copy = shutil.copytree(built, tmp_path_factory.mktemp("published") / "book")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(copy)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "One"], check=True)
+    return copy
 
 
 def build(root: Path) -> Path:
@@ -220,14 +224,11 @@ def test_first_cell_hands_address_and_revision_to_git_alone(tmp_path):
 def test_notebooks_install_the_tag_or_the_full_commit(book, tmp_path):
     tagged = publish_book(book, version="v0.1.0", site=tmp_path / "tagged")
     assert "'v0.1.0']" in nbformat.read(tagged.notebooks[0], as_version=4).cells[0].source
-    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(book)]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "One"], check=True)
     latest = publish_book(book, site=tmp_path / "latest")
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    git = ["git", "-C", str(book), "rev-parse", "HEAD"]
+    commit = subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
     assert len(commit) == 40
     assert f"'{commit}']" in nbformat.read(latest.notebooks[0], as_version=4).cells[0].source
-    shutil.rmtree(book / ".git")
 
 
 def test_a_version_replaces_its_own_folder_alone(book, site, tmp_path):
@@ -238,6 +239,38 @@ def test_a_version_replaces_its_own_folder_alone(book, site, tmp_path):
     after = {version: digest(again / version) for version in before}
     assert {version for version in before if before[version] != after[version]} == {"v0.9.0"}
     assert {path.name for path in again.iterdir()} == {path.name for path in site.iterdir()}
+
+
+@pytest.mark.parametrize("reason", ["no repository", "no git"])
+def test_a_commit_that_cannot_be_told_is_asked_for(book, tmp_path, monkeypatch, reason):
+    root = tmp_path / "book"
+    left_out = shutil.ignore_patterns("site*", *([".git"] if reason == "no repository" else []))
+    shutil.copytree(book, root, ignore=left_out)
+    if reason == "no git":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BuildError, match=r"cannot tell the commit of .*book.* Pass --revision"):
+        publish_book(root, site=tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+    done = publish_book(root, site=tmp_path / "site", revision="v0.1.0")
+    assert "'v0.1.0']" in nbformat.read(done.notebooks[0], as_version=4).cells[0].source
+
+
+def test_a_site_that_is_replaced_keeps_its_other_versions_and_files_or_stays(book, tmp_path):
+    own_site, other = tmp_path / "site", tmp_path / "other"
+    publish_book(book, site=own_site, revision="a" * 40)
+    (own_site / "CNAME").write_text("book.example.org")
+    before = digest(own_site / "latest")
+    done = publish_book(book, version="v0.1.0", site=own_site, revision="b" * 40)
+    assert done.versions == ("latest", "v0.1.0") and digest(own_site / "latest") == before
+    assert (own_site / "CNAME").read_text() == "book.example.org"
+    publish_book(book, site=other, revision="c" * 40)
+    before = digest(own_site)
+    with pytest.raises(FileError, match=r"CNAME, v0.1.0, which would be lost"):
+        publish_book(book, site=own_site, previous=other, revision="c" * 40)
+    assert digest(own_site) == before
+    (own_site / "link").symlink_to(other)
+    with pytest.raises(FileError, match="link is a symbolic link"):
+        publish_book(book, site=own_site, revision="c" * 40)
 
 
 def test_list_and_redirect_prefer_the_newest_release(book, site, tmp_path):

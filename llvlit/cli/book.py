@@ -31,7 +31,7 @@ def mount(commands: Any) -> None:
     parser.add_argument("--root", default=".", help="folder of the book, already built (default: here)")
     parser.add_argument("--version", default="latest", help="latest (default), or a tag such as v0.1.0")
     parser.add_argument("--site", metavar="FOLDER", help="folder to write (default _build/site)")
-    parser.add_argument("--previous", metavar="FOLDER", help="site whose other versions are kept; empty for the first")
+    parser.add_argument("--previous", metavar="FOLDER", help="site whose other versions are kept (default: --site)")
     parser.add_argument("--revision", help="commit or tag that notebooks install (default: the tag, or this commit)")
 
     parser = command(commands, exercises, "llvlit exercises --out course")

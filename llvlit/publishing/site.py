@@ -25,7 +25,7 @@ from packaging.version import Version
 
 from llvlit import checks
 from llvlit.errors import BuildError, FileError, InputError
-from llvlit.files import MARK, finish, finished, foreign, locked, read_text, replaced, write_text
+from llvlit.files import MARK, finish, finished, foreign, is_owned, locked, read_text, replaced, write_text
 from llvlit.publishing.build import CONFIG, HTML, PDF
 from llvlit.publishing.execution import read_executed
 from llvlit.publishing.notebooks import install_cell, runnable
@@ -73,11 +73,11 @@ def publish_book(
     version : str
         ``"latest"``, or a tag such as ``"v0.1.0"``; its folder alone is replaced.
     site : path, optional
-        Folder to write: a new or empty one, or a site that llvlit wrote, which is replaced.  Default:
-        ``_build/site``.  What a release attaches is written beside it, with ``-release`` in its name.
+        Folder to write: a new or empty one, or a site that llvlit wrote, whose other versions and files are
+        kept.  Default: ``_build/site``.  What a release attaches is written beside it, with ``-release`` in its name.
     previous : path, optional
         Site whose other versions are kept, such as a checkout of the published branch; an empty folder will do.
-        Its history (``.git``) is not copied.
+        Its history (``.git``) is not copied.  Default: ``site``, if llvlit wrote it.
     revision : str, optional
         Commit or tag that the notebooks install.  Default: the tag, or the commit of ``root``.
 
@@ -90,10 +90,11 @@ def publish_book(
     InputError
         If an argument is of the wrong kind, or ``site`` lies in a folder that is copied.
     FileError
-        If ``site`` holds what llvlit did not write, ``previous`` is neither empty nor a site, a folder that is copied
-        holds a symbolic link, or a file cannot be read or written.
+        If ``site`` holds what llvlit did not write, or a version or file that ``previous`` lacks, ``previous`` is
+        neither empty nor a site, a folder that is copied holds a symbolic link, or a file cannot be read or written.
     BuildError
-        If no whole book is built, or a launch button leads to a notebook that the site does not hold.
+        If no whole book is built, the commit that notebooks install cannot be told, or a launch button leads to a
+        notebook that the site does not hold.
     """
     root = checks.path("root", root).resolve()
     build = root / "_build"
@@ -112,11 +113,13 @@ def publish_book(
     name = f"llvlit-book-{version}"
     release = site.with_name(f"{site.name}-release")
     with locked(build), replaced(site, "site") as draft, replaced(release, "release") as package:
-        if previous is not None:
-            _take_over(previous, draft)
+        kept = site if previous is None and is_owned(site, "site") else previous
+        if kept is not None:
+            _take_over(kept, draft)
         shutil.rmtree(draft / version, ignore_errors=True)
         notebooks = _lay_out(root, draft / version, revision or (version if version != LATEST else _commit(root)))
         versions = _write_root(root, draft, version)
+        _refuse_loss(site, draft)
         _pack(draft / version, package / f"{name}.tar.gz", name)
         if (draft / version / PDF).is_file():
             shutil.copy(draft / version / PDF, package / f"{name}.pdf")
@@ -147,7 +150,7 @@ def _take_over(previous: Path, draft: Path) -> None:
     """Copy a published site, or an empty folder, into the new one."""
     listed = previous / "versions.json"
     if not previous.is_dir() or (not listed.is_file() and {path.name for path in previous.iterdir()} - {".git"}):
-        raise FileError(f"previous={str(previous)!r} is no published site: it has no versions.json, and is not empty.")
+        raise FileError(f"{str(previous)!r} is no published site: it has no versions.json, and is not empty.")
     _copy(previous, draft)
     if listed.is_file():
         text = read_text(listed, "the list of versions")
@@ -158,13 +161,26 @@ def _take_over(previous: Path, draft: Path) -> None:
                 raise ValueError(f"the folders of {', '.join(absent) or 'all versions'} are not there")
 
 
+def _refuse_loss(site: Path, draft: Path) -> None:
+    """Refuse to put in the place of a site one that lacks some of its versions or files."""
+    there, kept = ({path.name for path in folder.glob("*")} for folder in (site, draft))
+    if lost := sorted(there - kept):
+        raise FileError(
+            f"{site} holds {', '.join(lost)}, which would be lost: the previous site has no such thing. "
+            "Nothing was published; leave out --previous to keep all that the site has, or name another site."
+        )
+
+
 def _commit(root: Path) -> str:
     """The full commit of the checkout: nothing shorter can be fetched."""
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "HEAD"
+    except (OSError, subprocess.SubprocessError) as error:  # no git, no commit, or no answer in time
+        raise BuildError(
+            f"llvlit cannot tell the commit of {root}, which the notebooks are to install ({error}). "
+            "Pass --revision with a commit or a tag."
+        ) from error
 
 
 def _lay_out(root: Path, folder: Path, revision: str) -> list[str]:

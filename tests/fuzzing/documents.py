@@ -409,7 +409,7 @@ def published(
             (old / link).symlink_to(secret / ("secret" if link.endswith("folder") else "secret/id"))
         more = ["--previous", str(old)]
     site = folder_of({}) / "site"
-    command(["publish", "--root", str(root), "--site", str(site), "--version", version, *more])
+    command(["publish", "--root", str(root), "--site", str(site), "--version", version, "--revision", "main", *more])
     texts = [path.read_text(errors="replace") for path in site.rglob("*") if path.is_file()]
     assert not any(SECRET in text for text in texts), "what a link points to was published"
     return json.dumps(json.loads((site / "versions.json").read_text()))
