@@ -205,6 +205,6 @@ def test_arguments_are_refused_by_name(options: dict[str, Any]) -> None:
 def test_a_token_that_the_model_does_not_know_is_told(whole: Path) -> None:
     model = load_model(whole, device="cpu")
     module = tiny_module("llama", vocab_size=50)
-    small = LanguageModel(module, model.tokenizer, "small", "x", module.model.layers, ())
+    small = LanguageModel(module, model.tokenizer, "small", module.model.layers, ())
     with pytest.raises(ModelError, match="tokenizer of small gives token"):
         depth_system(small, Prompts(["a film"], [1]))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import llvlit
 from conftest import PROMPTS, tiny_model
@@ -14,6 +16,7 @@ from llvlit.engine.depth import last_token_states, sweep
 from llvlit.engine.models import LanguageModel, wrap_model
 from llvlit.engine.tokens import tokenize, usable_prompts
 from llvlit.errors import InputError
+from llvlit.method.concepts import random_directions
 from llvlit.prompts import Prompts
 
 
@@ -52,6 +55,30 @@ def test_identity_covers_weights_configuration_and_tokenizer(gpt2: LanguageModel
     others[2].tokenizer.add_tokens(["film"])
     assert others[2].fingerprint == gpt2.fingerprint
     assert len({other.identity for other in others} | {gpt2.identity}) == 4
+
+
+def in_place(weight: nn.Parameter) -> None:
+    with torch.no_grad():
+        weight.mul_(1.7)
+
+
+def by_new_data(weight: nn.Parameter) -> None:
+    weight.data = weight.data * 1.7
+
+
+@pytest.mark.parametrize("change", [in_place, by_new_data])
+def test_changed_weights_are_another_model(change: Callable[[nn.Parameter], None]) -> None:
+    model = tiny_model("gpt2")
+    directions = random_directions(model.n_layers + 1, model.hidden_size)
+    tokens, before = tokenize(model, PROMPTS), model.identity
+    first = llvlit.measured_gains(model, tokens, directions)
+    change(model.layers[2].mlp.c_fc.weight)
+    now = wrap_model(model.module, model.tokenizer)
+    second = llvlit.measured_gains(model, PROMPTS, directions)
+    assert second.metadata["model_fingerprint"] == now.fingerprint != first.metadata["model_fingerprint"]
+    assert model.identity == now.identity != before
+    with pytest.raises(InputError, match="tokenized for another model"):
+        llvlit.measured_gains(model, tokens, directions)
 
 
 def test_prompts_of_one_token_are_named_or_left_out(gpt2: LanguageModel) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +41,6 @@ class LanguageModel:
         Never changed by this package; hooks come off again.
     tokenizer : transformers.PreTrainedTokenizerBase
     name : str
-    fingerprint : str
-        SHA-256 of the parameters, first 16 digits.
     layers : torch.nn.ModuleList
         The decoder layers, ``n_layers`` of them.
     after_layers : tuple of torch.nn.Module
@@ -58,16 +55,37 @@ class LanguageModel:
     module: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    fingerprint: str
     layers: nn.ModuleList = field(repr=False)
     after_layers: tuple[nn.Module, ...] = field(repr=False)
+    _memo: dict[str, tuple[Any, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    @cached_property
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, first 16 digits.
+
+        Weights that were changed in place or replaced since the last look are hashed again.  What PyTorch does not
+        count cannot be seen: changes in place by way of ``.data`` or a NumPy view, and a replaced ``forward``.  Wrap
+        the module again after the former.
+        """
+        tensors = self.module.state_dict(keep_vars=True).values()
+        state = [(id(each), each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
+        return self._remembered("fingerprint", state, lambda: _fingerprint(self.module))
+
+    @property
     def identity(self) -> str:
-        """SHA-256 of weights, configuration and tokenizer, first 16 digits: models of one identity give one result."""
-        parts = [self.fingerprint, _settings(json.loads(self.module.config.to_json_string(use_diff=False)))]
-        content = json.dumps([*parts, *_tokenizer_parts(self.tokenizer)], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        """SHA-256 of weights, configuration and tokenizer, first 16 digits: models of one identity give one result.
+
+        Changed weights are seen as far as :attr:`fingerprint` sees them; configuration and tokenizer are read once.
+        """
+        fingerprint = self.fingerprint
+        return self._remembered("identity", fingerprint, lambda: _identity(self, fingerprint))
+
+    def _remembered(self, name: str, state: Any, digest: Callable[[], str]) -> str:
+        """A digest, made again where the state that it is of is another one."""
+        known = self._memo.get(name)
+        if known is None or known[0] != state:
+            known = self._memo[name] = (state, digest())
+        return known[1]
 
     @property
     def n_layers(self) -> int:
@@ -160,7 +178,7 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     ]
     behind = [number for number in norms if number > siblings.index(layers)] or norms
     after = tuple(siblings[number] for number in behind)
-    return LanguageModel(module.eval(), tokenizer, name, _fingerprint(module), layers, after)
+    return LanguageModel(module.eval(), tokenizer, name, layers, after)
 
 
 def _find_layers(module: PreTrainedModel, n_layers: int, name: str) -> tuple[nn.Module, nn.ModuleList]:
@@ -177,6 +195,12 @@ def _fingerprint(module: nn.Module) -> str:
         digest.update(name.encode())
         digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _identity(model: LanguageModel, fingerprint: str) -> str:
+    parts = [fingerprint, _settings(json.loads(model.module.config.to_json_string(use_diff=False)))]
+    content = json.dumps([*parts, *_tokenizer_parts(model.tokenizer)], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _settings(config: Any) -> Any:

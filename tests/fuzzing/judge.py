@@ -206,7 +206,7 @@ def shown(value: Any) -> str:
 def parts(value: Any) -> Iterator[tuple[str, Any]]:
     """Named parts of a value, metadata aside."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hidden = ("metadata", "provenance", "module", "tokenizer", "batches", "after", "after_layers", "fingerprint")
+        hidden = ("metadata", "provenance", "module", "tokenizer", "batches", "after", "after_layers", "_memo")
         yield from ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.name not in hidden)
     elif isinstance(value, Mapping):
         yield from ((f"[{key!r}]", one) for key, one in value.items() if key not in ("metadata", "seconds"))
