@@ -36,6 +36,9 @@ MOST_BYTES = 256 * 2**20
 MARK = ".llvlit.json"
 """File in a folder that llvlit writes as a whole: its kind, and whether it is complete."""
 
+LOCK, HOLDER = ".lock", ".lock.json"
+"""Files in a folder that one process has to itself: the lock, and who holds it."""
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
     """Call ``write(temporary)``, then rename the temporary file to ``path``; an old file stays on failure.
@@ -217,35 +220,45 @@ def own(folder: str | Path, kind: str) -> None:
     FileError
         If it holds files and no mark of this kind: they are somebody else's, and stay untouched.
     """
+    check_ours(folder, kind)
+    write_json(Path(folder) / MARK, {"kind": kind, "whole": False})
+
+
+def check_ours(folder: str | Path, kind: str) -> None:
+    """FileError unless a folder is absent, empty, or marked as ours; nothing is touched.
+
+    A folder with a repository in it, or a link to a folder, is not ours.
+    """
     folder = Path(folder)
-    if not is_owned(folder, kind):
-        _refuse_foreign(folder, kind)
-    write_json(folder / MARK, {"kind": kind, "whole": False})
-
-
-def _refuse_foreign(folder: Path, kind: str) -> None:
+    if is_owned(folder, kind):
+        return
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise FileError(f"{folder} is no folder of its own. Name a new or empty folder.")
-    if names := _names(folder):
+    names = _names(folder)
+    if MARK in names:
+        reason = "holds a repository, or its mark is damaged or of another kind"
+    else:
+        reason = f"holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}, which llvlit did not write"
+    if names:
         raise FileError(
-            f"{folder} holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}, which llvlit did not write "
-            f"as a {kind}. Nothing was touched; name a new or empty folder."
+            f"{folder} is not a {kind} of llvlit's: it {reason}. Nothing was touched; name a new or empty folder, or "
+            "remove this one yourself."
         )
 
 
 def _names(folder: Path) -> list[str]:
-    """What lies in a folder, but for what a kill can leave of a mark."""
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [path.name for path in paths if not path.name.startswith(f".{MARK}.")]
+    """What lies in a folder, but for its lock and for what a kill can leave of a mark."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if name not in (LOCK, HOLDER) and not name.startswith(f".{MARK}.")]
 
 
 def is_owned(folder: str | Path, kind: str) -> bool:
-    """Whether a folder is marked as one that llvlit writes as a whole, and holds no repository.
+    """Whether a folder is marked as one that llvlit writes as a whole, and no repository is in it, however deep.
 
     A link to such a folder is not such a folder.
     """
     folder = Path(folder)
-    if folder.is_symlink() or (folder / ".git").exists():
+    if folder.is_symlink() or not (folder / MARK).is_file() or any(folder.rglob(".git")):
         return False
     with suppress(FileError):
         return read_json(folder / MARK, "a mark of llvlit").get("kind") == kind
@@ -276,11 +289,7 @@ def remove_owned(folder: str | Path, kind: str) -> None:
     folder = Path(folder)
     if not folder.is_symlink() and not folder.exists():
         return
-    if not is_owned(folder, kind) and (folder.is_symlink() or not folder.is_dir() or _names(folder)):
-        raise FileError(
-            f"{folder} is not a {kind} that llvlit wrote, or holds a repository; nothing was removed. "
-            "Name another folder, or remove it yourself."
-        )
+    check_ours(folder, kind)
     try:
         shutil.rmtree(folder)
     except OSError as error:
@@ -299,8 +308,7 @@ def replaced(folder: str | Path, kind: str) -> Iterator[Path]:
         If ``folder`` holds what llvlit did not write as a ``kind``.
     """
     folder = Path(folder)
-    if not is_owned(folder, kind):
-        _refuse_foreign(folder, kind)
+    check_ours(folder, kind)
     fresh, old = (folder.with_name(f".{folder.name}.{role}") for role in ("fresh", "old"))
     if is_owned(old, kind) and not folder.exists():
         old.rename(folder)  # a run was killed between the two renames below
@@ -335,8 +343,8 @@ def locked(folder: str | Path) -> Iterator[None]:
         If another process has it, or it cannot be written.
     """
     folder = Path(folder)
-    holder = folder / ".lock.json"
-    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)
+    holder = folder / HOLDER
+    lock = FileLock(folder / LOCK, timeout=0, is_singleton=True)
     if lock.is_locked:
         yield
         return
@@ -360,7 +368,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
-        if is_new and folder.is_dir() and {path.name for path in folder.iterdir()} <= {".lock"}:
+        if is_new and folder.is_dir() and {path.name for path in folder.iterdir()} <= {LOCK}:
             with suppress(OSError):
-                (folder / ".lock").unlink(missing_ok=True)
+                (folder / LOCK).unlink(missing_ok=True)
                 folder.rmdir()

@@ -13,6 +13,9 @@ import torch
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scipy", "scikit-learn")
 
+GIT_SECONDS = 10.0
+"""How long git may take to answer."""
+
 
 def environment(device: torch.device | None = None) -> dict[str, str]:
     """Versions of Python and the packages that matter, the commit, and the device's name."""
@@ -36,7 +39,9 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def commit() -> str:
-    """Commit of the checkout that holds the package (``+`` if changed since); asked once a process.
+    """Commit of the checkout that holds the package; asked once a process.
+
+    A ``+`` behind it: files have changed since; a ``?``: git could not tell whether they have.
 
     Files that came without their history, as into a container, have the commit that the environment variable
     ``LLVLIT_COMMIT`` names, else ``unknown``.
@@ -44,13 +49,18 @@ def commit() -> str:
     folder = Path(__file__).resolve().parent.parent
     if not (folder / ".git").exists():
         return os.environ.get("LLVLIT_COMMIT", "unknown")
-    try:
-        revision = _git(folder, "rev-parse", "--short=12", "HEAD")
-        return revision + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):  # no git, no repository, or no answer in time
+    revision = _git(folder, "rev-parse", "--short=12", "HEAD")
+    if revision is None:
         return "unknown"
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return revision + ("?" if changes is None else "+" if changes else "")
 
 
-def _git(folder: Path, *arguments: str) -> str:
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git answers; nothing if there is no git, no repository, or no answer in time."""
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_SECONDS)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -91,6 +91,8 @@ def test_a_prompts_numbers_depend_neither_on_its_batch_nor_on_what_ran_before(mo
         assert (alone - together[number]).abs().max() < SOFTMAX32 * alone.abs().max()
         expected = plain_states(model, long.texts[number])
         assert (alone[1:] - expected).abs().max() < SOFTMAX32 * expected.abs().max()
+    again = last_token_states(model, long)  # lengths that this model has seen, but not yet side by side
+    assert (again - together).abs().max() < SOFTMAX32 * together.abs().max()
 
 
 def test_frequencies_that_follow_earlier_calls_are_those_of_a_new_model() -> None:

@@ -497,8 +497,7 @@ def test_a_slow_git_ends_no_command(run, tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "git").write_text("#!/bin/sh\nexec sleep 60\n")
     (tmp_path / "git").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    wait = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *words, **options: wait(*words, **{**options, "timeout": 0.2}))
+    monkeypatch.setattr(provenance, "GIT_SECONDS", 0.2)
     provenance.commit.cache_clear()
     assert run("gains", *SMALL, "--order", 2, "--save", "llv", "--json")["metadata"]["commit"] == "unknown"
     provenance.commit.cache_clear()

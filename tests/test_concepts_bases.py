@@ -236,6 +236,45 @@ def test_each_method_finds_the_direction_of_its_theory(generator, method):
         directions_of_states(states, labelled(labels), method="pca")
 
 
+def states_of_twins(generator, n_pairs):
+    """Rows of class 0 and 1 in turn: what differs between pairs lies along e0, what differs within them along e1."""
+    texts = torch.randn(n_pairs, 1, 4, generator=generator, dtype=torch.float64).repeat_interleave(2, dim=0)
+    signs = torch.randn(n_pairs, generator=generator, dtype=torch.float64).repeat_interleave(2)
+    states = 5 * texts * torch.tensor([1.0, 0.0, 0.0, 0.0]) + 0.1 * torch.randn(
+        2 * n_pairs, 1, 4, generator=generator, dtype=torch.float64
+    )
+    states[1::2, 0, 1] += 1 + signs[1::2]
+    return states, np.tile([0, 1], n_pairs), np.repeat(100 + np.arange(n_pairs)[::-1], 2)
+
+
+def component(states, labels, pairs, rows=slice(None)):
+    prompts = labelled(labels[rows].tolist(), pairs[rows].tolist())
+    return directions_of_states(states[rows], prompts, method="principal_component").vectors
+
+
+def test_the_principal_component_compares_twins_wherever_they_stand(generator):
+    """Paired by position, all differences after a prompt that is left out were between strangers: along e0."""
+    data = states_of_twins(generator, 40)
+    whole, rows = component(*data), np.arange(80)
+    differences = (data[0][1::2] - data[0][::2])[:, 0].numpy()
+    oracle = np.linalg.svd(differences, full_matrices=False)[2][0]
+    assert np.array_equal(whole[0].numpy(), oracle * np.sign(oracle @ differences.mean(0)) / np.linalg.norm(oracle))
+    assert whole[0, 1] > 0.99
+    shuffled = component(*data, np.random.default_rng(0).permutation(80))
+    assert torch.allclose(shuffled, whole, atol=EXACT)
+    assert torch.equal(component(*data, rows[1:]), component(*data, rows[2:]))  # its twin has none to compare with
+
+
+def test_the_principal_component_compares_prompts_without_a_twin_in_order_after_the_twins(generator):
+    states, labels, pairs = states_of_twins(generator, 40)
+    left_out = np.isin(np.arange(80), [0, 5, 9, 20])  # of class 0, 1, 1, 0
+    kept = np.flatnonzero(~left_out)
+    ones = [row for row in kept if row % 2 and row - 1 in kept] + [1, 21]
+    zeros = [row for row in kept if not row % 2 and row + 1 in kept] + [4, 8]
+    oracle = np.linalg.svd((states[ones] - states[zeros])[:, 0].numpy(), full_matrices=False)[2][0]
+    assert abs(component(states, labels, pairs, kept)[0].numpy() @ oracle) == pytest.approx(1, abs=EXACT)
+
+
 def test_a_state_without_the_concept_borrows_whatever_the_method(generator):
     states, labels = two_classes(generator, n=400)
     states[:, 0] = 1.0  # the same for every prompt, as where all end in one token

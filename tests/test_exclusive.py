@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import random
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from types import FrameType
 from typing import Any
 
@@ -60,6 +64,20 @@ def test_hooks_that_come_after_a_check_are_noticed(kind: str) -> None:
     assert torch.equal(llvlit.depth_system(model, PROMPTS).states, system.states)
 
 
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_hooks_on_every_module_are_refused(entry: str, kind: str) -> None:
+    model = tiny_model("gpt2", seed=4)
+    ENTRIES[entry](model)
+    handle = getattr(torch.nn.modules.module, f"register_module_{kind}")(lambda *_: None)
+    try:
+        with pytest.raises(ModelError, match=r"hook is on every module .*tiny-gpt2.* Remove it"):
+            ENTRIES[entry](model)
+    finally:
+        handle.remove()
+    ENTRIES[entry](model)
+
+
 def test_a_hook_that_comes_in_the_middle_of_a_sweep_is_noticed(gpt2: LanguageModel) -> None:
     layers = sweep(gpt2, PROMPTS)
     next(layers)
@@ -102,13 +120,22 @@ def test_two_threads_on_one_model_have_the_numbers_of_one() -> None:
 
 
 def test_a_thread_waits_while_another_holds_the_model(gpt2: LanguageModel) -> None:
+    started, order = Event(), []
+
+    def enter() -> None:
+        started.set()
+        with exclusive(gpt2):
+            order.append("the other")
+
     with ThreadPoolExecutor(1) as pool:
         with exclusive(gpt2):
-            last_token_states(gpt2, PROMPTS)  # in this thread it goes on
-            other = pool.submit(last_token_states, gpt2, PROMPTS)
-            with pytest.raises(TimeoutError):
-                other.result(timeout=0.3)
-        assert other.result(timeout=60).shape == (6, 5, 24)
+            other = pool.submit(enter)
+            assert started.wait(timeout=60)
+            for _ in range(5):  # in this thread it goes on, a thousand times as long as entering takes
+                last_token_states(gpt2, PROMPTS)
+            order.append("the holder")
+        other.result(timeout=60)
+    assert order == ["the holder", "the other"]
 
 
 def interrupted(function: Callable[[], Any], number: int) -> bool:
@@ -157,5 +184,39 @@ def test_a_keyboard_interrupt_leaves_the_model_as_it_was() -> None:
         assert interrupted(run, number)
         assert all(new.keys() == old.keys() for new, old in zip(state(), before, strict=True))
         assert all(new[key] is old[key] for new, old in zip(state(), before, strict=True) for key in old)
-    with ThreadPoolExecutor(1) as pool:
-        assert torch.equal(pool.submit(run).result(timeout=60), expected)
+    assert torch.equal(run(), expected)
+
+
+def test_an_interrupt_from_the_keyboard_leaves_the_model_to_other_threads() -> None:
+    """Real signals, which Python handles between calls: they find the lock taken and released, or not at all."""
+    model = tiny_model("llama", num_hidden_layers=2)
+    prompts = Prompts(["a film", "one"], [0, 1])
+
+    def press(_signal: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    def took(seconds: float) -> bool:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            llvlit.depth_system(model, prompts)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            return True
+        except KeyboardInterrupt:
+            return False
+
+    handler = signal.signal(signal.SIGALRM, press)
+    try:
+        assert took(60)
+        start = time.perf_counter()
+        assert took(60)
+        longest = time.perf_counter() - start
+        draw = random.Random(7)
+        n_interrupted = sum(not took(draw.uniform(1e-4, longest)) for _ in range(100))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert n_interrupted > 20
+    other = threading.Thread(target=llvlit.depth_system, args=(model, prompts), daemon=True)
+    other.start()
+    other.join(timeout=60)
+    assert not other.is_alive()

@@ -150,10 +150,26 @@ def test_a_folder_of_another_kind_with_a_repository_or_behind_a_link_stays(tmp_p
     for folder, kind in ((site, "book"), (link, "site")):
         with pytest.raises(FileError):
             files.remove_owned(folder, kind)
-    (site / ".git").mkdir()
+    repository = site / "latest" / ".git"
+    repository.mkdir(parents=True)
     with pytest.raises(FileError, match="repository"):
         files.remove_owned(site, "site")
-    assert site.is_dir() and link.is_symlink()
+    with pytest.raises(FileError, match="repository"), files.replaced(site, "site"):
+        pass
+    assert repository.is_dir() and link.is_symlink()
+
+
+def test_a_damaged_mark_is_told_as_such(tmp_path):
+    files.own(tmp_path / "site", "site")
+    (tmp_path / "site" / files.MARK).write_text('{"kind":')
+    with pytest.raises(FileError, match="mark is damaged"):
+        files.own(tmp_path / "site", "site")
+
+
+def test_a_folder_is_locked_before_it_is_marked(tmp_path):
+    with files.locked(tmp_path / "run"):
+        files.own(tmp_path / "run", "training run")
+    assert files.is_owned(tmp_path / "run", "training run")
 
 
 def test_a_replaced_folder_is_the_old_one_until_the_new_one_is_whole(tmp_path):

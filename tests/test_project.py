@@ -192,3 +192,17 @@ def test_files_without_history_have_the_commit_they_are_told(tmp_path: Path, mon
     assert provenance.commit.__wrapped__() == "unknown"
     monkeypatch.setenv("LLVLIT_COMMIT", "0123456789ab")
     assert provenance.commit.__wrapped__() == "0123456789ab"
+
+
+def test_a_commit_is_kept_where_git_cannot_say_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llvlit import provenance
+
+    git = tmp_path / "bin" / "git"
+    for folder in (git.parent, tmp_path / ".git"):
+        folder.mkdir()
+    git.write_text('#!/bin/sh\ncase "$*" in *rev-parse*) echo 0123456789ab;; *) exec sleep 60;; esac\n')
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(git.parent), prepend=os.pathsep)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "llvlit" / "provenance.py"))
+    monkeypatch.setattr(provenance, "GIT_SECONDS", 2)
+    assert provenance.commit.__wrapped__() == "0123456789ab?"

@@ -476,7 +476,7 @@ def test_a_study_on_a_cluster_loses_no_cell_when_a_worker_is_killed(tmp_path):
     assert stored(tmp_path / "results") == sorted(files(*(cell.key for cell in grid.cells())))
     content = [read_result(tmp_path / "results", cell.key) for cell in grid.cells()]
     assert {one["kind"] for one in content} <= {"experiment", "not visible"}
-    for cell, one in zip(grid.cells(), content, strict=True):  # threads of a worker share a model, and not its layers
+    for cell, one in zip(grid.cells(), content, strict=True):  # a worker of four threads, too, runs one at a time
         assert one["cell"]["seed"] == cell.seed
         if one["kind"] == "experiment" and cell.seed == 0:
             alone = run_cell(cell, "cpu")["profiles"]["mean_difference"]["measured"]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -21,18 +22,18 @@ from torch.utils.flop_counter import flop_registry
 
 from conftest import PROMPTS, affine_model
 from llvlit.engine.depth import last_token_states
-from llvlit.engine.models import local_folder
+from llvlit.engine.models import LanguageModel, load_model, local_folder
 from llvlit.engine.tokens import tokenize
-from llvlit.errors import CellError, FileError, InputError, ModelError
+from llvlit.errors import CellError, ConceptNotVisibleError, FileError, InputError, ModelError
 from llvlit.method.agreement import agreement
 from llvlit.method.concepts import directions_of_states, random_directions
 from llvlit.method.gains import adjoint_gains, measured_gains
 from llvlit.method.identification import identify
 from llvlit.method.verification import required_energy
 from llvlit.provenance import commit
-from llvlit.study.cells import Results, load_results, load_subject, run_cell, run_study
+from llvlit.study.cells import Results, forget, load_results, load_subject, run_cell, run_study
 from llvlit.study.estimate import count_operations, estimate, model_shape
-from llvlit.study.experiment import energy_summary, run_experiment, schedule_energies, tokenize_splits
+from llvlit.study.experiment import SplitTokens, energy_summary, run_experiment, schedule_energies, tokenize_splits
 from llvlit.study.grid import Cell, Grid, Settings, load_grid
 from llvlit.study.tables import (
     committed,
@@ -43,7 +44,6 @@ from llvlit.study.tables import (
     told_of_cells,
     write_tables,
 )
-from llvlit.tasks.splits import Splits
 from llvlit.tasks.task import load_task
 
 SETTINGS = Settings(
@@ -60,8 +60,8 @@ SETTINGS = Settings(
 
 @pytest.fixture(scope="module")
 def experiment(gpt2):
-    tokens = tokenize_splits(gpt2, Splits(PROMPTS, PROMPTS, PROMPTS), SETTINGS)
-    return run_experiment(gpt2, tokens, SETTINGS)
+    tokens = tokenize(gpt2, PROMPTS)
+    return run_experiment(gpt2, SplitTokens(tokens, tokens, tokens, left_out={}), SETTINGS)
 
 
 def rows_of(experiment, **wanted):
@@ -355,6 +355,18 @@ def test_prompts_that_the_tokenizer_has_no_use_for_are_left_out_and_counted(tmp_
     assert "prompts that are too short or equal" in " ".join(told_of_cells(frame))
 
 
+@pytest.mark.parametrize("max_tokens", [128, 12, 6])
+def test_no_prompt_is_held_out_whose_tokens_an_earlier_split_has(max_tokens):
+    splits = load_task("film-sentiment").split(200, 50, 50)
+    settings = replace(SETTINGS, max_tokens=max_tokens)
+    tokens = tokenize_splits(load_subject("embedded/small", device="cpu"), splits, settings)
+    concept, operating, evaluation = (set(part.ids) for part in (tokens.concept, tokens.operating, tokens.evaluation))
+    assert not concept & operating and not concept & evaluation and not operating & evaluation
+    for part, n_left_out in tokens.left_out.items():
+        assert len(getattr(tokens, part)) + n_left_out == len(getattr(splits, part))
+        assert (n_left_out > 0) == (max_tokens < 128)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -572,6 +584,36 @@ def test_counted_operations_are_those_that_torch_counts(data_dir):
         run_cell(cell, "cpu")
     predicted = count_operations(cell, model_shape(model), n_tokens)
     assert 0.6 < predicted / counted.total < 1.6
+
+
+def test_two_threads_of_a_process_load_one_model_at_a_time(monkeypatch):
+    events: list[str] = []
+    second_loads = threading.Event()
+    settings = Settings(concept=10, operating=4, evaluation=4)
+    small, medium = (
+        Cell(f"embedded/{size}", "film-sentiment", 0, "jvp", False, settings) for size in ("small", "medium")
+    )
+    thread = threading.Thread(target=run_cell, args=(medium, "cpu"), daemon=True)
+
+    def load(name: str, **options: object) -> LanguageModel:
+        events.append(f"{name} loads")
+        if name == medium.model:
+            second_loads.set()
+        return load_model(name, **options)
+
+    def run(model: LanguageModel, *_: object, **__: object) -> None:
+        if model.name == small.model:
+            thread.start()
+            second_loads.wait(2)
+        events.append(f"{model.name} has run")
+        raise ConceptNotVisibleError("enough")
+
+    forget()
+    monkeypatch.setattr("llvlit.study.cells.load_model", load)
+    monkeypatch.setattr("llvlit.study.cells.run_experiment", run)
+    run_cell(small, "cpu")
+    thread.join(60)
+    assert events == [f"embedded/{size} {what}" for size in ("small", "medium") for what in ("loads", "has run")]
 
 
 def test_a_device_out_of_memory_says_to_run_fewer_workers(monkeypatch):

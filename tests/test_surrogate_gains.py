@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import pearsonr, spearmanr
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from conftest import EXACT, PROMPTS, affine_model, tiny_model
 from llvlit.engine.depth import depth_system, last_token_states
+from llvlit.engine.models import load_model
 from llvlit.engine.tokens import tokenize
 from llvlit.errors import FileError, InputError
 from llvlit.files import load_tensors, save_tensors
@@ -24,6 +27,7 @@ from llvlit.method.identification import JACOBIANS, Plan, identify, identify_all
 from llvlit.method.surrogate import LLV
 from llvlit.method.verification import required_energy
 from llvlit.prompts import Prompts
+from llvlit.tasks.task import load_task
 
 FLOAT32 = 2e-6
 """Single prompts' operators are stored in float32."""
@@ -342,6 +346,48 @@ def test_an_amplitude_below_rounding_is_refused_and_the_smallest_usable_said(gpt
     exact = adjoint_gains(gpt2_float32, PROMPTS, directions)  # no difference is taken there
     assert agreement(gains, exact).relative_error < 0.05
     assert measured_gains(gpt2, PROMPTS, directions, amplitude=amplitude).amplitude == amplitude  # in float64
+
+
+class Products(TorchDispatchMode):
+    """How many matrix products run inside."""
+
+    def __enter__(self):
+        self.total = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.total += function._overloadpacket in flop_registry
+        return function(*args, **(kwargs or {}))
+
+
+def test_an_amplitude_below_rounding_is_refused_after_the_first_batch(gpt2_float32, directions):
+    """A large model would be run on all prompts in vain."""
+    prompts = Prompts(["a film that was as good as a long day of rain, truly lovely"] * 1200, [0, 1] * 600)  # 5 batches
+    measured_gains(gpt2_float32, prompts, directions)  # whose replay is checked once
+    with Products() as whole:
+        measured_gains(gpt2_float32, prompts, directions)
+    with Products() as refused, pytest.raises(InputError, match="drowns in rounding"):
+        measured_gains(gpt2_float32, prompts, directions, amplitude=1e-8)
+    assert 0 < refused.total < 0.3 * whole.total
+
+
+@pytest.mark.parametrize("task", ["film-sentiment", "tense"])
+def test_gains_at_the_smallest_amplitude_are_as_well_resolved_as_said(task):
+    """What `measured_gains` says of single prompts and of means, in its documentation."""
+    model = load_model("embedded/small", device="cpu")
+    splits = load_task(task).split(concept=100, operating=2, evaluation=50)
+    directions = concept_directions(model, splits.concept)
+    exact = adjoint_gains(model, splits.evaluation, directions).per_prompt
+    with pytest.raises(InputError, match="drowns in rounding") as refusal:
+        measured_gains(model, splits.evaluation, directions, amplitude=1e-9)
+    smallest = float(re.search(r"usable is (.*)[.] Take", str(refusal.value))[1])
+    at_smallest, larger = (
+        gains.per_prompt - exact
+        for gains in measured_gains(model, splits.evaluation, [directions] * 2, amplitude=[smallest, 32 * smallest])
+    )
+    assert 0.01 < np.sqrt((at_smallest**2).mean()) < 0.07 and np.abs(at_smallest).max() < 0.3
+    assert np.abs(at_smallest.mean(axis=0)).max() < 0.03
+    assert np.abs(larger).max() < 0.01 and np.abs(larger.mean(axis=0)).max() < 0.001
 
 
 def with_borrowed(vectors, borrowed):

@@ -584,6 +584,18 @@ def test_what_llvlit_did_not_write_stays(corpus_folder: Path, tmp_path: Path, mo
     assert files_of(tmp_path) == before
 
 
+def test_a_model_folder_of_somebody_else_inside_a_run_stays(corpus_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    family(corpus_folder, out)
+    assert files.finished(out, "training run") is not None
+    mine = out / "models" / "tiny-1" / "config.json"
+    mine.parent.mkdir()
+    mine.write_text("{}")
+    with pytest.raises(FileError, match=r"tiny-1 .* llvlit did not write"):
+        family(corpus_folder, out, keep=[1])
+    assert mine.read_text() == "{}"
+
+
 def test_a_run_has_its_folder_for_itself(corpus_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     files.own(out, "training run")

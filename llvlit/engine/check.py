@@ -45,11 +45,11 @@ _CANNOT_RUN = (RuntimeError, TypeError, IndexError, AttributeError, AssertionErr
 
 @dataclass(frozen=True)
 class _Checked:
-    """What was checked of a module: weights, parts and their forwards, on prompts of which lengths."""
+    """What was checked of a module: weights, parts and their forwards, on which shortest and longest prompt."""
 
     subject: tuple[str, list[nn.Module], list[Any]]
-    shortest: int
-    longest: int
+    shortest: tuple[int, ...]
+    longest: tuple[int, ...]
     style: ReplayStyle
 
 
@@ -74,20 +74,20 @@ def check_replay(model: LanguageModel, tokens: TokenizedPrompts) -> ReplayStyle:
     ModelError
         If they do not: the architecture masks, positions or caches in a way that a replay does not see.
     """
-    ids = sorted(tokens.ids, key=len)
     parts = parts_of(model.module)[1:]  # the module itself would keep its own memo alive
     subject = (model.fingerprint, parts, [part.__dict__.get("forward") for part in parts])
     known = _CHECKED.get(model.module)
     if known and known.subject != subject:
         known = None
-    if known and known.shortest <= len(ids[0]) and len(ids[-1]) <= known.longest:
+    seen = (known.shortest, known.longest) if known else ()
+    shortest, longest = (extreme([*seen, *tokens.ids], key=len) for extreme in (min, max))  # of equals, the one seen
+    new = {shortest, longest}.difference(seen)
+    if known and not new:
         return known.style
     if not known:
         _check_parts(model)
-    new = {each for each in (ids[0], ids[-1]) if not (known and known.shortest <= len(each) <= known.longest)}
-    style = _find_style(model, ids[0], ids[-1], new, known.style if known else None)
-    lengths = [len(ids[0]), len(ids[-1]), *([known.shortest, known.longest] if known else [])]
-    _CHECKED[model.module] = _Checked(subject, min(lengths), max(lengths), style)
+    style = _find_style(model, shortest, longest, new, known.style if known else None)
+    _CHECKED[model.module] = _Checked(subject, shortest, longest, style)
     return style
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock, RLock
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,7 +16,6 @@ from llvlit.engine.models import LanguageModel
 from llvlit.errors import ModelError
 
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
-_MAKING = Lock()
 
 HARMLESS = "transformers.utils.output_capturing"
 """Where the hooks come from that transformers leaves behind; they read, and only while it asks for states."""
@@ -24,8 +23,7 @@ HARMLESS = "transformers.utils.output_capturing"
 
 def lock_of(model: LanguageModel) -> Any:
     """The lock of a model's module, re-entrant in a thread: whoever runs or changes the module holds it."""
-    with _MAKING:
-        return _LOCKS.setdefault(model.module, RLock())
+    return _LOCKS.setdefault(model.module, RLock())  # one step for threads and interrupts, unlike a lock around it
 
 
 @contextmanager
@@ -40,7 +38,7 @@ def exclusive(model: LanguageModel, part: nn.Module | None = None) -> Iterator[N
     Raises
     ------
     ModelError
-        If a hook is on the module, it is in training mode, or autocast or inference mode is on.
+        If a hook is on the module or on every module, it is in training mode, or autocast or inference mode is on.
 
     Examples
     --------
@@ -78,6 +76,11 @@ def _check_surroundings(model: LanguageModel) -> None:
         )
     if torch.is_inference_mode_enabled():
         raise ModelError(f"inference mode is on, where {model.name} cannot be differentiated. Use torch.no_grad().")
+    if torch.nn.modules.module._has_any_global_hook():
+        raise ModelError(
+            f"A hook is on every module (torch.nn.modules.module.register_module_...): the numbers of {model.name} "
+            "would be those of another model. Remove it."
+        )
 
 
 def _check_module(model: LanguageModel, module: nn.Module) -> None:

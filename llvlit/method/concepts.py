@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -140,7 +141,8 @@ def concept_directions(
     method
         ``mean_difference`` of the classes; ``lda``: the same, whitened by the covariance within classes
         (shrunk after Ledoit and Wolf); ``logistic``: weights of a logistic probe on standardized states;
-        ``principal_component``: the first one of the differences between prompts of class 1 and class 0.
+        ``principal_component``: the first one of the differences between twins, and between the prompts of class 1
+        and class 0 without a twin as they come.
     seed
         Of the label permutations that tell a gap from chance.
 
@@ -217,8 +219,9 @@ def directions_of_states(
     vectors = differences / gaps.clamp_min(torch.finfo(torch.float64).tiny).unsqueeze(-1)
     sound = np.flatnonzero(~borrowed)
     if method != "mean_difference":
+        partners = _partners(prompts)
         for index in sound:
-            vectors[index] = _fitted(states[:, index].numpy(), labels, differences[index].numpy(), method)
+            vectors[index] = _fitted(states[:, index].numpy(), labels, differences[index].numpy(), method, partners)
     for index in np.flatnonzero(borrowed):
         vectors[index] = vectors[sound[sound > index][0]]
     along = torch.einsum("sh,sh->s", differences, vectors)
@@ -265,7 +268,27 @@ def _any_visible(gaps: torch.Tensor, permuted: torch.Tensor, chance: torch.Tenso
     return bool((gaps[varies] / chance[varies]).max() > largest.quantile(CHANCE_QUANTILE))
 
 
-def _fitted(states: np.ndarray, labels: np.ndarray, difference: np.ndarray, method: str) -> torch.Tensor:
+def _partners(prompts: Prompts) -> np.ndarray:
+    """Positions ``(2, n)`` of prompts of class 1, and of the prompt of class 0 that each is compared with: its twin.
+
+    Prompts without a twin follow in their order, as many as both classes have.
+    """
+    position_of: tuple[dict[tuple[int, int], int], ...] = ({}, {})  # by class; a pair may hold several of each
+    seen: Counter[tuple[int, int]] = Counter()
+    for position, unit in enumerate(zip(prompts.labels, prompts.pairs, strict=True)):
+        label, pair = unit
+        position_of[label][pair, seen[unit]] = position
+        seen[unit] += 1
+    zeros, ones = position_of
+    twins = [(ones[key], zeros[key]) for key in ones if key in zeros]
+    single_ones = [position for key, position in ones.items() if key not in zeros]
+    single_zeros = [position for key, position in zeros.items() if key not in ones]
+    return np.array([*twins, *zip(single_ones, single_zeros, strict=False)]).T
+
+
+def _fitted(
+    states: np.ndarray, labels: np.ndarray, difference: np.ndarray, method: str, partners: np.ndarray
+) -> torch.Tensor:
     """Unit direction ``(hidden_size,)`` of one state by scikit-learn, on the side of class 1."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # here, since it is slow to import
     from sklearn.linear_model import LogisticRegression
@@ -277,9 +300,9 @@ def _fitted(states: np.ndarray, labels: np.ndarray, difference: np.ndarray, meth
         scaler = StandardScaler().fit(states)
         found = LogisticRegression(max_iter=2000).fit(scaler.transform(states), labels).coef_[0] / scaler.scale_
     else:
-        n_pairs = min((labels == 0).sum(), (labels == 1).sum())
-        pairs = states[labels == 1][:n_pairs] - states[labels == 0][:n_pairs]
-        found = np.linalg.svd(pairs, full_matrices=False)[2][0]  # the sign of a pair is arbitrary: no centring
+        ones, zeros = partners
+        differences = states[ones] - states[zeros]
+        found = np.linalg.svd(differences, full_matrices=False)[2][0]  # the sign of a pair is arbitrary: no centring
     found = found * np.sign(found @ difference or 1.0)
     return torch.from_numpy(found / np.linalg.norm(found))
 

@@ -66,7 +66,10 @@ def load_subject(name: str, *, device: str = "auto") -> LanguageModel:
 
 
 _ONE_CELL = Lock()
-"""A recording takes over the layers of the model in memory: two threads of a worker must not share it."""
+"""Two threads of one worker would hold a model each in memory, and draw untrained weights from one random state.
+
+Who may run a model is for :func:`~llvlit.engine.exclusive.exclusive` to say; this is about having one at a time.
+"""
 
 _load_subject = lru_cache(maxsize=1)(load_subject)  # a worker's cells of one model come one after another
 _load_task = lru_cache(maxsize=16)(load_task)  # its models meet the same tasks, which may come from the hub

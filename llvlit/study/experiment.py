@@ -40,7 +40,7 @@ Prediction = tuple[str, int | None, np.ndarray]
 
 @dataclass(frozen=True)
 class SplitTokens:
-    """The three splits as one model's tokens, and how many prompts of each its tokenizer has no use for."""
+    """The three splits as one model's tokens, and how many prompts of each are left out."""
 
     concept: TokenizedPrompts
     operating: TokenizedPrompts
@@ -73,24 +73,32 @@ class Experiment:
 def tokenize_splits(model: LanguageModel, splits: Splits, settings: Settings) -> SplitTokens:
     """Each split as tokens, without the prompts that are too short or equal for this tokenizer.
 
+    Of prompts that have the same tokens in two splits, that of the earlier split stays: none is held out that a
+    direction or a surrogate has seen.
+
     Raises
     ------
     ConceptNotVisibleError
         If nothing of a class is left of some split.
     """
     tokens, left_out = {}, {}
+    seen: set[tuple[int, ...]] = set()
     for part in ("concept", "operating", "evaluation"):
         prompts = getattr(splits, part)
         try:
-            tokens[part], without = usable_prompts(model, prompts, max_tokens=settings.max_tokens)
+            usable, _ = usable_prompts(model, prompts, max_tokens=settings.max_tokens)
         except InputError as error:
             raise ConceptNotVisibleError(f"The {part} split: {error}") from error
-        left_out[part] = sum(map(len, without.values()))
-        if len(set(tokens[part].prompts.labels)) < 2:
+        unseen = [row for row, ids in enumerate(usable.ids) if ids not in seen]
+        left_out[part] = len(prompts) - len(unseen)
+        if len({usable.prompts.labels[row] for row in unseen}) < 2:
             raise ConceptNotVisibleError(
-                f"The {part} split: of {len(prompts)} prompts, {left_out[part]} are too short or equal for the "
-                f"tokenizer of {model.name}, and none of one class is left. Use longer prompts or a larger max_tokens."
+                f"The {part} split: of {len(prompts)} prompts, {left_out[part]} are too short for the tokenizer of "
+                f"{model.name}, or equal for it to others of this split or of an earlier one, and none of one class "
+                "is left. Use longer prompts or a larger max_tokens."
             )
+        tokens[part] = usable.select(unseen)
+        seen.update(usable.ids)
     return SplitTokens(**tokens, left_out=left_out)
 
 

@@ -399,7 +399,7 @@ def _running_cluster(scheduler: str) -> Iterator[Client]:
 def _run_on_workers(run: Run, client: Client, scratch: Path | None = None) -> None:
     """Cells on the workers of a cluster, one at a time on each; workers may come and go on the way.
 
-    A worker's threads would share one model in memory, whose layers a recording takes over while it runs. A cell
+    More than one would hold a model each in the worker's memory, whatever the number of its threads. A cell
     whose worker died is tried again, on whichever worker is free, until ``ATTEMPTS`` have died on it: they had no
     other cell, so no other cell is blamed. ``scratch`` is a folder that this process shares with all workers.
 

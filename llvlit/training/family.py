@@ -30,7 +30,7 @@ from llvlit.training.corpus import (
 from llvlit.training.loop import held_out_loss, train_model
 from llvlit.training.recipe import SIZES, Recipe, check_same, shape_of
 
-KIND = "training run"
+KIND, MODEL = "training run", "model folder"
 CHECKPOINT = "checkpoint.safetensors"
 WRITTEN = {CHECKPOINT, "corpus.safetensors", "model.safetensors", "config.json", "training.json"}
 WRITTEN |= {"tokenizer.json", "tokenizer_config.json"}
@@ -82,8 +82,13 @@ def train_family(
     reviews = list(tqdm(read_reviews(corpus), desc="read", unit="review"))
     if not any(text for text, _ in reviews):
         raise InputError(f"corpus={str(corpus)!r} holds no review with a text. Name a folder that holds some.")
-    files.own(out, KIND)
+    files.check_ours(out, KIND)
+    for size in shapes:
+        for folder in (size, *(f"{size}-{step}" for step in kept)):
+            files.check_ours(out / "models" / folder, MODEL)
     with files.locked(out):
+        if not files.is_owned(out, KIND):
+            files.own(out, KIND)
         tokenizer, tokens, inputs = _prepare(reviews, out, vocabulary)
         facts = {"recipe": asdict(recipe), "inputs": inputs}
         for size in shapes:
@@ -121,11 +126,14 @@ def train_family(
             export_model(model, tokenizer, out / "models" / size, training=training)
             return held_out
 
-        return {size: train_member(size) for size in shapes}
+        losses = {size: train_member(size) for size in shapes}
+        files.finish(out, KIND)
+        return losses
 
 
 def export_model(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path, *, training: dict[str, Any]) -> None:
-    """Model folder in the hub's own format (float16 safetensors, tokenizer); ``training.json`` comes last."""
+    """Model folder in the hub's own format (float16 safetensors, tokenizer), of ours alone; its mark comes last."""
+    files.own(folder, MODEL)
     told = {"architectures": ["GPT2LMHeadModel"], "dtype": "float16", "tie_word_embeddings": True}
     tensors = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in model.named_parameters()}
     files.write_atomically(
@@ -138,6 +146,7 @@ def export_model(model: GPT2LMHeadModel, tokenizer: Tokenizer, folder: Path, *, 
     files.write_text(folder / "tokenizer.json", fast.backend_tokenizer.to_str(pretty=True))
     files.write_json(folder / "tokenizer_config.json", {**fast.init_kwargs, "tokenizer_class": type(fast).__name__})
     files.write_json(folder / "training.json", training)
+    files.finish(folder, MODEL)
 
 
 def _try_compiler(device: torch.device) -> None:
