@@ -370,7 +370,8 @@ def test_every_cell_that_raises_stops_the_build_whatever_the_settings_hold(tmp_p
     root = write_book(tmp_path / "{profile}", chapter=None, more=more)
     profile = "models\"; raise SystemExit  # {device} ' \\ | `x`"
     (root / profile / "one").mkdir(parents=True)
-    (root / profile / "one" / "config.json").write_text("{}")
+    for name in ("config.json", "model.safetensors"):
+        (root / profile / "one" / name).write_text("{}")
     with pytest.raises(BuildError) as caught:
         build(root, profile=str(root / profile))
     told = str(caught.value)

@@ -95,6 +95,8 @@ def build_book(
     FileError
         If a file of the book cannot be read, ``_build`` is in use by another build or cannot be written, or
         ``_build/html`` holds something else.
+    ModelError
+        If a model in the profile's folder has no safetensors.
     BuildError
         If a page is malformed, a cell raises, a figure has no alt text, a reference is broken, or Sphinx
         warns; the message names the page.  The last book that was whole stays in ``_build/html``.

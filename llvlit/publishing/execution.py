@@ -49,6 +49,8 @@ def run_facts(profile: str, models: Iterable[str], device: str) -> dict[str, str
         If this machine has no such device.
     FileError
         If a file of a model cannot be read.
+    ModelError
+        If a model's folder has no configuration or no safetensors.
     """
     from llvlit.engine.models import torch_device  # here: Sphinx reads what runs left without loading torch
     from llvlit.provenance import device_name, environment
