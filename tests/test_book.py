@@ -296,6 +296,33 @@ def test_a_chapter_whose_record_was_changed_is_executed_again(healthy, tmp_path,
         build(root, chapters=[])
 
 
+def test_chapters_of_other_models_or_of_another_llvlit_are_executed_again(tmp_path):
+    models = tmp_path / "models"
+    (models / "one").mkdir(parents=True)
+    (models / "one" / "config.json").write_text("{}")
+    (models / "one" / "model.safetensors").write_bytes(b"weights")
+    chapter = f"# Title\n\n{PARAMETERS}"
+    root = write_book(tmp_path / "book", chapter=chapter, more={"fails": chapter + cell("raise ValueError('enough')")})
+    executed = root / "_build" / "executed" / "book" / "chapter.ipynb"
+
+    def is_executed() -> bool:
+        before = executed.stat().st_mtime_ns if executed.exists() else 0
+        with pytest.raises(BuildError, match="enough"):  # before the pages, which are not the point
+            build(root, profile=str(models), chapters=[])
+        return executed.stat().st_mtime_ns > before
+
+    assert is_executed()
+    assert not is_executed()
+    (models / "one" / "model.safetensors").write_bytes(b"changed")
+    assert is_executed()
+    for fact in ("commit", "llvlit"):
+        notebook = nbformat.read(executed, as_version=4)
+        notebook.metadata["llvlit"][fact] = "another"
+        nbformat.write(notebook, executed)
+        assert is_executed(), fact
+    assert not is_executed()
+
+
 def test_a_killed_build_leaves_nothing_to_publish_and_its_folder_to_the_next(tmp_path, capsys):
     root, elsewhere = write_book(tmp_path / "book", chapter=None), tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -343,7 +370,8 @@ def test_every_cell_that_raises_stops_the_build_whatever_the_settings_hold(tmp_p
     root = write_book(tmp_path / "{profile}", chapter=None, more=more)
     profile = "models\"; raise SystemExit  # {device} ' \\ | `x`"
     (root / profile / "one").mkdir(parents=True)
-    (root / profile / "one" / "config.json").write_text("{}")
+    for name in ("config.json", "model.safetensors"):
+        (root / profile / "one" / name).write_text("{}")
     with pytest.raises(BuildError) as caught:
         build(root, profile=str(root / profile))
     told = str(caught.value)

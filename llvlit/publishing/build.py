@@ -77,7 +77,7 @@ def build_book(
         As for :func:`llvlit.load_model`.
     chapters : iterable of str, optional
         Names (``"gains"``) of the chapters to execute; the others are taken from the last build if neither
-        their text nor the settings have changed since.  Default: all are executed.
+        their text, the settings, the models nor llvlit (its commit) have changed since.  Default: all are executed.
     jobs : int, optional
         Chapters executed at once, the processor's cores shared between them.  Default: 2 on a processor with
         two cores or more, 1 on a GPU.
@@ -95,6 +95,8 @@ def build_book(
     FileError
         If a file of the book cannot be read, ``_build`` is in use by another build or cannot be written, or
         ``_build/html`` holds something else.
+    ModelError
+        If a model in the profile's folder has no safetensors.
     BuildError
         If a page is malformed, a cell raises, a figure has no alt text, a reference is broken, or Sphinx
         warns; the message names the page.  The last book that was whole stays in ``_build/html``.
@@ -105,7 +107,8 @@ def build_book(
     read_yaml(root / CONFIG, "the book's settings")
     notebooks = {page: read_notebook(page) for page in pages if page.is_chapter}
     chosen = _chosen(notebooks, chapters)
-    run = run_facts(_profile(profile, root), device)
+    models = load_settings(profile).models  # a wrong profile is refused before anything runs
+    run = run_facts(_profile(profile, root), models, device)
     if jobs is None:
         jobs = min(2, os.cpu_count() or 1) if run["device_kind"] == "cpu" else 1
     jobs = checks.integer("jobs", jobs, at_least=1)
@@ -149,7 +152,6 @@ def _profile(profile: str, root: Path) -> str:
     """Profile as chapters get it: a folder of models relative to the book where it can be."""
     if profile in SETTINGS:
         return profile
-    load_settings(profile)  # a wrong one is refused before anything runs
     folder = Path(profile).resolve()
     return str(folder.relative_to(root) if folder.is_relative_to(root) else folder)
 

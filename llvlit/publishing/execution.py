@@ -36,20 +36,54 @@ FACTS = {
 """What an executed chapter says of its run, under ``"llvlit"`` in its metadata."""
 
 
-def run_facts(profile: str, device: str) -> dict[str, str]:
-    """What the status page tells of a run: profile, device, versions, commit.
+CURRENT = ("source", "profile", "models", "device_asked", "llvlit", "commit")
+"""What must be as it was, so that an executed chapter need not be executed again."""
+
+
+def run_facts(profile: str, models: Iterable[str], device: str) -> dict[str, str]:
+    """What is noted of a run: profile, its models, device, versions, commit.
 
     Raises
     ------
     InputError
         If this machine has no such device.
+    FileError
+        If a file of a model cannot be read.
+    ModelError
+        If a model's folder has no configuration or no safetensors.
     """
     from llvlit.engine.models import torch_device  # here: Sphinx reads what runs left without loading torch
     from llvlit.provenance import device_name, environment
 
     kind = torch_device(device).type
     name = device_name(torch_device(device)) if kind == "cuda" else f"{platform.machine()} {kind.upper()}"
-    return {**environment(), "profile": profile, "device_asked": device, "device_kind": kind, "device": name}
+    identity = _identity(models)
+    return {
+        **environment(),
+        "profile": profile,
+        "models": identity,
+        "device_asked": device,
+        "device_kind": kind,
+        "device": name,
+    }
+
+
+def _identity(models: Iterable[str]) -> str:
+    """Digest of all files of the models that lie in folders, and of the names of those on the hub."""
+    from llvlit.engine.models import local_folder
+
+    digest = hashlib.sha256()
+    for model in models:
+        folder = local_folder(model)
+        if folder is None:
+            digest.update(f"{model}\n".encode())
+            continue
+        with foreign(folder, "a model"):
+            for path in sorted(path for path in folder.iterdir() if path.is_file()):
+                with path.open("rb") as file:
+                    content = hashlib.file_digest(file, "sha256").hexdigest()
+                digest.update(f"{path.name} {content}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def executed_path(executed: Path, name: str) -> Path:
@@ -82,14 +116,14 @@ def read_executed(path: Path) -> NotebookNode:
 
 
 def _current(page: Page, path: Path, run: Mapping[str, str]) -> NotebookNode | None:
-    """The executed notebook of a chapter, unless its text or the settings have changed since."""
+    """The executed notebook of a chapter, unless its text, the settings, the models or llvlit have changed since."""
     try:
         notebook = read_executed(path)
     except LlvlitError:
         return None
     asked = {**run, "source": _digest(page)}
     facts = notebook.metadata["llvlit"]
-    return notebook if all(facts[key] == asked[key] for key in ("source", "profile", "device_asked")) else None
+    return notebook if all(facts.get(key) == asked[key] for key in CURRENT) else None
 
 
 def _digest(page: Page) -> str:
