@@ -113,6 +113,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--draws", type=int, help="draws of each kind of the fuzzer (default: a few hundred in all)")
 
 
+@pytest.fixture(autouse=True)
+def gradients_are_on() -> Iterator[None]:
+    """An interrupt planted inside ``torch.no_grad`` may leave gradients off: the next test starts with them on."""
+    yield
+    torch.set_grad_enabled(True)
+
+
 @pytest.fixture(scope="session")
 def gpt2() -> LanguageModel:
     return tiny_model("gpt2")
