@@ -212,14 +212,14 @@ class LinearizedLayer:
         return self.frozen.next_states
 
     def jvp(self, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
-        """Products A_l t ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.jvp`."""
+        """Products A_l t ``(n_prompts, k, hidden_size)``; see :meth:`FrozenLayer.jvp`, which is the door."""
         if method != "jvp":
             return self.frozen.jvp(tangents, method=method)
-        return self._in_pieces(self.frozen._checked("tangents", tangents), _Graph.forward, jvp=True)
+        return self._in_pieces(tangents.to(self.states), _Graph.forward, jvp=True)
 
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Products A_l^T w ``(n_prompts, k, hidden_size)``."""
-        return self._in_pieces(self.frozen._checked("cotangents", cotangents), _Graph.backward, jvp=False)
+        return self._in_pieces(cotangents.to(self.states), _Graph.backward, jvp=False)
 
     def _in_pieces(
         self, vectors: torch.Tensor, product: Callable[[_Graph, torch.Tensor], torch.Tensor], *, jvp: bool
