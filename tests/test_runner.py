@@ -38,6 +38,8 @@ PATIENCE = 120.0
 """Seconds after which a test gives up; nothing here should take a tenth of it."""
 
 SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started the tests may ignore it
 import sys
 from pathlib import Path
 import runner_jobs as cells
