@@ -598,18 +598,8 @@ NUMERIC = {
     "--steps",
     "--jobs",
 }
-OPTIONS = (
-    "--json",
-    "--dry-run",
-    "--report",
-    "--force",
-    "--compile",
-    "--pdf",
-    "--other",
-    "-x",
-    "--",
-    "--help",
-    "--no-plot",
+OPTIONS = (  # no --compile: a compiler works for a minute, in processes of its own, and is no bad input
+    *("--json", "--dry-run", "--report", "--force", "--pdf", "--other", "-x", "--", "--help", "--no-plot"),
 )
 
 
