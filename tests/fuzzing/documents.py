@@ -20,6 +20,7 @@ import llvlit
 from fuzzing.tampering import as_json, cut, drop, flip, header, insert, over, places, put
 from fuzzing.things import GAINS_FILE, LLV_FILE, MODEL_FOLDER, ROOT, WORK, command, contents, folder_of, model_folder
 from llvlit.engine.depth import depth_system
+from llvlit.method.concepts import random_directions
 from llvlit.study.cells import Results, claim_folder, load_results, run_cell
 from llvlit.study.grid import load_grid
 from llvlit.study.runner import write_result
@@ -185,7 +186,7 @@ def used(name: str, **changed: bytes | None) -> Any:
         if data is not None:
             (folder / file.replace("__", ".")).write_bytes(data)
     model = llvlit.load_model(folder, device="cpu")
-    vectors = np.random.default_rng(0).standard_normal((model.n_layers + 1, model.hidden_size))
+    vectors = random_directions(model.n_layers + 1, model.hidden_size, seed=0)
     system = depth_system(model, FILMS)
     measured = llvlit.measured_gains(model, FILMS, vectors, amplitude=0.01)
     linear = llvlit.adjoint_gains(model, FILMS, vectors)
@@ -208,7 +209,7 @@ INDEX = _sharded()
 
 
 def sharded(index: Any, shard: str | None = None) -> Any:
-    """A model in shards with this index, beside a pickle of its weights, a link to one outside, and a folder."""
+    """A model in shards with this index, beside a pickle of its weights, a folder, and a link if one is named."""
     parent = folder_of({"outside.safetensors": WEIGHTS, "model/shard.safetensors": WEIGHTS, "model/folder": None})
     folder = parent / "model"
     for path in FOLDERS["gpt2"].iterdir():
@@ -218,8 +219,9 @@ def sharded(index: Any, shard: str | None = None) -> Any:
     torch.save(llvlit.load_model(MODEL_FOLDER, device="cpu").module.state_dict(), stream)
     for name in ("pickle.bin", "pickle.pt", "pickle.safetensors"):
         (folder / name).write_bytes(stream.getvalue())
-    (folder / "link.safetensors").symlink_to(parent / "outside.safetensors")
-    (folder / "zero.safetensors").symlink_to("/dev/zero")
+    links = {"link.safetensors": str(parent / "outside.safetensors"), "zero.safetensors": "/dev/zero"}
+    if shard in links:
+        (folder / shard).symlink_to(links[shard])
     if shard is not None:
         index = {**index, "weight_map": dict.fromkeys(index["weight_map"], shard)}
     (folder / "model.safetensors.index.json").write_bytes(index if isinstance(index, bytes) else as_json(index))
