@@ -14,11 +14,12 @@ import nbformat
 import numpy as np
 import pandas as pd
 import torch
+from course_book import course_book
 from pyarrow import Table, parquet
 
 import llvlit
 from fuzzing.tampering import as_json, cut, drop, flip, header, insert, over, places, put
-from fuzzing.things import GAINS_FILE, LLV_FILE, MODEL_FOLDER, ROOT, WORK, command, contents, folder_of, model_folder
+from fuzzing.things import GAINS_FILE, LLV_FILE, MODEL_FOLDER, WORK, command, contents, folder_of, model_folder
 from llvlit.engine.depth import depth_system
 from llvlit.method.concepts import random_directions
 from llvlit.study.cells import Results, claim_folder, load_results, run_cell
@@ -273,78 +274,8 @@ def trained(files: dict[str, bytes | str | None]) -> str:
 # Books
 
 
-_FRONT = """\
----
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
-"""
-_CHAPTER = r"""(sums)=
-# What do sums do?
-
-See {doc}`words`, {ref}`sums`, {eq}`eq-sum`, {cite:t}`known` and {numref}`fig-sum`; {ref}`ex-words`.
-
-```{code-cell} ipython3
-:tags: [parameters, remove-cell]
-
-profile = "embedded"
-device = "cpu"
-```
-
-$$
-1 + 1 = 2 .
-$$ (eq-sum)
-
-````{exercise} ★ In words
-:label: ex-words
-
-What is {math}`1 + 1`?
-````
-
-````{solution-start} ex-words
-:class: dropdown
-````
-
-Two, by {eq}`eq-sum`.
-
-```{code-cell} ipython3
-two = 1 + 1
-```
-
-````{solution-end}
-````
-
-```{list-table}
-:header-rows: 1
-
-* - a
-  - b
-* - {doc}`words`
-  - long
-    cell
-```
-
-```{code-cell} ipython3
-:tags: [hide-input]
-
-dict(name="fig-sum")
-```
-"""
-CHAPTER = (_FRONT + _CHAPTER).encode()
-BOOK = {
-    "_config.yml": (ROOT / "_config.yml").read_bytes(),
-    "_toc.yml": b"root: book/words\nchapters:\n- file: book/sums\n",
-    "book/references.bib": b"@misc{known, title={A}, author={Bell, Ann and de Boer, Cees}, year={2000}}\n",
-    "book/words.md": b"# Words\n\nNo chapter.\n",
-    "book/sums.md": CHAPTER,
-}
+BOOK = {name: text.encode() for name, text in course_book().items()}
+CHAPTER = BOOK["book/sums.md"]
 
 
 def exercises(changed: dict[str, bytes | None]) -> str:
@@ -376,6 +307,7 @@ NOTEBOOK = json.loads(_notebook())
 _PAGE = '<html><a href="https://colab.research.google.com/github/llvlit/llvlit/blob/gh-pages/latest/notebooks/book/sums.ipynb">'
 BUILT = {
     **BOOK,
+    "_toc.yml": b"root: book/words\nchapters:\n- file: book/sums\n",
     "_build/html/index.html": b"<html></html>",
     "_build/html/book/sums.html": _PAGE.encode(),
     "_build/html/_static/versions.js": b'const version = "";\n',
