@@ -115,7 +115,14 @@ ODD: dict[str, tuple[str, ...]] = {
         *("llvlit.Prompts(['a film'] * 4, [0, 1] * 2)", "llvlit.Prompts(['a film', 'no film'], [1, 1])"),
         *("llvlit.Prompts(['x' * 3000, 'a film'], [0, 1])", "llvlit.Prompts(['é👀 \\0', 'ab'], [0, 1])"),
     ),
-    "DataFrame": ("{}.iloc[:0]", "{}.iloc[:1]", "{}.drop(columns='task')", "{}.assign(seed=None)", "{} * 1", "{}.T"),
+    "DataFrame": (
+        "{}.iloc[:0]",
+        "{}.iloc[:1]",
+        "{}.drop(columns='task', errors='ignore')",
+        "{}.assign(seed=None)",
+        "{} * 1",
+        "{}.T",
+    ),
     "Series": ("{}.iloc[:0]", "{} * float('nan')", "{} * 0", "{} * -1e300", "{}.astype(str)"),
 }
 """Values of the right kind (``{}``: the usual one) that may be refused or not, but never give nonsense."""
