@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llvlit import checks
 from llvlit.engine.exclusive import exclusive
@@ -42,6 +43,11 @@ class FrozenBatch:
     call: LayerCall
     recording: Recording
     context: ContextCache
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that run for one vector of each prompt."""
+        return len(self.members) * (1 if self.context.tokens is None else self.context.tokens.shape[1])
 
 
 @dataclass(frozen=True)
@@ -153,7 +159,7 @@ class FrozenLayer:
         out = torch.empty_like(vectors)
         with torch.no_grad():
             for batch in self.batches:
-                n_rows = max(1, rows_per_call(self.states.device, self.states.shape[1]) // len(batch.members))
+                n_rows = max(1, rows_per_call(self.states.device, self.states.shape[1]) // batch.n_rows)
                 pieces = vectors[batch.members].split(n_rows, dim=1)
                 out[batch.members] = torch.cat([function(batch, piece) for piece in pieces], dim=1)
         return out
@@ -223,7 +229,7 @@ class LinearizedLayer:
         _, n_vectors, hidden_size = vectors.shape
         out = vectors.new_empty(vectors.shape)
         for number, batch in enumerate(self.frozen.batches):
-            n_most = max(1, rows_per_call(vectors.device, hidden_size, jvp=jvp) // len(batch.members))
+            n_most = max(1, rows_per_call(vectors.device, hidden_size, jvp=jvp) // batch.n_rows)
             n_rows = -(-self.n_products // -(-self.n_products // n_most)) if n_vectors > 1 else 1  # even pieces
             graph = self._graph(number, n_rows)
             is_shared = vectors.stride(0) == 0  # by all prompts, and a view of it still is
@@ -247,7 +253,7 @@ class _Graph:
     """A layer's graph for one batch, each prompt's operating point in some rows."""
 
     def __init__(self, frozen: FrozenLayer, batch: FrozenBatch, n_rows: int) -> None:
-        with torch.enable_grad():
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # which can be differentiated twice
             point = frozen.states[batch.members].unsqueeze(1).expand(-1, n_rows, -1)
             self.point = point.contiguous().requires_grad_()
             self.value = frozen._replay(batch, self.point, shared=True)

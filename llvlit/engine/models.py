@@ -138,7 +138,8 @@ class LanguageModel:
     @property
     def max_positions(self) -> int:
         """Longest context in tokens."""
-        return int(getattr(text_config(self.module), "max_position_embeddings", 0) or 2**30)
+        longest = getattr(text_config(self.module), "max_position_embeddings", 0)
+        return int(longest) if longest and longest > 0 else 2**30  # some say -1 where there is no limit
 
     @property
     def n_embedded(self) -> int:
@@ -212,7 +213,9 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
             f"{name} runs {attention!r} attention, which cannot be differentiated twice. "
             "Load it with attn_implementation='eager'."
         )
-    parent, layers = _find_layers(module, int(config.num_hidden_layers), name)
+    counts = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers", "num_hidden_layers"))
+    n_layers = next(filter(None, counts), 0)
+    parent, layers = _find_layers(module, int(n_layers), name)
     labels, siblings = zip(*parent.named_children(), strict=True)
     norms = [
         number
@@ -225,7 +228,8 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
 
 
 def _find_layers(module: PreTrainedModel, n_layers: int, name: str) -> tuple[nn.Module, nn.ModuleList]:
-    for parent in module.modules():
+    decoder = getattr(module, "get_decoder", lambda: module)() or module  # first: an encoder may be as deep
+    for parent in (*decoder.modules(), *module.modules()):
         for child in parent.children():
             if isinstance(child, nn.ModuleList) and len(child) == n_layers:
                 return parent, child
