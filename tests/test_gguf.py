@@ -136,6 +136,7 @@ def test_weights_are_those_of_the_blocks(module: torch.nn.Module, tmp_path: Path
     for key, part in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):
         blocks = gguf.quantize(own_tensors(module)[f"blk.1.{key}.weight"], gguf.GGMLQuantizationType.Q8_0)
         expected = gguf.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0)
+        assert model.precision == "float32, weights stored in Q8_0"
         assert np.array_equal(model.module.get_parameter(f"model.layers.1.{part}.weight").detach().numpy(), expected)
 
 
@@ -222,6 +223,14 @@ def test_cache_that_cannot_be_written(module: torch.nn.Module, tmp_path: Path, m
     monkeypatch.setenv("LLVLIT_CACHE", str(tmp_path / "file"))
     with pytest.raises(FileError, match=r"cannot be written.*LLVLIT_CACHE"):
         converted(path, "tiny")
+
+
+def test_conversion_larger_than_memory_is_not_begun(
+    module: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "free_memory", lambda device: 1000)
+    with pytest.raises(ModelError, match=r"0\.0 GB are free.*stream=True"):
+        load_model(write(tmp_path / "tiny.gguf", module))
 
 
 # Files that cannot be read

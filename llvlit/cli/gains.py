@@ -108,6 +108,7 @@ def text(profile: dict[str, Any]) -> str:
     )
     if profile["n_cut"]:
         lines.append(f"{profile['n_cut']} prompts were cut on the left.")
+    lines.append(f"Computed in {profile['metadata']['precision']}.")
     return "\n".join(lines)
 
 

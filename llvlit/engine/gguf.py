@@ -9,7 +9,6 @@ import os
 import shutil
 import struct
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from platformdirs import user_cache_path
 
 from llvlit.checks import shown
 from llvlit.engine.folder import Shapes, check_numbers, check_size, misfit, refuse_encoder
+from llvlit.engine.precision import free_memory
 from llvlit.errors import FileError, ModelError
 from llvlit.files import finish, finished, replaced
 from llvlit.progress import progress
@@ -206,6 +206,11 @@ def converted(path: Path, name: str) -> Path:
     return folder
 
 
+def source_types(folder: Path) -> list[str]:
+    """Types of the matrices in the file that a folder was converted from."""
+    return [str(each) for each in (finished(folder, KIND) or {}).get("types", [])]
+
+
 def _convert(path: Path, folder: Path, name: str) -> dict[str, Any]:
     """Write the model and the tokenizer of a file; facts about them."""
     try:
@@ -226,6 +231,12 @@ def _convert(path: Path, folder: Path, name: str) -> dict[str, Any]:
             shell = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
         check_size(shell, header.shapes, name)
         _check_all_is_used(shell, header, name)
+        needed, free = 8 * sum(math.prod(shape) for shape in header.shapes.values()), free_memory(torch.device("cpu"))
+        if needed > free:
+            raise ModelError(
+                f"To convert {path} takes {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Load the "
+                "model's safetensors with stream=True, one layer at a time."
+            )
         tokenizer = AutoTokenizer.from_pretrained(place, config=config, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -245,7 +256,7 @@ def _convert(path: Path, folder: Path, name: str) -> dict[str, Any]:
     shell.config.dtype = None
     shell.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"types": dict(Counter(header.types.values()))}
+    return {"types": sorted({header.types[key] for key, shape in header.shapes.items() if len(shape) > 1})}
 
 
 def _check_header(path: Path, header: Header) -> None:

@@ -259,6 +259,7 @@ def origin(model: LanguageModel, tokens: TokenizedPrompts) -> dict[str, Any]:
     return {
         "model": model.name,
         "model_fingerprint": model.fingerprint,
+        "precision": model.precision,
         "prompts_fingerprint": tokens.prompts.fingerprint,
         "n_prompts": len(tokens),
         "n_cut": tokens.n_cut,
