@@ -338,7 +338,7 @@ def load_model(
         ``auto`` (a CUDA device where there is one, else the CPU) or a name that torch knows.
     dtype
         ``float32`` (default), ``float64``, ``bfloat16`` or ``float16``.  Weights stored in 16 bits are computed with
-        in float32 unless told otherwise.  What 16 bits cost stands in :attr:`LanguageModel.precision`; it is measured
+        in float32 unless told otherwise.  What 16 bits cost stands in the model's ``precision``; it is measured
         where the model fits into memory in float32, too.
     revision
         Commit, tag or branch on the hub, which may also stand behind the name: ``gpt2@main``.  Default: a
