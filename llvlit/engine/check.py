@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from llvlit.engine.exclusive import parts_of
 from llvlit.engine.fast import FrozenContext, fast_layer
-from llvlit.engine.models import LanguageModel
+from llvlit.engine.models import LanguageModel, wrap_model
+from llvlit.engine.precision import in_float32
 from llvlit.engine.replay import (
     ContextCache,
     Recording,
@@ -91,9 +92,23 @@ def check_replay(model: LanguageModel, tokens: TokenizedPrompts) -> ReplayStyle:
         return known.style
     if not known:
         _check_parts(model)
-    style = _find_style(model, shortest, longest, new, known.style if known else None)
+    style = known.style if known else None
+    if model.dtype not in TOLERANCE:  # in 16 bits, a mistake would pass for rounding
+        style = _find_style(_in_float32(model), shortest, longest, new, style)
+    style = _find_style(model, shortest, longest, new, style)
     _CHECKED[model.module] = _Checked(subject, shortest, longest, style)
     return style
+
+
+def _in_float32(model: LanguageModel) -> LanguageModel:
+    """A copy of the model that computes in float32."""
+    module = in_float32(model.module)
+    if module is None:
+        raise ModelError(
+            f"{model.name} is checked in float32 before its first use in {model.dtype}, for which there is no memory. "
+            "Hold one layer at a time: load_model(..., stream=True)."
+        )
+    return wrap_model(module, model.tokenizer, name=model.name)
 
 
 @contextmanager

@@ -121,6 +121,11 @@ class FrozenLayer:
         """
         tangents = self._checked("tangents", tangents)
         if checks.choice("method", method, METHODS) == "central":
+            if 4 * torch.finfo(self.states.dtype).eps > CENTRAL_STEP:
+                raise InputError(
+                    f"method='central' takes steps that drown in {self.states.dtype}'s rounding. Take 'jvp', or load "
+                    f"{self.model.name} in float32."
+                )
             return self._by_pieces(tangents, self._central_difference)
         return LinearizedLayer(self, tangents.shape[1], keeps_graphs=False).jvp(tangents)
 

@@ -279,6 +279,7 @@ def origin(model: LanguageModel, tokens: TokenizedPrompts) -> dict[str, Any]:
     return {
         "model": model.name,
         "model_fingerprint": model.fingerprint,
+        "precision": model.precision,
         "prompts_fingerprint": tokens.prompts.fingerprint,
         "n_prompts": len(tokens),
         **tokens.metadata,
