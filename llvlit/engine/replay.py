@@ -195,6 +195,7 @@ def run_candidates(
     context: ContextCache,
     *,
     shared: bool = False,
+    often: bool = False,
 ) -> torch.Tensor:
     """Outputs ``(n_prompts, n_candidates, hidden_size)`` for candidate last tokens of each prompt.
 
@@ -202,6 +203,8 @@ def run_candidates(
     ----------
     shared
         Whether a prompt's candidates are all equal and stand there for derivatives.
+    often
+        Whether these come many times, so that a single row, too, has its attention's derivative formed.
     """
     keys, values = context.keys, context.values
     assert keys is not None and values is not None
@@ -216,7 +219,7 @@ def run_candidates(
             return value
         if style.frozen_context and _is_mask(value, n_tokens) and value.is_floating_point():
             seen = _seen_by_last(value, recording.last)
-            return style.frozen_context(keys, values, *seen, rows is not None and rows[1] > 1)
+            return style.frozen_context(keys, values, *seen, rows is not None and (often or rows[1] > 1))
         return _cut(value, recording.last, n_tokens, candidates.shape[1])
 
     return call.run(style.stand_in(layer, rows=rows), candidates, cut)

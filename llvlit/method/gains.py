@@ -189,6 +189,13 @@ def measured_gains(
     steps = np.broadcast_to(amplitudes, len(several)).tolist()
     flag("final_norm", final_norm)
     vectors = torch.stack([one.on(model) for one in several])  # (n_sets, n_layers + 1, hidden_size)
+    distinct: list[tuple[float, torch.Tensor]] = []  # sets that differ in their readout alone share their pushes
+    place_of = []
+    for step, along in zip(steps, vectors[:, :-1], strict=True):
+        same = (i for i, (size, other) in enumerate(distinct) if size == step and torch.equal(other, along))
+        place_of.append(next(same, len(distinct)))
+        if place_of[-1] == len(distinct):
+            distinct.append((step, along))
     tokens = tokens_of(model, prompts, max_tokens)
     norms: list[list[torch.Tensor]] = [[] for _ in model.layers]  # of each layer's states, batch by batch
 
@@ -197,14 +204,14 @@ def measured_gains(
         if layer == model.n_layers - 1:  # all sizes are known after the first batch: refuse no later
             size = torch.stack([torch.cat(norm).mean() for norm in norms]).max().item()
             check_resolution("amplitude", min(steps), size, model.dtype)
-        pushes = [step * along[layer] for step, along in zip(steps, vectors, strict=True)]
+        pushes = [step * along[layer] for step, along in distinct]
         return torch.stack([states + sign * one for one in pushes for sign in (1, -1)], dim=1)
 
     pushed = propagate_beside(model, tokens, push, final_norm=final_norm, description="measured gains")
-    finals = pushed.to(torch.float64).view(len(tokens), model.n_layers, len(steps), 2, -1)
+    finals = pushed.to(torch.float64).view(len(tokens), model.n_layers, len(distinct), 2, -1)
     results = []
     for place, (one, step) in enumerate(zip(several, steps, strict=True)):
-        readouts = finals[:, :, place] @ vectors[place, -1].to(torch.float64)
+        readouts = finals[:, :, place_of[place]] @ vectors[place, -1].to(torch.float64)
         per_prompt = ((readouts[..., 0] - readouts[..., 1]) / (2 * step)).cpu().numpy()
         results.append(make_gains(model, tokens, per_prompt, one, amplitude=step))
     return results if isinstance(directions, list | tuple) else results[0]
