@@ -207,6 +207,7 @@ def run_candidates(
     context: ContextCache,
     *,
     shared: bool = False,
+    often: bool = False,
 ) -> torch.Tensor:
     """Outputs ``(n_prompts, n_candidates, hidden_size)`` for candidate last tokens of each prompt.
 
@@ -214,6 +215,8 @@ def run_candidates(
     ----------
     shared
         Whether a prompt's candidates are all equal and stand there for derivatives.
+    often
+        Whether these come many times, so that a single row, too, has its attention's derivative formed.
     """
     if context.tokens is not None:
         return _run_whole_prompts(layer, context.tokens, candidates, call, recording.last)
@@ -230,7 +233,7 @@ def run_candidates(
             return value
         if style.frozen_context and _is_mask(value, n_tokens) and value.is_floating_point():
             seen = _seen_by_last(value, recording.last)
-            return style.frozen_context(keys, values, *seen, rows is not None and rows[1] > 1)
+            return style.frozen_context(keys, values, *seen, rows is not None and (often or rows[1] > 1))
         return _cut(value, recording.last, n_tokens, candidates.shape[1])
 
     return call.run(style.stand_in(layer, rows=rows), candidates, cut)

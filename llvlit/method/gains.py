@@ -192,6 +192,13 @@ def measured_gains(
     steps = np.broadcast_to(amplitudes, len(several)).tolist()
     flag("final_norm", final_norm)
     vectors = torch.stack([one.on(model) for one in several])  # (n_sets, n_layers + 1, hidden_size)
+    distinct: list[tuple[float, torch.Tensor]] = []  # sets that differ in their readout alone share their pushes
+    place_of = []
+    for step, along in zip(steps, vectors[:, :-1], strict=True):
+        same = (i for i, (size, other) in enumerate(distinct) if size == step and torch.equal(other, along))
+        place_of.append(next(same, len(distinct)))
+        if place_of[-1] == len(distinct):
+            distinct.append((step, along))
     tokens = tokens_of(model, prompts, max_tokens)
     norms: list[list[torch.Tensor]] = [[] for _ in model.layers]  # of each layer's states, batch by batch
     routes = RouteWatch() if has_routes(model) else None
@@ -201,7 +208,7 @@ def measured_gains(
         if layer == model.n_layers - 1:  # all sizes are known after the first batch: refuse no later
             size = torch.stack([torch.cat(norm).mean() for norm in norms]).max().item()
             check_resolution("amplitude", min(steps), size, model.dtype)
-        pushes = [step * along[layer] for step, along in zip(steps, vectors, strict=True)]
+        pushes = [step * along[layer] for step, along in distinct]
         joining = [states + sign * one for one in pushes for sign in (1, -1)]
         if routes:
             routes.enter(layer, len(states), 1 + len(joining) * (layer + 1))
@@ -211,16 +218,16 @@ def measured_gains(
     with routes or nullcontext():
         pushed = propagate_beside(model, tokens, push, final_norm=final_norm, description="measured gains")
     if routes:
-        pushed, shares = pushed[:, 1:], routes.shares(len(steps))
-    finals = pushed.to(torch.float64).view(len(tokens), model.n_layers, len(steps), 2, -1)
+        pushed, shares = pushed[:, 1:], routes.shares(len(distinct))
+    finals = pushed.to(torch.float64).view(len(tokens), model.n_layers, len(distinct), 2, -1)
     results = []
     for place, (one, step) in enumerate(zip(several, steps, strict=True)):
-        readouts = finals[:, :, place] @ vectors[place, -1].to(torch.float64)
+        readouts = finals[:, :, place_of[place]] @ vectors[place, -1].to(torch.float64)
         per_prompt = ((readouts[..., 0] - readouts[..., 1]) / (2 * step)).cpu().numpy()
         gains = make_gains(model, tokens, per_prompt, one, amplitude=step)
         if routes:
             smallest = smallest_step(torch.stack([torch.cat(norm).mean() for norm in norms]).max().item(), model.dtype)
-            gains.metadata.update(tell_routes(model.name, shares[place], step, smallest))
+            gains.metadata.update(tell_routes(model.name, shares[place_of[place]], step, smallest))
         results.append(gains)
     return results if isinstance(directions, list | tuple) else results[0]
 
