@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from conftest import ARCHITECTURES, EXACT, PROMPTS, REFUSED, SOFTMAX32, affine_model, tiny_model
+from conftest import ARCHITECTURES, EXACT, PROMPTS, SOFTMAX32, WHOLE_PROMPTS, affine_model, tiny_model
 from llvlit.engine.depth import depth_system
 from llvlit.errors import InputError, ModelError, NumericalError
 from llvlit.method import verification
@@ -163,7 +163,7 @@ def padded(side: str) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-@pytest.mark.parametrize("model_type", [*ARCHITECTURES, *REFUSED])
+@pytest.mark.parametrize("model_type", [*ARCHITECTURES, *WHOLE_PROMPTS])
 def test_a_padded_batch_is_steered_where_each_prompt_alone_is(model_type):
     """On the right of the prompts; then one token more, behind padding that lies in the cache."""
     model, vectors = tiny_model(model_type), random_directions(5, 24, seed=6)
