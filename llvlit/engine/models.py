@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from llvlit import checks
 from llvlit.engine.folder import check_files, check_size, misfit, missing_layers, stored_shapes, weight_files
+from llvlit.engine.stream import Stream, check_memory, without_weights
 from llvlit.errors import InputError, ModelError, unknown_name
 from llvlit.hub import failure, hub_reachable, quiet_transformers
 
@@ -45,6 +46,8 @@ class LanguageModel:
         The decoder layers, ``n_layers`` of them.
     after_layers : tuple of torch.nn.Module
         What the model applies to the residual stream after the last layer (the final norm).
+    stream : Stream or None
+        Where the weights come from, if they are not all held.
 
     Examples
     --------
@@ -57,6 +60,7 @@ class LanguageModel:
     name: str
     layers: nn.ModuleList = field(repr=False)
     after_layers: tuple[nn.Module, ...] = field(repr=False)
+    stream: Stream | None = field(default=None, repr=False, compare=False)
     _memo: dict[str, tuple[Any, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -67,9 +71,9 @@ class LanguageModel:
         count cannot be seen: changes in place by way of ``.data`` or a NumPy view, and a replaced ``forward``.  Wrap
         the module again after the former.
         """
-        tensors = self.module.state_dict(keep_vars=True).values()
+        tensors = () if self.stream else self.module.state_dict(keep_vars=True).values()
         state = [(id(each), each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
-        return self._remembered("fingerprint", state, lambda: _fingerprint(self.module))
+        return self._remembered("fingerprint", state, lambda: _fingerprint(self.module, self.stream))
 
     @property
     def identity(self) -> str:
@@ -116,7 +120,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
-        return next(self.module.parameters()).device
+        return self.stream.device if self.stream else next(self.module.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -161,6 +165,8 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     if not (hasattr(module, "config") and callable(tokenizer) and hasattr(tokenizer, "decode")):
         raise InputError("module and tokenizer are expected as transformers loads them.")
     checks.text("name", name)
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise ModelError(f"{name} has weights without numbers, on the meta device. Load it with llvlit.load_model.")
     config = text_config(module)
     _refuse_encoder(module.config.to_dict(), name)
     attention = getattr(config, "_attn_implementation", "eager")
@@ -189,9 +195,10 @@ def _find_layers(module: PreTrainedModel, n_layers: int, name: str) -> tuple[nn.
     raise ModelError(f"{name} ({type(module).__name__}) has no list of {n_layers} layers; it is not a plain decoder.")
 
 
-def _fingerprint(module: nn.Module) -> str:
+def _fingerprint(module: nn.Module, stream: Stream | None) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, held in sorted(module.state_dict().items()):
+        value = stream.read(name) if stream else held
         digest.update(name.encode())
         digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -232,6 +239,7 @@ def load_model(
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    stream: bool = False,
 ) -> LanguageModel:
     """Causal decoder by name.
 
@@ -247,6 +255,9 @@ def load_model(
     revision
         Commit, tag or branch on the hub, which may also stand behind the name: ``gpt2@main``.  Default: a
         known commit for the models of the paper, and the branch ``main`` for others.
+    stream
+        Leave the weights in their files, and hold one layer at a time: for models larger than memory.  Whatever is
+        computed reads them again; a measured gain profile of all prompts does so once.
 
     Raises
     ------
@@ -272,6 +283,7 @@ def load_model(
     )
     type_name = str(given).removeprefix("torch.")
     checks.choice("dtype", type_name, DTYPES, hint="Differences of states need at least float32.")
+    checks.flag("stream", stream)
     folder = local_folder(name)
     hub_id, _, commit = name.partition("@")
     commit = checks.text("revision", revision, may_be_empty=False) if revision is not None else commit
@@ -289,15 +301,21 @@ def load_model(
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(config, attn_implementation="eager", **options)
         check_size(shell, shapes, name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[type_name],
-            attn_implementation="eager",
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # said below, in our words
-            output_loading_info=True,
-            **options,
+        if not stream:
+            check_memory(shell, DTYPES[type_name], place, name)
+        loaded: Any = (
+            without_weights(shell, folder, DTYPES[type_name])
+            if stream
+            else AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=DTYPES[type_name],
+                attn_implementation="eager",
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # said below, in our words
+                output_loading_info=True,
+                **options,
+            )
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
         module, loading = loaded
@@ -306,10 +324,16 @@ def load_model(
             raise misfit(name, f": {tensors}")
         if not len(tokenizer("a")["input_ids"]):
             raise ModelError(f"{name!r} has no tokenizer that knows a token. Add one with save_pretrained().")
-        model = wrap_model(module.to(device=place), tokenizer, name=name if revision is None else f"{hub_id}@{commit}")
+        module = module if stream else module.to(device=place)
+        model = wrap_model(module, tokenizer, name=name if revision is None else f"{hub_id}@{commit}")
+        if stream:
+            model = replace(model, stream=(weights := Stream(module, model.layers, folder, place, name)))
+            loading["unexpected_keys"] = weights.unused
         layers_name = next(label for label, part in module.named_modules() if part is model.layers)
         if left := missing_layers(set(loading["unexpected_keys"]), layers_name.split(".")[-1], model.n_layers):
             raise misfit(name, f", which describes {model.n_layers} layers; {left[0]} is stored, too")
+        if stream:
+            model.fingerprint  # noqa: B018 (reads all weights: what does not fit is told now)
     return model
 
 
