@@ -27,7 +27,7 @@ from llvlit.errors import FileError, ModelError
 from llvlit.hub import quiet_transformers
 
 _LOADING = RLock()
-"""Held while weights are read: transformers is silenced meanwhile, for all threads."""
+"""Held while weights come and go: transformers is silenced meanwhile, for all threads."""
 
 
 def check_memory(shell: nn.Module, dtype: torch.dtype, device: torch.device, name: str) -> None:
@@ -107,7 +107,7 @@ class Stream:
     ) -> None:
         """Put blanks in the place of all weights, and read what stays."""
         self.device, self.name, self.reads = device, name, 0
-        self._lock, self._held = RLock(), _Part((), ())
+        self._held = _Part((), ())
         self._places = _blank(module, device)
         self._files: dict[Path, tuple[int, int]] = {}
         self._file_of: dict[str, Path] = {}
@@ -138,10 +138,9 @@ class Stream:
     def read(self, name: str) -> torch.Tensor:
         """A tensor of the module's ``state_dict``."""
         place = self._places[name]
-        with self._lock:
-            if name in self._part_of:
-                self._hold(self._part_of[name])
-            return place.table[place.name]
+        if name in self._part_of:
+            self._hold(self._part_of[name])
+        return place.table[place.name]
 
     def _hook(self, part: _Part) -> Callable[..., None]:
         def hold(_module: nn.Module, _args: Any) -> None:
@@ -151,7 +150,7 @@ class Stream:
 
     def _hold(self, part: _Part) -> None:
         """Let go of the part that is held, and read this one."""
-        with self._lock:
+        with _LOADING:
             if part.keys == self._held.keys:
                 return
             self._release()
@@ -169,7 +168,7 @@ class Stream:
 
     def _fill(self, part: _Part) -> None:
         paths = {self._file_of[key] for key in part.keys}
-        with _LOADING, quiet_transformers(), ExitStack() as stack:
+        with quiet_transformers(), ExitStack() as stack:
             try:
                 if any(_state(path) != self._files[path] for path in paths):
                     raise FileError(f"The weights of {self.name} have changed since it was loaded. Load it again.")
