@@ -172,6 +172,7 @@ def identify_all(
             reduction.take(layer, jacobian, columns.get(reduction))
         for reduction in carried:
             reduction.carry(frozen.index, layer, jacobian)
+        del layer  # its graphs hold the layer's weights
     states.append(frozen.next_states)
     metadata = {**origin(model, tokens), "jacobian": jacobian, "final_norm": final_norm}
     return Identification(
