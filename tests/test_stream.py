@@ -222,7 +222,7 @@ def test_folders_that_do_not_fit_are_refused_when_they_are_loaded(tmp_path: Path
     quantized = Path(shutil.copytree(folder, tmp_path / "quantized"))
     change(quantized, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     for place, reason in (
-        (lacking, r"do not fit its config.json: weight, of shape \(48, 24\), is not stored so"),
+        (lacking, r"do not fit its configuration: weight, of shape \(48, 24\), is not stored so"),
         (beyond, "describes 4 layers; model.layers.9.mlp.up_proj.weight is stored, too"),
         (wider, r"weight, of shape \(40, 24\), is not stored so"),
         (quantized, "Quantized weights cannot be read layer by layer"),
