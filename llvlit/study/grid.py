@@ -25,9 +25,10 @@ from llvlit.files import read_toml
 from llvlit.method.bases import BASES
 from llvlit.method.concepts import METHODS
 from llvlit.method.identification import JACOBIANS
+from llvlit.method.surrogate import OPERATORS
 
 GRIDS = ("embedded", "real", "paper")
-NAMES = {"jacobians": JACOBIANS, "directions": METHODS, "bases": BASES}
+NAMES = {"jacobians": JACOBIANS, "directions": METHODS, "bases": BASES, "operators": OPERATORS}
 
 Kind = TypeVar("Kind")
 Name = Annotated[str, Meta(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -75,6 +76,8 @@ class Settings:
         Prompts per class of each split.
     directions, bases : tuple of str
         Methods; the first of each is the reference (the paper: mean difference, krylov).
+    operators : tuple of str
+        What predicts: ``mean`` operators, each prompt's own (``per prompt``), or both.
     orders : tuple of int
         Kept sorted; profiles are kept of the last, the largest; a narrower model takes its hidden size.
     amplitudes : tuple of float
@@ -99,6 +102,7 @@ class Settings:
     max_tokens: Annotated[int, Meta(ge=2, le=10**9)] = MAX_TOKENS
     directions: Annotated[tuple[str, ...], Meta(min_length=1)] = ("mean_difference",)
     bases: Annotated[tuple[str, ...], Meta(min_length=1)] = BASES
+    operators: Annotated[tuple[str, ...], Meta(min_length=1)] = OPERATORS
     orders: Annotated[tuple[Count, ...], Meta(min_length=1)] = (32,)
     amplitudes: Annotated[tuple[Amplitude, ...], Meta(min_length=1)] = (0.1,)
     operating_counts: tuple[Count, ...] = ()
