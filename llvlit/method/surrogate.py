@@ -184,8 +184,8 @@ class LLV:
     def save(self, path: str | Path) -> None:
         """Write the surrogate as safetensors, and what computed it; FileError if it cannot be written."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        header = {"kind": "llv", "borrowed": self.borrowed, "operators": self.operators}
-        header |= {"metadata": {**environment(), **self.metadata}}
+        header: dict[str, Any] = {"kind": "llv", "borrowed": self.borrowed, "operators": self.operators}
+        header["metadata"] = {**environment(), **self.metadata}
         save_tensors(checked_path("path", path), arrays, header)
 
     @classmethod
@@ -193,9 +193,9 @@ class LLV:
         """Read what :meth:`save` wrote; FileError if it is cut short, changed, of another kind or version."""
         tensors, header = load_tensors(checked_path("path", path), kind="llv")
         with own_content(path):
-            arrays = {name: tensors[name].numpy() for name in ARRAYS}
-            options = {"borrowed": header["borrowed"], "operators": header.get("operators", "mean")}
-            return cls(**arrays, metadata=header["metadata"], **options)
+            parts: dict[str, Any] = {name: tensors[name].numpy() for name in ARRAYS}
+            parts |= {"borrowed": header["borrowed"], "operators": header.get("operators", "mean")}
+            return cls(**parts, metadata=header["metadata"])
 
 
 def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:

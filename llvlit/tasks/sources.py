@@ -324,7 +324,7 @@ def read_hub(name: str, record: HubTask) -> Texts:
             f"{OFFLINE_CHOICES}"
         ) from error
     origin = f"hub: {record.hub_id}, {record.config or 'default'}, {record.split}, commit {commit}"
-    return Texts(tuple(texts), tuple(labels), origin, groups and tuple(groups))
+    return Texts(tuple(texts), tuple(labels), origin, tuple(groups) if groups else None)
 
 
 @contextmanager
