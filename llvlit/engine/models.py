@@ -488,7 +488,7 @@ def local_place(name: str) -> Path | None:
     if name in PACKAGED:
         return PACKAGED[name].file
     place = checks.path("name", name)
-    if place.suffix.lower() == ".gguf":
+    if place.suffix.lower() == ".gguf" and not place.is_dir():
         if not place.is_file():
             raise ModelError(f"There is no file {name!r}.")
         return place
