@@ -249,7 +249,9 @@ def _compare_replay(
 ) -> bool:
     """Whether products with the derivatives may share their point; raises if a replay is wrong.
 
-    The prompt runs in two rows: what a layer makes of the strides of rows shows with several prompts only.
+    The prompt runs in two rows: what a layer makes of the strides of rows shows with several prompts only.  Each layer
+    starts at the plain model's own state, so that it answers for its own rounding alone, not for what massive
+    activations have made of that of all layers before it.
     """
     tokens = tokens.expand(2, -1)
     last = torch.tensor([tokens.shape[1] - 1] * 2, device=tokens.device)
@@ -296,7 +298,7 @@ def _compare_replay(
             if not agrees(reference, value, start):
                 raise refusal(model, index, what)
         shares_point = _derivatives_agree(model, index, hidden, recording, context) and shares_point
-        hidden = after
+        hidden = expected[index + 1].expand_as(after)
     return shares_point
 
 

@@ -131,8 +131,13 @@ def refuse_encoder(config: dict[str, Any], name: str) -> None:
     causal = all(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
     is_encoder = model_type in encoders and not config.get("is_decoder")
     known = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.get("is_encoder_decoder") or is_encoder or not known or (architectures and not causal):
+    if config.get("is_encoder_decoder") or is_encoder or (architectures and not causal):
         raise ModelError(
             f"{name} ({model_type}) is not a causal decoder: earlier tokens would see the last one, and the "
             "context could not be frozen. Use a decoder such as gpt2."
+        )
+    if not known:
+        raise ModelError(
+            f"{name} has the model type {model_type}, which transformers does not list among its causal decoders: "
+            "it may be one, but nothing says so. Use a decoder such as gpt2."
         )
