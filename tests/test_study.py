@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 
 from conftest import PROMPTS, affine_model
 from llvlit.engine.depth import last_token_states
-from llvlit.engine.models import LanguageModel, load_model, local_folder
+from llvlit.engine.models import LanguageModel, load_model, local_place
 from llvlit.engine.tokens import tokenize
 from llvlit.errors import CellError, ConceptNotVisibleError, FileError, InputError, ModelError
 from llvlit.method.agreement import agreement
@@ -278,7 +278,7 @@ def test_a_cell_is_kept_only_where_the_texts_of_every_split_are_the_same(one_cel
 @pytest.mark.parametrize("change", ["configuration", "tokenizer"])
 def test_a_cell_is_kept_only_where_configuration_and_tokenizer_are_the_same(data_dir, tmp_path, change):
     model = tmp_path / "model"
-    shutil.copytree(local_folder("embedded/small"), model)
+    shutil.copytree(local_place("embedded/small"), model)
     grid = replace(GRID, models=(str(model),), tasks=("one",), seeds=(0,))
     run_study(grid, tmp_path / "out", data_dir=data_dir, device="cpu")
     name = {"configuration": "config.json", "tokenizer": "tokenizer.json"}[change]
@@ -318,7 +318,7 @@ def test_a_damaged_cell_is_told_in_a_report_and_computed_again_by_a_run(one_cell
 
 @pytest.mark.parametrize("name", ["modèle", "模型", "a model"])
 def test_names_in_any_script_name_results(data_dir, tmp_path, name):
-    shutil.copytree(local_folder("embedded/small"), tmp_path / name)
+    shutil.copytree(local_place("embedded/small"), tmp_path / name)
     shutil.copy(data_dir / "one.parquet", tmp_path / "données.parquet")
     grid = replace(GRID, models=(str(tmp_path / name),), tasks=(str(tmp_path / "données.parquet"),), seeds=(0,))
     assert len(run_study(grid, tmp_path / "out", device="cpu").done) == 1
@@ -407,7 +407,7 @@ def test_what_cannot_run_is_told_before_anything_does(data_dir, tmp_path, change
 
 def test_a_study_of_chats_puts_prompts_into_the_template_and_says_so(data_dir, tmp_path):
     """The template appends a word to every prompt; a suffix does the same."""
-    shutil.copytree(local_folder("embedded/small"), tmp_path / "model")
+    shutil.copytree(local_place("embedded/small"), tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0]['content'] }} So")
     plain = replace(GRID, models=(str(tmp_path / "model"),), tasks=("one",), seeds=(0,))
     chat = replace(plain, settings=replace(GRID.settings, chat=True))
