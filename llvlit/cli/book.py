@@ -17,7 +17,9 @@ def mount(commands: Any) -> None:
     parser = command(commands, book, "llvlit book --profile embedded")
     parser.add_argument("--root", default=".", help=ROOT_HELP)
     parser.add_argument(
-        "--profile", default="embedded", help="embedded (default, offline), paper (hub), or a folder of models"
+        "--profile",
+        default="embedded",
+        help="embedded (default, offline), pretrained (SmolLM2-135M, offline), paper (hub), or a folder of models",
     )
     add_device(parser)
     parser.add_argument("--chapters", nargs="+", metavar="NAME", help="execute these only, such as: gains control")
