@@ -27,7 +27,7 @@ from runner_jobs import failing_study_cell
 from conftest import byte_tokenizer, tiny_module
 from llvlit import LLV, load_model, load_task, provenance
 from llvlit.cli.main import main, parser
-from llvlit.engine.models import embedded_names
+from llvlit.engine.models import PACKAGED, embedded_names
 from llvlit.files import locked
 from llvlit.method.concepts import concept_directions
 from llvlit.method.gains import measured_gains
@@ -153,7 +153,7 @@ def test_python_m_llvlit_without_waiting_for_torch() -> None:
 
 def test_models(run) -> None:
     rows = run("models", "--json")
-    assert [row["name"] for row in rows] == list(embedded_names())
+    assert [row["name"] for row in rows] == [*embedded_names(), *PACKAGED]
     model = load_model("embedded/small", device="cpu")
     small = next(row for row in rows if row["name"] == "embedded/small")
     assert (small["parameters"], small["layers"]) == (model.n_parameters, model.n_layers)

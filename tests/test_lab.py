@@ -108,7 +108,9 @@ def test_binder_installs_what_the_package_requires():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = (ROOT / ".binder" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     listed = {Requirement(line).name: line for line in lines if not line.startswith(("#", "--"))}
-    needed = project["dependencies"] + project["optional-dependencies"]["lab"]
+    needed = (
+        project["dependencies"] + project["optional-dependencies"]["lab"] + project["optional-dependencies"]["gguf"]
+    )
     assert listed.keys() == {Requirement(line).name for line in needed}
     assert "--constraint ../constraints.txt" in lines and (ROOT / "constraints.txt").is_file()
     assert not any("index" in line for line in lines if line.startswith("--"))

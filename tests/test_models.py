@@ -293,7 +293,7 @@ def test_weights_cut_short(copied: Path, kept: float) -> None:
 def test_weights_that_would_be_random_are_refused(copied: Path, change: dict[str, int]) -> None:
     path = copied / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ModelError, match=r"do not fit its config\.json: \d+ tensors .*transformer\.h\."):
+    with pytest.raises(ModelError, match=r"do not fit its configuration: \d+ tensors .*transformer\.h\."):
         load_model(copied)
 
 

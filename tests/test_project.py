@@ -17,6 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from llvlit.engine.models import PACKAGED
 from llvlit.publishing.pages import INDEX, read_notebook, read_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +39,7 @@ def ranges(lines) -> dict[str, str]:
 
 def requirements() -> dict[str, str]:
     extras = PROJECT["optional-dependencies"]
-    return ranges(PROJECT["dependencies"] + extras["book"] + extras["test"])
+    return ranges(PROJECT["dependencies"] + extras["book"] + extras["test"] + extras["gguf"])
 
 
 def schema_check(schema: str, *paths: Path) -> subprocess.CompletedProcess[str]:
@@ -73,7 +74,11 @@ def test_every_file_that_make_installs_is_named_by_its_hash():
     cpu = (ROOT / "requirements" / "cpu.txt").read_text(encoding="utf-8")
     locked = (ROOT / "requirements" / "locked.txt").read_text(encoding="utf-8")
     cuda = (ROOT / "requirements" / "cuda.txt").read_text(encoding="utf-8")
-    entries = [entry for text in (cpu, locked, cuda) for entry in re.split(r"\n(?=[a-z#])", text) if entry[0] != "#"]
+    models = (ROOT / "requirements" / "models.txt").read_text(encoding="utf-8")
+    assert re.findall(r"^\S+==\S+", models, re.MULTILINE) == [model.requirement for model in PACKAGED.values()]
+    entries = [
+        entry for text in (cpu, locked, cuda, models) for entry in re.split(r"\n(?=[a-z#])", text) if entry[0] != "#"
+    ]
     for entry in entries:
         assert re.search(r"--hash=sha256:[0-9a-f]{64}", entry), entry
     assert f"\ntorch=={pins('constraints.txt')['torch']}+cpu " in cpu

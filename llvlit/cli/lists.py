@@ -17,20 +17,22 @@ def mount(commands: Any) -> None:
 
 def models(options: argparse.Namespace) -> None:
     """List the models that can be named."""
-    from llvlit.engine.models import embedded_names, load_model
+    from llvlit.engine.models import PACKAGED, embedded_names, load_model
 
+    models = {name: load_model(name, device="cpu") for name in embedded_names()} | PACKAGED
     rows = [
         {
-            "name": model.name,
+            "name": name,
             "parameters": model.n_parameters,
             "layers": model.n_layers,
             "hidden_size": model.hidden_size,
             "context": model.max_positions,
         }
-        for model in (load_model(name, device="cpu") for name in embedded_names())
+        for name, model in models.items()
     ]
-    table = columns(rows, {"parameters": "{:>10,}"})
-    show(options, rows, f"{table}\n\nAlso: a local folder in the hub's format (safetensors), or a hub id such as gpt2.")
+    missing = [f"For {name}: {model.remedy}" for name, model in PACKAGED.items() if not model.file]
+    also = "Also: a local folder in the hub's format (safetensors), a .gguf file, or a hub id such as gpt2."
+    show(options, rows, "\n".join([columns(rows, {"parameters": "{:>11,}"}), "", *missing, also]))
 
 
 def tasks(options: argparse.Namespace) -> None:

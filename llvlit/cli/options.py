@@ -80,7 +80,9 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 def add_experiment(parser: argparse.ArgumentParser) -> None:
     """Add what names a model, a task and the prompts of its splits."""
-    parser.add_argument("--model", default="embedded/large", help="embedded/..., a folder, or a hub id")
+    parser.add_argument(
+        "--model", default="embedded/large", help="embedded/..., smollm2-135m, a folder, a .gguf file, or a hub id"
+    )
     parser.add_argument("--task", default="film-sentiment", help="a task's name or a .parquet file")
     add_data_dir(parser)
     parser.add_argument("--prompts", type="count", default=50, help="prompts per class and split (default 50)")

@@ -76,14 +76,19 @@ def stored_shapes(folder: Path, config: dict[str, Any]) -> Shapes:
         with safe_open(folder / name, framework="pt") as stored:  # whose header must fit the file's size
             for key in stored.keys():  # noqa: SIM118 (not a dict)
                 shapes[key] = tuple(stored.get_slice(key).get_shape())
+    check_numbers(config, shapes, str(folder / "config.json"))
+    return shapes
+
+
+def check_numbers(config: dict[str, Any], shapes: Shapes, where: str) -> None:
+    """ModelError if a number in a configuration is beyond what weights of these shapes hold."""
     largest = max([LARGEST_SIZE, *(size for shape in shapes.values() for size in shape)])
     for key, value in _whole_numbers(config):
         if key == "transformers_weights":
-            raise ModelError(f"{folder / 'config.json'}: {key}={shown(value)} names weights; remove it.")
+            raise ModelError(f"{where}: {key}={shown(value)} names weights; remove it.")
         most = len(shapes) if "layers" in key or key == "n_layer" else largest
         if isinstance(value, int) and abs(value) > (2**40 if NO_SIZE.search(key) else most):
-            raise ModelError(f"{folder / 'config.json'}: {key}={shown(value)} does not fit weights of sizes to {most}.")
-    return shapes
+            raise ModelError(f"{where}: {key}={shown(value)} does not fit weights of sizes to {most}.")
 
 
 def _whole_numbers(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -108,10 +113,26 @@ def check_size(shell: torch.nn.Module, shapes: Shapes, name: str) -> None:
 
 def misfit(name: str, what: str) -> ModelError:
     """Error that tells how a model's weights and configuration contradict each other."""
-    return ModelError(f"The weights of {name!r} do not fit its config.json{what}. Save the model again.")
+    return ModelError(f"The weights of {name!r} do not fit its configuration{what}. Save the model again.")
 
 
 def missing_layers(unused: set[str], layers_name: str, n_layers: int) -> list[str]:
     """Weights of layers that the file has beyond those of the model."""
     pattern = re.compile(rf"(?:^|\.){re.escape(layers_name)}\.(\d+)\.")
     return sorted(key for key in unused if (match := pattern.search(key)) and int(match[1]) >= n_layers)
+
+
+def refuse_encoder(config: dict[str, Any], name: str) -> None:
+    """ModelError for a configuration of anything but a causal decoder."""
+    from transformers.models.auto import modeling_auto
+
+    encoders = {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation"}
+    model_type, architectures = config["model_type"], config.get("architectures") or []
+    causal = all(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
+    is_encoder = model_type in encoders and not config.get("is_decoder")
+    known = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.get("is_encoder_decoder") or is_encoder or not known or (architectures and not causal):
+        raise ModelError(
+            f"{name} ({model_type}) is not a causal decoder: earlier tokens would see the last one, and the "
+            "context could not be frozen. Use a decoder such as gpt2."
+        )

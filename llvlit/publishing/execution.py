@@ -69,17 +69,17 @@ def run_facts(profile: str, models: Iterable[str], device: str) -> dict[str, str
 
 
 def _identity(models: Iterable[str]) -> str:
-    """Digest of all files of the models that lie in folders, and of the names of those on the hub."""
-    from llvlit.engine.models import local_folder
+    """Digest of all files of the models that lie on this machine, and of the names of those on the hub."""
+    from llvlit.engine.models import local_place
 
     digest = hashlib.sha256()
     for model in models:
-        folder = local_folder(model)
-        if folder is None:
+        place = local_place(model)
+        if place is None:
             digest.update(f"{model}\n".encode())
             continue
-        with foreign(folder, "a model"):
-            for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        with foreign(place, "a model"):
+            for path in sorted(path for path in (place.iterdir() if place.is_dir() else [place]) if path.is_file()):
                 with path.open("rb") as file:
                     content = hashlib.file_digest(file, "sha256").hexdigest()
                 digest.update(f"{path.name} {content}\n".encode())

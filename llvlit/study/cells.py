@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llvlit import checks
-from llvlit.engine.models import LanguageModel, load_model, local_folder, torch_device, wrap_model
+from llvlit.engine.models import LanguageModel, load_model, local_place, torch_device, wrap_model
 from llvlit.errors import CellError, ConceptNotVisibleError, FileError, InputError
 from llvlit.files import foreign, locked, read_json, write_json
 from llvlit.prompts import length_auc
@@ -174,7 +174,7 @@ def check_names(cells: Sequence[Cell]) -> None:
     check_keys([cell.key for cell in cells])
     for name in dict.fromkeys(cell.model for cell in cells):
         match = UNTRAINED.fullmatch(name)
-        local_folder(match[2] if match else name)
+        local_place(match[2] if match else name)
     for task, data_dir in dict.fromkeys((cell.task, cell.data_dir) for cell in cells):
         find_source(task, data_dir=data_dir)
 
