@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
 from reprlib import Repr
@@ -168,13 +168,22 @@ def path(argument: str, value: object) -> Path:
     return result
 
 
-def sequence(argument: str, value: object, expected: str) -> list[Any]:
-    """What a sequence, or anything else that can be walked through, holds; a string or a mapping is none."""
+def iterator(argument: str, value: object, expected: str) -> Iterator[Any]:
+    """Walk through a sequence, or anything else that can be walked through, once; a string or a mapping is none."""
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise refuse(argument, value, expected)
     try:
-        return list(value)
+        return iter(value)
     except Exception:  # of a foreign object, anything; of an array of no dimension, TypeError
+        raise refuse(argument, value, expected) from None
+
+
+def sequence(argument: str, value: object, expected: str) -> list[Any]:
+    """All that :func:`iterator` walks through."""
+    entries = iterator(argument, value, expected)
+    try:
+        return list(entries)
+    except Exception:  # of a foreign object, anything
         raise refuse(argument, value, expected) from None
 
 

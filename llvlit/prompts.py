@@ -117,12 +117,16 @@ def ranks(values: np.ndarray) -> np.ndarray:
     >>> ranks(np.array([5.0, 2.0, 5.0, 9.0]))
     array([2.5, 1. , 2.5, 4. ])
     """
-
-    def of(column: np.ndarray) -> np.ndarray:
-        ordered = np.sort(column)
-        return (ordered.searchsorted(column, "left") + ordered.searchsorted(column, "right") + 1) / 2
-
-    return np.apply_along_axis(of, 0, values)
+    order = np.argsort(values, axis=0)
+    ordered = np.take_along_axis(values, order, axis=0)
+    number = np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1))
+    is_new = np.insert(ordered[1:] != ordered[:-1], 0, True, axis=0)
+    is_last = np.append(is_new[1:], np.ones_like(is_new[:1]), axis=0)
+    first = np.maximum.accumulate(np.where(is_new, number, 0), axis=0)
+    last = np.minimum.accumulate(np.where(is_last, number, len(values))[::-1], axis=0)[::-1]
+    result = np.empty(values.shape)
+    np.put_along_axis(result, order, (first + last) / 2 + 1, axis=0)
+    return result
 
 
 def auc(scores: np.ndarray, labels: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -91,18 +91,15 @@ def aborting(folder: Path, name: str, *_: object) -> dict[str, object]:
     os.abort()
 
 
-def failing_study_cell(cell, device: str, inputs: dict[str, object]) -> dict[str, object]:
-    """In place of a study's own: one task fails."""
-    from llvlit.study.cells import run_cell
-
-    if cell.task == "last-words":
-        raise RuntimeError("a fault of the test")
-    return run_cell(cell, device, inputs)
-
-
 def raising(folder: Path, name: str) -> dict[str, object]:
     note(folder, name)
     raise ArithmeticError(f"no gain in {name}")
+
+
+def raising_late(folder: Path, name: str) -> dict[str, object]:
+    """Not before the bar shows."""
+    time.sleep(2.1)
+    return raising(folder, name)
 
 
 def greedy(folder: Path, name: str) -> dict[str, object]:

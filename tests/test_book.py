@@ -18,6 +18,7 @@ from types import MappingProxyType
 import nbformat
 import pytest
 import torch
+from course_book import FRONT_MATTER
 from pypdf import PdfReader
 
 from llvlit.cli.main import main
@@ -29,19 +30,6 @@ from llvlit.publishing.pages import Page, read_notebook, read_pages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-FRONT_MATTER = """\
----
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
-"""
 PARAMETERS = """\
 ```{code-cell} ipython3
 :tags: [parameters, remove-cell]

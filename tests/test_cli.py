@@ -22,7 +22,6 @@ import pytest
 import torch
 from filelock import FileLock
 from pyarrow import parquet
-from runner_jobs import failing_study_cell
 
 from conftest import byte_tokenizer, tiny_module
 from llvlit import LLV, load_model, load_task, provenance
@@ -59,6 +58,17 @@ def last_words(shared: Path) -> Path:
         if not path.exists():
             parquet.write_table(pa.table({"text": texts, "label": [0, 1] * 60}), path)
     return path
+
+
+def save_tiny(folder: Path, *, scale: float = 1.0) -> Path:
+    """A model whose third layer multiplies by a number: by a large one, beyond all that float32 can hold."""
+    module = tiny_module("gpt2", dtype=torch.float32)
+    with torch.no_grad():
+        module.transformer.h[2].mlp.c_fc.weight *= scale
+        module.transformer.h[2].mlp.c_proj.weight *= scale
+    module.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -216,8 +226,7 @@ def test_gains_draws_and_marks(run, tmp_path: Path, fail) -> None:
 
 
 def test_default_order_fits_a_narrow_model(run, last_words: Path, tmp_path: Path) -> None:
-    tiny_module("gpt2", dtype=torch.float32).save_pretrained(tmp_path)  # hidden size 24
-    byte_tokenizer().save_pretrained(tmp_path)
+    save_tiny(tmp_path)  # hidden size 24
     assert "Order 24:" in run("gains", "--model", tmp_path, "--task", last_words, "--prompts", 12, "--device", "cpu")
 
 
@@ -286,8 +295,7 @@ def test_borrowed_directions_are_marked_in_the_figure(run, monkeypatch: pytest.M
 @pytest.mark.parametrize("name", ["modèle à gogo", "价格 $5$ % {x}", "a'b\"c"])
 def test_any_name_of_a_model_and_a_task(name: str, run, last_words: Path, tmp_path: Path) -> None:
     model, task = tmp_path / name, tmp_path / f"{name}.parquet"
-    tiny_module("gpt2", dtype=torch.float32).save_pretrained(model)
-    byte_tokenizer().save_pretrained(model)
+    save_tiny(model)
     shutil.copy(last_words, task)
     asked = ("--model", model, "--task", task, "--prompts", 12, "--device", "cpu")
     text = run("gains", *asked, "--order", 4, "--save", tmp_path / f"{name}.safetensors")
@@ -370,12 +378,10 @@ def test_study_writes_a_file_for_each_cell_and_reports_them(study: tuple[str, ..
     assert written == {"cells.csv", "agreement.csv", "energy.csv", "provenance.json", "agreement.png", "energy.png"}
 
 
-def test_study_loads_what_it_has(study: tuple[str, ...], run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr("llvlit.study.cells.run_experiment", never)
+def test_study_loads_what_it_has(study: tuple[str, ...], run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (Path(study[-1]) / "cells").iterdir()}
     assert "0 cells computed, 2 kept" in run(*study)
+    assert {path: path.stat().st_mtime_ns for path in (Path(study[-1]) / "cells").iterdir()} == before
 
 
 def test_study_of_another_grid_is_not_mixed_in(study: tuple[str, ...], fail) -> None:
@@ -403,7 +409,8 @@ def test_rows_of_a_report_differ_where_their_cells_do(run, last_words: Path, tmp
     grid = tmp_path / "norms.toml"
     grid.write_text(
         'description = ""\nmodels = ["embedded/small"]\ntasks = ["last-words"]\nfinal_norms = [false, true]\n'
-        "[settings]\nconcept = 12\noperating = 4\nevaluation = 4\norders = [4]\nenergy_prompts = 1\n"
+        '[settings]\nconcept = 12\noperating = 4\nevaluation = 4\nbases = ["krylov"]\norders = [4]\n'
+        "energy_prompts = 1\n"
     )
     run_study(load_grid(grid), tmp_path / "out", data_dir=last_words.parent, device="cpu", progress=False)
     text = run("study", grid, "--out", tmp_path / "out", "--report")
@@ -510,42 +517,54 @@ def test_json_has_null_where_there_is_no_number(run, monkeypatch: pytest.MonkeyP
 
 
 def test_a_failed_cell_is_named_and_the_exit_status_tells(
-    study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    last_words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("llvlit.study.cells.run_cell", failing_study_cell)
-    assert main([*study[:-1], str(tmp_path)]) == 1
+    grid, out = tmp_path / "quick.toml", tmp_path / "out"
+    models = [str(save_tiny(tmp_path / "whole")), str(save_tiny(tmp_path / "overflows", scale=1e25))]
+    grid.write_text(
+        f'description = ""\nmodels = {json.dumps(models)}\ntasks = ["last-words"]\n[settings]\norders = [4]\n'
+    )
+    asked = ["study", grid, "--data-dir", last_words.parent, "--prompts", "4", "--device", "cpu", "--out", out]
+    assert main([str(word) for word in asked]) == 1
     error = capsys.readouterr().err
-    assert "1 of 2 cells failed" in error and "a fault of the test" in error
-    (traceback,) = (tmp_path / "failed").iterdir()
-    assert "RuntimeError: a fault of the test" in traceback.read_text() and "runner_jobs.py" in traceback.read_text()
-    assert len(list((tmp_path / "cells").iterdir())) == 1
+    assert "1 of 2 cells failed" in error and "overflows is not finite after layer 2" in error
+    (traceback,) = (out / "failed").iterdir()
+    assert traceback.read_text().startswith("Traceback") and "NumericalError" in traceback.read_text()
+    (cell,) = (out / "cells").iterdir()
+    assert "whole" in cell.name
 
 
-def test_names_are_checked_before_anything_is_read(fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("read")
+@pytest.fixture
+def unreadable(tmp_path: Path) -> list[str]:
+    """Models and tasks of a study none of which can be read: an error that is not about that came before."""
+    model, task = tmp_path / "unreadable", tmp_path / "unreadable.parquet"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(b"no weights")
+    task.write_bytes(b"no table")
+    return ["--models", str(model), "--tasks", str(task)]
 
-    for name in ("llvlit.study.cells.load_model", "llvlit.study.cells._load_task", "llvlit.study.estimate.load_task"):
-        monkeypatch.setattr(name, never)
+
+def test_names_are_checked_before_anything_is_read(fail, unreadable: list[str], tmp_path: Path) -> None:
+    _, model, _, task = unreadable
     for more in ([], ["--dry-run"]):
         out = ["--out", tmp_path / "out", *more]
-        assert "'jigsaw_toxicity' is not known" in fail("study", "real", *out)
+        assert "unreadable" in fail("study", *unreadable, *out, status=1)
+        assert "'jigsaw_toxicity' is not known" in fail("study", *unreadable, "jigsaw_toxicity", *out)
         assert "Did you mean 'embedded/small'" in fail(
-            "study", "--models", "gpt2", "untrained:embedded/smal", *out, status=1
+            "study", "--models", model, "untrained:embedded/smal", "--tasks", task, *out, status=1
         )
-        assert "no such file" in fail("study", "--tasks", "tense", "absent.parquet", *out)
-    assert list(tmp_path.iterdir()) == []
+        assert "no such file" in fail("study", *unreadable, "absent.parquet", *out)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_in_use_is_told_before_anything_is_loaded(
-    study: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unreadable: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("loaded")
-
-    monkeypatch.setattr("llvlit.study.cells.check_cells", never)
-    with locked(tmp_path), ThreadPoolExecutor(1) as other:  # a thread finds it locked as another process would
-        assert other.submit(main, [*study[:-1], str(tmp_path)]).result() == 1
+    asked = ["study", *unreadable, "--device", "cpu", "--out", str(tmp_path / "out")]
+    with locked(tmp_path / "out"), ThreadPoolExecutor(1) as other:  # a thread finds it locked as another process would
+        assert other.submit(main, asked).result() == 1
+    assert "in use by process" in capsys.readouterr().err
 
 
 def test_dry_run_runs_nothing(study: tuple[str, ...], run, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from course_book import CHAPTER, FRONT_MATTER, OTHER, course_book
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from nbclient import NotebookClient
-from test_book import FRONT_MATTER
 
 from llvlit.cli.main import main
 from llvlit.errors import BuildError, FileError, InputError, LlvlitError
@@ -20,130 +20,12 @@ from llvlit.publishing.notebooks import ANSWER, exercise_table, write_exercises
 from llvlit.publishing.pages import read_pages
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CHAPTER = r"""(sums)=
-# What do sums do?
-
-```{admonition} Objectives
-:class: tip
-- Add {term}`numbers <number>`, as {cite:t}`known` does {cite:p}`known`.
-- **Prerequisites**: {doc}`other`, {doc}`two words <words>`.
-```
-
-```{code-cell} ipython3
-:tags: [parameters, remove-cell]
-
-profile = "embedded"
-device = "cpu"
-```
-
-```{prf:theorem} The sum
-:label: thm-sum
-
-In $\R$ it holds that
-
-$$
-1 + 1
-= 2 .
-$$ (eq-sum)
-```
-
-```{prf:proof}
-By {eq}`eq-sum` and {eq}`eq-other`.
-```
-
-```text
-{eq}`kept`
-```
-
-See {prf:ref}`thm-sum`, {ref}`sums`, {ref}`this section <sums>`, {ref}`ex-code` and {numref}`fig-sum`.
-Write ``{eq}`eq-sum` `` for {eq}`eq-sum`.
-
-```{code-cell} ipython3
-:tags: [hide-input]
-
-two = 1 + 1
-dict(name="fig-sum")
-```
-
-````{exercise} ★ In words
-:label: ex-words
-
-What is {math}`1 + 1`?
-````
-
-````{solution-start} ex-words
-:class: dropdown
-````
-
-SECRET-WORDS by {eq}`eq-sum`.
-
-````{solution-end}
-````
-
-````{exercise} In code ★★★
-:label: ex-code
-
-Compute it.
-````
-
-````{solution-start} ex-code
-:class: dropdown
-````
-
-SECRET-BEFORE
-
-```{code-cell} ipython3
-secret_code = two
-assert secret_code == 2
-```
-
-SECRET-AFTER
-
-````{solution-end}
-````
-
-## After
-
-```{code-cell} ipython3
-print(two)
-```
-"""
-OTHER = """\
-# Other?
-
-```{code-cell} ipython3
-:tags: [parameters, remove-cell]
-
-profile = "embedded"
-device = "cpu"
-```
-
-$$
-x = x
-$$ (eq-other)
-
-```{list-table}
-:header-rows: 1
-
-* - a
-  - b
-* - {doc}`sums`
-  - long
-    cell
-```
-"""
 
 
 def write_book(root: Path, chapter: str = CHAPTER) -> Path:
-    (root / "book").mkdir(parents=True, exist_ok=True)
-    (root / "_config.yml").write_text((REPOSITORY / "_config.yml").read_text(encoding="utf-8"), encoding="utf-8")
-    (root / "book" / "references.bib").write_text(
-        "@misc{known, title={A}, author={Bell, Ann and de Boer, Cees}, year={2000}}\n"
-    )
-    (root / "_toc.yml").write_text("root: book/words\nchapters:\n- file: book/sums\n- file: book/other\n")
-    (root / "book" / "words.md").write_text("# Words\n\nNo chapter.\n")
-    (root / "book" / "sums.md").write_text(FRONT_MATTER + chapter, encoding="utf-8")
-    (root / "book" / "other.md").write_text(FRONT_MATTER + OTHER, encoding="utf-8")
+    for name, text in course_book(chapter).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
     return root
 
 

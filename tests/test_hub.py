@@ -203,9 +203,17 @@ def _answer_requests() -> None:
     from llvlit.tasks.task import load_task
 
     answers, sys.stdout = sys.stdout, sys.stderr
+    spared, wait = [0.0], time.sleep
+
+    def sleep(seconds: float) -> None:
+        """A tenth of the clients' pauses between attempts; the rest is counted as if it had passed."""
+        spared.append(0.9 * seconds)
+        wait(0.1 * seconds)
+
+    time.sleep = sleep
     for line in sys.stdin:
         function, arguments, options = json.loads(line)
-        started = time.monotonic()
+        started = time.monotonic() + sum(spared)
         try:
             if function == "load_task":
                 task = load_task(*arguments, **options)
@@ -214,7 +222,7 @@ def _answer_requests() -> None:
                 answer = {"fingerprint": load_model(*arguments, device="cpu", **options).fingerprint}
         except LlvlitError as error:
             answer = {"error": type(error).__name__, "message": str(error)}
-        answer["seconds"] = time.monotonic() - started
+        answer["seconds"] = time.monotonic() + sum(spared) - started
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -56,7 +56,7 @@ def test_intervals_of_agreement_hold_the_truth_where_prompts_are_twins():
     predicted = np.array([2.0, 2.0, 4.0, 4.0, 7.0, 5.0, 9.0, 6.0])
     _, pearson, error = compare(predicted[None], true[None])
     held = []
-    for _ in range(800):  # 0.8 %
+    for _ in range(600):  # 0.9 %
         values = true + 0.5 * twins(generator, 100, 8, alike=0.9)
         found = agreement(predicted, Gains(values, "measured", 0.1, pairs_of(100))).intervals
         both = (found["pearson"], pearson[0]), (found["relative_error"], error[0])
@@ -92,11 +92,11 @@ def test_intervals_of_energy_ratios_hold_the_truth_where_prompts_are_twins(alike
     """Medians of energies and of ratios.  Prompts drawn singly: 88 % where twins are alike, 100 % where opposite."""
     generator = np.random.default_rng(11)
     held = {"pairs": [], "single": []}
-    for _ in range(600):  # 0.9 %
+    for trial in range(600):  # 0.9 %; twice that for prompts drawn singly, which are far off or no worse
         logarithms = twins(generator, 100, 2, alike=alike)
         reference = np.exp(logarithms[:, 0])
         values = 2 * reference * np.exp(0.7 * logarithms[:, 1])
-        for name, pairs in (("pairs", pairs_of(100)), ("single", tuple(range(200)))):
+        for name, pairs in (("pairs", pairs_of(100)), ("single", tuple(range(200))))[: 1 + (trial % 4 == 0)]:
             summary = energy_summary(values, reference, pairs, seed=0)
             held[name].append([summary[f"{of}_low"] < 2 < summary[f"{of}_high"] for of in ("energy", "ratio")])
     energies, ratios = np.mean(held["pairs"], axis=0)

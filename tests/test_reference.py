@@ -196,9 +196,14 @@ def test_types_link_and_no_path_of_the_machine_shows(small_book):
         assert str(ROOT) not in path.read_text(encoding="utf-8"), path
 
 
-@pytest.mark.parametrize("page", ["book/api", *(f"book/{path.stem}" for path in THEMES), "book/cli", "genindex"])
-def test_no_page_is_wider_than_a_phone(small_book, browser, page):
+@pytest.fixture(scope="module")
+def phone(browser):
     tab = browser.new_page(viewport={"width": 360, "height": 800})
-    tab.goto((small_book / f"{page}.html").as_uri())
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    yield tab
     tab.close()
+
+
+@pytest.mark.parametrize("page", ["book/api", *(f"book/{path.stem}" for path in THEMES), "book/cli", "genindex"])
+def test_no_page_is_wider_than_a_phone(small_book, phone, page):
+    phone.goto((small_book / f"{page}.html").as_uri())
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 360

@@ -11,9 +11,9 @@ from transformers.activations import ACT2CLS, ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from conftest import ARCHITECTURES, EXACT, PROMPTS, SOFTMAX32, tiny_model
-from llvlit.engine import fast
 from llvlit.engine import layer as frozen
 from llvlit.engine.depth import depth_system
+from llvlit.engine.fast import fast_layer
 from llvlit.engine.layer import FrozenLayer
 
 MODULES = {
@@ -49,7 +49,7 @@ def test_a_module_at_a_shared_point_has_the_derivative_of_its_own(name, cotangen
         cotangents = cotangents[:1].expand(5, -1, -1)
     tangents = torch.randn(5, 3, 6, generator=generator, dtype=torch.float64)
     expected = products(module, point, cotangents, tangents)
-    found = products(fast.fast_layer(module, frozen_context=False, rows=(5, 3)), point, cotangents, tangents)
+    found = products(fast_layer(module, frozen_context=False, rows=(5, 3)), point, cotangents, tangents)
     for one, other in zip(expected, found, strict=True):
         assert torch.allclose(one, other, atol=EXACT)
     assert "forward" not in vars(module)
@@ -134,25 +134,50 @@ def test_formed_jacobians_are_products_with_the_identity(rows, gpt2, monkeypatch
     assert (fewer - expected[:, :23]).abs().max() < EXACT * expected.abs().max()
 
 
-@pytest.mark.parametrize("fault", ["other numbers", "no numbers", "an error"])
-def test_a_layer_that_cannot_share_its_point_is_differentiated_row_by_row(fault, monkeypatch, generator):
-    def backward(ctx: object, *cotangents: torch.Tensor) -> tuple[torch.Tensor, None]:
-        if fault == "an error":
-            raise RuntimeError("not for this layer")
-        return (1.01 if fault == "other numbers" else torch.nan) * cotangents[0], None
+class Faulty(torch.autograd.Function):
+    """The identity, whose derivative goes wrong."""
 
+    @staticmethod
+    def forward(ctx: object, rows: torch.Tensor, factor: float | Exception) -> torch.Tensor:
+        ctx.factor = factor
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: object, *cotangents: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if isinstance(ctx.factor, Exception):
+            raise ctx.factor
+        return ctx.factor * cotangents[0], None
+
+
+@pytest.fixture
+def single_rows_fail(monkeypatch):
+    """Makes the derivative of llama's activation wrong for one row a prompt, which nothing asks for but sharing."""
+    activation = type(tiny_model("llama").layers[0].mlp.act_fn)
+    right = activation.forward
+
+    def fail(factor: float | Exception) -> None:
+        def forward(module: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+            value = right(module, rows)
+            return Faulty.apply(value, factor) if rows.shape[1] == 1 else value
+
+        monkeypatch.setattr(activation, "forward", forward)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "factor", [1.01, torch.nan, RuntimeError("not for this layer")], ids=["other numbers", "no numbers", "an error"]
+)
+def test_a_layer_that_cannot_share_its_point_is_differentiated_row_by_row(factor, single_rows_fail, generator):
     vectors = torch.randn(len(PROMPTS), 3, 24, generator=generator, dtype=torch.float64)
     expected = depth_system(tiny_model("llama"), PROMPTS).vjp(2, vectors)
-    monkeypatch.setattr(fast._Activation, "backward", staticmethod(backward))
+    single_rows_fail(factor)
     system = depth_system(tiny_model("llama"), PROMPTS)
     assert not any(batch.recording.style.shares_point for layer in system.layers for batch in layer.batches)
     assert (system.vjp(2, vectors) - expected).abs().max() < SOFTMAX32 * expected.abs().max()
 
 
-def test_too_little_memory_does_not_refuse_an_architecture(monkeypatch):
-    def backward(ctx: object, *cotangents: torch.Tensor) -> None:
-        raise torch.OutOfMemoryError("full")
-
-    monkeypatch.setattr(fast._Activation, "backward", staticmethod(backward))
+def test_too_little_memory_does_not_refuse_an_architecture(single_rows_fail):
+    single_rows_fail(torch.OutOfMemoryError("full"))
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         depth_system(tiny_model("llama"), PROMPTS)

@@ -320,12 +320,15 @@ def test_names_in_any_script_name_results(data_dir, tmp_path, name):
     assert len(run_study(grid, tmp_path / "out", device="cpu").done) == 1
 
 
-def test_keys_are_checked_before_anything_is_loaded(data_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("llvlit.study.cells.load_model", lambda *_, **__: pytest.fail("loaded"))
+def test_keys_are_checked_before_anything_is_loaded(data_dir, tmp_path):
+    (tmp_path / "unreadable").mkdir()
+    (tmp_path / "unreadable" / "config.json").write_text("{}")
+    (tmp_path / "unreadable" / "model.safetensors").write_bytes(b"no weights")
     shutil.copy(data_dir / "one.parquet", tmp_path / "ONE.parquet")
     shutil.copy(data_dir / "one.parquet", tmp_path / "one.parquet")
     with pytest.raises(InputError, match="names two jobs"):
-        run_study(replace(GRID, tasks=("one", "ONE")), tmp_path / "out", data_dir=tmp_path, device="cpu")
+        grid = replace(GRID, models=(str(tmp_path / "unreadable"),), tasks=("one", "ONE"))
+        run_study(grid, tmp_path / "out", data_dir=tmp_path, device="cpu")
 
 
 def test_a_study_does_without_an_answer_of_git(data_dir, tmp_path, monkeypatch):
@@ -413,7 +416,7 @@ def test_a_killed_study_goes_on_where_it_stopped(data_dir, tmp_path):
     grid = tmp_path / "toy.toml"
     grid.write_text(
         'description = "toy"\nmodels = ["embedded/small"]\ntasks = ["one", "two"]\nseeds = [0, 1, 2]\n'
-        "[settings]\nconcept = 12\noperating = 3\nevaluation = 3\norders = [2]\n"
+        '[settings]\nconcept = 12\noperating = 3\nevaluation = 3\norders = [2]\nbases = ["krylov"]\n'
     )
     command = [sys.executable, "-m", "llvlit", "study", grid, "--data-dir", data_dir, "--out", tmp_path / "out"]
     command += ["--device", "cpu", "--workers", "2", "--json"]

@@ -14,7 +14,7 @@ import torch
 from llvlit import checks
 from llvlit.engine.check import agrees, check_replay, not_finite, refusal
 from llvlit.engine.exclusive import exclusive
-from llvlit.engine.layer import FrozenBatch, FrozenLayer, apply_modules, rows_per_call
+from llvlit.engine.layer import FrozenBatch, FrozenLayer, apply_modules, real_tensor, rows_per_call
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import Recording, ReplayStyle, record, run_all_tokens, run_together
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
@@ -220,7 +220,7 @@ class DepthSystem:
         start = checks.integer("start", start, at_least=0, at_most=stop)
         candidates = self.layers[0]._checked("candidates", candidates)
         if inputs is not None:
-            inputs = checks.instance("inputs", inputs, torch.Tensor, "a tensor").to(candidates)
+            inputs = real_tensor("inputs", inputs).to(candidates)
             shape = (self.n_layers, candidates.shape[-1])
             if inputs.shape not in (shape, (*candidates.shape[:2], *shape)):
                 raise InputError(

@@ -173,14 +173,10 @@ class FrozenLayer:
 
     def _checked(self, argument: str, value: torch.Tensor) -> torch.Tensor:
         """The same vectors in the model's type and on its device."""
-        value = checks.instance(argument, value, torch.Tensor, "a tensor")
+        value = real_tensor(argument, value)
         expected = (len(self.states), "k", self.states.shape[1])
         if value.ndim != 3 or value.shape[0] != expected[0] or value.shape[2] != expected[2] or not value.shape[1]:
             raise InputError(f"{argument} has shape {tuple(value.shape)}; expected {expected}, k at least 1.")
-        if not value.is_floating_point():
-            raise InputError(f"{argument} holds {value.dtype}; expected real numbers, such as {self.states.dtype}.")
-        if value.layout != torch.strided or value.is_meta or not all_finite(value):
-            raise InputError(f"{argument} holds a number that is not finite, or none; pass finite numbers.")
         return value.to(self.states)
 
 
@@ -314,3 +310,13 @@ def apply_modules(modules: tuple[nn.Module, ...], hidden: torch.Tensor) -> torch
 def all_finite(values: torch.Tensor) -> bool:
     """Whether all numbers are finite; their sum, which one that is not would spoil, is the cheaper look."""
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
+def real_tensor(argument: str, value: object) -> torch.Tensor:
+    """A tensor of finite real numbers, as it came."""
+    tensor = checks.instance(argument, value, torch.Tensor, "a tensor")
+    if not tensor.is_floating_point():
+        raise InputError(f"{argument} holds {tensor.dtype}; expected real numbers, such as torch.float32.")
+    if tensor.layout != torch.strided or tensor.is_meta or not all_finite(tensor):
+        raise InputError(f"{argument} holds a number that is not finite, or none; pass finite numbers.")
+    return tensor

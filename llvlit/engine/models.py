@@ -371,7 +371,7 @@ def _every_error_ours(name: str, choices: str) -> Iterator[None]:
         raise ModelError(f"Could not load model {name!r}: {failure(error)} {choices}".rstrip()) from error
 
 
-def torch_device(device: str) -> torch.device:
+def torch_device(device: str | torch.device) -> torch.device:
     """Device by name, ``auto`` for CUDA where there is one; InputError if it cannot be used."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

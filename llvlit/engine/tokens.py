@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from llvlit import checks
-from llvlit.engine.models import LanguageModel
+from llvlit.engine.models import LanguageModel, torch_device
 from llvlit.errors import InputError, ModelError
 from llvlit.prompts import ENTRIES, Prompts
 
@@ -78,6 +78,7 @@ class TokenizedPrompts:
         checks.integer("tokens_per_batch", tokens_per_batch, at_least=1)
         checks.instance("device", device, (str, torch.device), "a device")
         checks.flag("equal_lengths", equal_lengths)
+        device = torch_device(device)
         order = sorted(range(len(self.ids)), key=lambda index: len(self.ids[index]))
         while order:
             lengths = [len(self.ids[index]) for index in order]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from llvlit.checks import array, instance, integer, number
-from llvlit.errors import InputError
+from llvlit.checks import array, instance, integer, number, sequence
+from llvlit.errors import InputError, LlvlitError
 
 DEFLATION_TOLERANCE = 1e-8
 """Relative size under which the part of a vector outside the basis counts as rounding."""
@@ -48,7 +48,7 @@ def orthonormal_basis(
     >>> basis[:, :2].T.tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
-    entries = list(instance("vectors", vectors, Iterable, "vectors, one after the other"))
+    entries = sequence("vectors", vectors, "vectors, one after the other")
     arrays = [array(f"vectors[{place}]", entry, ("hidden_size",)) for place, entry in enumerate(entries)]
     if len({len(one) for one in arrays}) != 1:
         raise InputError("vectors must be one or more, all of one length.")
@@ -136,7 +136,13 @@ def krylov_basis(
     new = add_vector(columns, direction, tolerance=tolerance)
     while new is not None and len(columns) < order:
         columns.append(new)
-        images.append(torch.from_numpy(array("apply(q)", apply(new), (len(direction),))))
+        try:
+            image = apply(new)
+        except (LlvlitError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of a foreign function, anything
+            raise InputError(f"apply(q) fails on a column q ({type(error).__name__}: {error}).") from error
+        images.append(torch.from_numpy(array("apply(q)", image, (len(direction),))))
         new = add_vector(columns, images[-1], tolerance=tolerance)
     hidden_size = len(direction)
     return _padded(columns, hidden_size, order), len(columns), _padded(images, hidden_size, order)

@@ -10,7 +10,7 @@ import numpy as np
 
 from llvlit.checks import array, instance, integer
 from llvlit.checks import path as checked_path
-from llvlit.errors import InputError
+from llvlit.errors import InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
 from llvlit.method.concepts import borrowing, numbers_of
 from llvlit.method.gains import own_content
@@ -193,6 +193,11 @@ def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
     The adjoint recursion ``w_L = C``, ``w_l = A_l^T w_{l+1}`` costs one product per layer; h_l is the first
     coordinate of w_l, since B_l is A_l's first column.
 
+    Raises
+    ------
+    NumericalError
+        If a product overflows.
+
     Examples
     --------
     >>> from llvlit.method.surrogate import markov_parameters
@@ -210,4 +215,6 @@ def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
     for layer in reversed(range(operators.shape[-3])):
         adjoint = np.einsum("...ij,...i->...j", operators[..., layer, :, :], adjoint)
         gains.append(adjoint[..., 0])
+    if not np.isfinite(gains).all():
+        raise NumericalError("operators and output are so large that their products overflow; pass smaller ones.")
     return np.stack(gains[::-1], axis=-1)

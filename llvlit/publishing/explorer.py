@@ -157,12 +157,20 @@ def export_explorer(
     12
     """
     order, amplitude = checks.integer("order", order, at_least=1), checks.number("amplitude", amplitude, above=0)
+    expected = "models, as load_model gives them"
     for task, splits in checks.instance("tasks", tasks, Mapping, "splits of each task by its name").items():
         checks.text("tasks", task)
         checks.instance("tasks", splits, Splits, "splits of each task by its name")
     cases = [
-        explorer_case(model, task, splits, order=order, amplitude=amplitude, seed=seed)
-        for model in checks.instance("models", models, Iterable, "models, as load_model gives them")
+        explorer_case(
+            checks.instance("models", model, LanguageModel, expected),
+            task,
+            splits,
+            order=order,
+            amplitude=amplitude,
+            seed=seed,
+        )
+        for model in checks.iterator("models", models, expected)
         for task, splits in tasks.items()
     ]
     if not cases:

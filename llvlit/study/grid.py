@@ -277,7 +277,7 @@ def _check_keys(content: Any, allowed: Collection[str], prefix: str) -> None:
         raise InputError(f"{prefix.rstrip('.')}={shown(content)} must be a table of keys.")
     for key in content:
         if key not in allowed:
-            raise InputError(unknown_name("key", f"{prefix}{key}", [prefix + one for one in allowed]))
+            raise InputError(unknown_name("key", f"{prefix}{key}", [f"{prefix}{one}" for one in allowed]))
 
 
 def _slug(name: str) -> str:

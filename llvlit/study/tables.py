@@ -107,7 +107,7 @@ def _names(argument: str, values: object) -> list[str]:
     """Names of columns."""
     if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | pd.Series):
         raise checks.refuse(argument, values, "a list of columns")
-    names = [checks.text(argument, name) for name in values]
+    names = [checks.text(argument, name) for name in checks.sequence(argument, values, "a list of columns")]
     if not names or len(set(names)) < len(names):
         raise InputError(f"{argument}={checks.shown(values)} must be distinct columns, at least one.")
     return names
@@ -211,7 +211,8 @@ def summarize(
             bounds = mean_over_tasks(x, tasks[at], cells[at], generator=generator)
             row |= dict(zip((value, f"{value}_low", f"{value}_high"), np.exp(bounds) if log else bounds, strict=True))
         rows.append({**row, "n_tasks": group.dropna(subset=values)["task"].nunique()})
-    return pd.DataFrame(rows)
+    names = dict.fromkeys([*by, *(name for table in numbers.values() for name in table), "n_tasks"])
+    return pd.DataFrame(rows, columns=list(names))  # these also where there is no row
 
 
 def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -235,11 +236,12 @@ def summarize_energies(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     >>> bool((found["n_censored"] <= found["n_rows"]).all())
     True
     """
-    frame = with_columns("frame", frame, (), ["ratio", "n_out_of_reach"])
+    by = _names("by", by)
+    frame = with_columns("frame", frame, by, ["ratio", "n_out_of_reach"])
     ratio = frame["ratio"]
     frame = frame.assign(ratio=ratio.where(ratio > 0))  # 0: an optimum out of reach, as older files have it
     censored = frame["ratio"].isna()
-    counts = frame.assign(n_rows=1, n_censored=censored.astype(int)).groupby(_names("by", by), sort=False, dropna=False)
+    counts = frame.assign(n_rows=1, n_censored=censored.astype(int)).groupby(by, sort=False, dropna=False)
     means = summarize(frame, by, ["ratio"], log=True)
     totals = counts[["n_rows", "n_censored", "n_out_of_reach"]].sum()
     return means.assign(**{name: totals[name].to_numpy(int) for name in totals})  # groups in the same order

@@ -14,12 +14,14 @@ import nbformat
 import numpy as np
 import pandas as pd
 import torch
+from course_book import course_book
 from pyarrow import Table, parquet
 
 import llvlit
 from fuzzing.tampering import as_json, cut, drop, flip, header, insert, over, places, put
-from fuzzing.things import GAINS_FILE, LLV_FILE, MODEL_FOLDER, ROOT, WORK, command, contents, folder_of, model_folder
+from fuzzing.things import GAINS_FILE, LLV_FILE, MODEL_FOLDER, WORK, command, contents, folder_of, model_folder
 from llvlit.engine.depth import depth_system
+from llvlit.method.concepts import random_directions
 from llvlit.study.cells import Results, claim_folder, load_results, run_cell
 from llvlit.study.grid import load_grid
 from llvlit.study.runner import write_result
@@ -185,7 +187,7 @@ def used(name: str, **changed: bytes | None) -> Any:
         if data is not None:
             (folder / file.replace("__", ".")).write_bytes(data)
     model = llvlit.load_model(folder, device="cpu")
-    vectors = np.random.default_rng(0).standard_normal((model.n_layers + 1, model.hidden_size))
+    vectors = random_directions(model.n_layers + 1, model.hidden_size, seed=0)
     system = depth_system(model, FILMS)
     measured = llvlit.measured_gains(model, FILMS, vectors, amplitude=0.01)
     linear = llvlit.adjoint_gains(model, FILMS, vectors)
@@ -208,7 +210,7 @@ INDEX = _sharded()
 
 
 def sharded(index: Any, shard: str | None = None) -> Any:
-    """A model in shards with this index, beside a pickle of its weights, a link to one outside, and a folder."""
+    """A model in shards with this index, beside a pickle of its weights, a folder, and a link if one is named."""
     parent = folder_of({"outside.safetensors": WEIGHTS, "model/shard.safetensors": WEIGHTS, "model/folder": None})
     folder = parent / "model"
     for path in FOLDERS["gpt2"].iterdir():
@@ -218,8 +220,9 @@ def sharded(index: Any, shard: str | None = None) -> Any:
     torch.save(llvlit.load_model(MODEL_FOLDER, device="cpu").module.state_dict(), stream)
     for name in ("pickle.bin", "pickle.pt", "pickle.safetensors"):
         (folder / name).write_bytes(stream.getvalue())
-    (folder / "link.safetensors").symlink_to(parent / "outside.safetensors")
-    (folder / "zero.safetensors").symlink_to("/dev/zero")
+    links = {"link.safetensors": str(parent / "outside.safetensors"), "zero.safetensors": "/dev/zero"}
+    if shard in links:
+        (folder / shard).symlink_to(links[shard])
     if shard is not None:
         index = {**index, "weight_map": dict.fromkeys(index["weight_map"], shard)}
     (folder / "model.safetensors.index.json").write_bytes(index if isinstance(index, bytes) else as_json(index))
@@ -271,78 +274,8 @@ def trained(files: dict[str, bytes | str | None]) -> str:
 # Books
 
 
-_FRONT = """\
----
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
-"""
-_CHAPTER = r"""(sums)=
-# What do sums do?
-
-See {doc}`words`, {ref}`sums`, {eq}`eq-sum`, {cite:t}`known` and {numref}`fig-sum`; {ref}`ex-words`.
-
-```{code-cell} ipython3
-:tags: [parameters, remove-cell]
-
-profile = "embedded"
-device = "cpu"
-```
-
-$$
-1 + 1 = 2 .
-$$ (eq-sum)
-
-````{exercise} ★ In words
-:label: ex-words
-
-What is {math}`1 + 1`?
-````
-
-````{solution-start} ex-words
-:class: dropdown
-````
-
-Two, by {eq}`eq-sum`.
-
-```{code-cell} ipython3
-two = 1 + 1
-```
-
-````{solution-end}
-````
-
-```{list-table}
-:header-rows: 1
-
-* - a
-  - b
-* - {doc}`words`
-  - long
-    cell
-```
-
-```{code-cell} ipython3
-:tags: [hide-input]
-
-dict(name="fig-sum")
-```
-"""
-CHAPTER = (_FRONT + _CHAPTER).encode()
-BOOK = {
-    "_config.yml": (ROOT / "_config.yml").read_bytes(),
-    "_toc.yml": b"root: book/words\nchapters:\n- file: book/sums\n",
-    "book/references.bib": b"@misc{known, title={A}, author={Bell, Ann and de Boer, Cees}, year={2000}}\n",
-    "book/words.md": b"# Words\n\nNo chapter.\n",
-    "book/sums.md": CHAPTER,
-}
+BOOK = {name: text.encode() for name, text in course_book().items()}
+CHAPTER = BOOK["book/sums.md"]
 
 
 def exercises(changed: dict[str, bytes | None]) -> str:
@@ -374,6 +307,7 @@ NOTEBOOK = json.loads(_notebook())
 _PAGE = '<html><a href="https://colab.research.google.com/github/llvlit/llvlit/blob/gh-pages/latest/notebooks/book/sums.ipynb">'
 BUILT = {
     **BOOK,
+    "_toc.yml": b"root: book/words\nchapters:\n- file: book/sums\n",
     "_build/html/index.html": b"<html></html>",
     "_build/html/book/sums.html": _PAGE.encode(),
     "_build/html/_static/versions.js": b'const version = "";\n',

@@ -264,7 +264,7 @@ UNDEFINED = {
         "row",
         "summarize",
     ),
-    *("summarize_energies", "table", "verdict", "parameters"),
+    *("summarize_energies", "table", "verdict", "parameters", "advance"),
 }
 """Callables whose documentation says where NaN, or an infinite energy, is the answer."""
 

@@ -20,6 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 import matplotlib as mpl
 
@@ -107,7 +108,8 @@ def command(arguments: list[str]) -> str:
     out, err, place = io.StringIO(), io.StringIO(), Path.cwd()
     os.chdir(folder)
     try:
-        with redirect_stdout(out), redirect_stderr(err):
+        quick = mock.patch("llvlit.training.family.FINAL_BATCHES", 1)  # a training takes a second
+        with redirect_stdout(out), redirect_stderr(err), quick:
             try:
                 status = main(arguments)
             except SystemExit as error:

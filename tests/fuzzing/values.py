@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-NUMERIC = ("array", "tensor")
-LISTS = ("sequence", *NUMERIC)
+LISTS = ("sequence", "array", "tensor")
 
 WRONG: dict[str, tuple[str, ...]] = {
     "None": ("none",),
@@ -47,7 +46,7 @@ WRONG: dict[str, tuple[str, ...]] = {
     "np.ma.masked": (),
     "torch.ones(2, device='meta')": (),
     "torch.ones(3, dtype=torch.complex64)": ("sequence",),
-    "torch.eye(2).to_sparse()": NUMERIC,
+    "torch.eye(2).to_sparse()": LISTS,
     "torch.float16": ("dtype",),
     "pd.NA": (),
     "pd.NaT": (),
@@ -94,14 +93,14 @@ ODD: dict[str, tuple[str, ...]] = {
     ),
     "path": ("''", "'/'", "'.'", "'\\0'", "'\\ud800'", "'/dev/zero'", "'/dev/null/x'", "'~nobody/x'", "'a' * 5000"),
     "array": (
-        *("{}[:-1]", "{}[None]", "{}[..., None]", "{}[:0]", "{} * 0", "-{}", "{} * 1e-300", "{} * 1e-30", "{} * 1e300"),
-        *("{} * 1e30", "np.concatenate([{}, {}])", "{}[::-1]", "{}.astype('float16')", "{}.astype(bool)", "{}.T"),
-        *("{}.astype(int)", "abs({})", "{} * 0 + 1", "np.zeros((2, 0, 3))", "spoiled({}, 1e308)"),
+        *("{}[:-1]", "{}[None]", "{}[..., None]", "{}[:0]", "{} * 0", "{} * -1", "{} * 1e-300", "{} * 1e-30"),
+        *("{} * 1e30", "{} * 1e300", "np.concatenate([{}, {}])", "{}[::-1]", "{}.astype('float16')", "{}.astype(bool)"),
+        *("{}.astype(int)", "abs({})", "{} * 0 + 1", "np.zeros((2, 0, 3))", "spoiled({}, 1e308)", "{}.T"),
     ),
     "tensor": (
-        *("{}[:-1]", "{}[None]", "{}[..., None]", "{}[:0]", "{} * 0", "-{}", "{} * 1e-300", "{} * 1e-30", "{} * 1e30"),
-        *("{}.half()", "{}.bfloat16()", "{}.bool()", "{}.long()", "{} * 0 + 1", "torch.zeros(2, 0, 3)", "{}.flatten()"),
-        *("spoiled({}, 1e38)", "torch.cat([{}, {}])", "{}[..., :-1]"),
+        *("{}[:-1]", "{}[None]", "{}[..., None]", "{}[:0]", "{} * 0", "{} * -1", "{} * 1e-300", "{} * 1e-30"),
+        *("{} * 1e30", "{}.half()", "{}.bfloat16()", "{}.bool()", "{}.long()", "{} * 0 + 1", "torch.zeros(2, 0, 3)"),
+        *("{}.flatten()", "spoiled({}, 1e38)", "torch.cat([{}, {}])", "{}[..., :-1]"),
     ),
     "sequence": ("{}[:0]", "{}[:1]", "list({}) * 2", "list({})[::-1]", "list({}) + [None]", "iter({})"),
     "mapping": (
@@ -115,7 +114,10 @@ ODD: dict[str, tuple[str, ...]] = {
         *("llvlit.Prompts(['a film'] * 4, [0, 1] * 2)", "llvlit.Prompts(['a film', 'no film'], [1, 1])"),
         *("llvlit.Prompts(['x' * 3000, 'a film'], [0, 1])", "llvlit.Prompts(['é👀 \\0', 'ab'], [0, 1])"),
     ),
-    "DataFrame": ("{}.iloc[:0]", "{}.iloc[:1]", "{}.drop(columns='task')", "{}.assign(seed=None)", "{} * 1", "{}.T"),
+    "DataFrame": (
+        *("{}.iloc[:0]", "{}.iloc[:1]", "{}.drop(columns='task', errors='ignore')", "{}.assign(seed=None)", "{} * 1"),
+        "{}.T",
+    ),
     "Series": ("{}.iloc[:0]", "{} * float('nan')", "{} * 0", "{} * -1e300", "{}.astype(str)"),
 }
 """Values of the right kind (``{}``: the usual one) that may be refused or not, but never give nonsense."""
