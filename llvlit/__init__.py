@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llvlit.engine.depth import DepthSystem, depth_system
     from llvlit.engine.models import LanguageModel, load_model
+    from llvlit.engine.tokens import tokenize
     from llvlit.method.agreement import Agreement, agreement
     from llvlit.method.concepts import Directions, concept_directions
     from llvlit.method.control import minimum_energy, schedules
@@ -41,6 +42,7 @@ _MODULES = {
         "LanguageModel",
         "load_model",
     ),
+    "engine.tokens": ("tokenize",),
     "method.concepts": (
         "Directions",
         "concept_directions",
@@ -97,6 +99,7 @@ __all__ = [
     "required_energy",
     "schedules",
     "steer",
+    "tokenize",
 ]
 
 

@@ -38,11 +38,14 @@ class Prompts:
     pairs : tuple of int, length n_prompts
         The independent unit of each prompt: twins, which differ in the concept alone, share a number.  Intervals
         resample units.  By default every prompt is its own.
+    suffix : str
+        What a task has appended to every text, told for the record; the texts end in it.
 
     Raises
     ------
     InputError
-        If there is no prompt, the lengths differ, a text is not a string, or a label is not 0 or 1.
+        If there is no prompt, the lengths differ, a text is not a string or does not end in the suffix, or a label is
+        not 0 or 1.
 
     Examples
     --------
@@ -54,8 +57,11 @@ class Prompts:
     texts: tuple[str, ...]
     labels: tuple[int, ...]
     pairs: tuple[int, ...]
+    suffix: str
 
-    def __init__(self, texts: Iterable[str], labels: Iterable[Any], pairs: Iterable[int] | None = None) -> None:
+    def __init__(
+        self, texts: Iterable[str], labels: Iterable[Any], pairs: Iterable[int] | None = None, *, suffix: str = ""
+    ) -> None:
         texts, labels = sequence("texts", texts, ENTRIES), sequence("labels", labels, ENTRIES)
         pairs = sequence("pairs", range(len(texts)) if pairs is None else pairs, ENTRIES)
         if not len(texts) == len(labels) == len(pairs):
@@ -68,6 +74,10 @@ class Prompts:
             if not is_label(label):
                 raise InputError(f"labels[{row}]={shown(label)} is neither 0 nor 1 (1: concept present).")
         object.__setattr__(self, "texts", tuple(str(text(f"texts[{row}]", entry)) for row, entry in enumerate(texts)))
+        object.__setattr__(self, "suffix", text("suffix", suffix))
+        for row, entry in enumerate(self.texts):
+            if not entry.endswith(suffix):
+                raise InputError(f"texts[{row}]={shown(entry)} does not end in suffix={suffix!r}.")
         object.__setattr__(self, "labels", tuple(int(label) for label in labels))
         object.__setattr__(self, "pairs", tuple(integer(f"pairs[{row}]", pair) for row, pair in enumerate(pairs)))
 
@@ -98,9 +108,8 @@ class Prompts:
         if chosen.min() < -len(self) or chosen.max() >= len(self):
             raise InputError(f"indices must be whole numbers below {len(self)}, the number of prompts.")
         rows = [int(position) for position in chosen]
-        return Prompts(
-            [self.texts[row] for row in rows], [self.labels[row] for row in rows], [self.pairs[row] for row in rows]
-        )
+        texts, labels = [self.texts[row] for row in rows], [self.labels[row] for row in rows]
+        return Prompts(texts, labels, [self.pairs[row] for row in rows], suffix=self.suffix)
 
     @property
     def fingerprint(self) -> str:

@@ -322,10 +322,10 @@ def test_steer_by_nothing_changes_nothing(run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["A dull film", "--tokens", "500"], "tokens=500 is not between 1 and"),
-        (["", "--tokens", "5"], "0 tokens"),
-        (["A", "--tokens", "5"], "1 token;"),
-        (["word " * 300], "must have 2 to"),
+        (["A dull film", "--tokens", "500"], "--tokens 500 leaves no room for a prompt"),
+        (["", "--tokens", "5"], "'' has fewer than two tokens"),
+        (["A", "--tokens", "5"], "'A' has fewer than two tokens"),
+        (["word " * 300], "The prompt is longer than"),
         (["A dull film", "--target", "1e20"], "--target 1e+20 cannot be reached: Inputs of up to"),
         (["A dull film", "--target", "1e300"], "--target 1e+300 cannot be reached"),
         (["A dull film", "--target", "1e-9"], "--target=1e-09 drowns in rounding"),
@@ -333,6 +333,23 @@ def test_steer_by_nothing_changes_nothing(run) -> None:
 )
 def test_steer_refuses(arguments: list[str], message: str, fail) -> None:
     assert message in fail("steer", *arguments, *SMALL)
+
+
+def test_chat_is_in_the_prompts_and_in_the_metadata_and_told_once(run, fail, last_words: Path, tmp_path: Path) -> None:
+    assert "embedded/small has no chat template" in fail("gains", *SMALL, "--chat", status=1)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ bos_token }}Q: {{ messages[0]['content'] }}{{ '!' if add_generation_prompt }}"
+    tiny_module("gpt2", dtype=torch.float32).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    asked = ("--model", tmp_path / "model", "--task", last_words, "--prompts", 12, "--device", "cpu")
+    text, plain = (run("gains", *asked, *chat, "--order", 4, "--no-plot") for chat in (["--chat"], []))
+    told = "Prompts as tokens: 24 prompts; start token '<|endoftext|>'; in the chat template."
+    assert text.count("chat template") == 1 and told in " ".join(text.split()) and "Prompts as" not in plain
+    metadata = run("gains", *asked, "--chat", "--order", 4, "--no-plot", "--json")["metadata"]
+    assert (metadata["chat"], metadata["start_token"], metadata["suffix"]) == (True, "<|endoftext|>", "")
+    found = run("steer", "A dull film", *asked, "--chat", "--tokens", 2, "--json")
+    assert found["plain"]["text"].startswith("Q: A dull film!") and found["prompts"]["chat"]
+    assert run("steer", "A dull film", *asked, "--chat", "--tokens", 2).count("chat template") == 1
 
 
 # Study

@@ -392,12 +392,34 @@ def test_results_of_another_grid_are_not_mixed_in(finished, data_dir, change, er
         ({"tasks": ("one", "three")}, InputError, "three.parquet"),
         ({"settings": replace(GRID.settings, concept=100)}, InputError, "60 distinct"),
         ({"settings": replace(GRID.settings, max_tokens=4000)}, InputError, "max_tokens=4000"),
+        ({"settings": replace(GRID.settings, chat=True)}, ModelError, "embedded/small has no chat template"),
     ],
 )
 def test_what_cannot_run_is_told_before_anything_does(data_dir, tmp_path, change, error, message):
     with pytest.raises(error, match=message):
         run_study(replace(GRID, **change), tmp_path / "results", data_dir=data_dir, device="cpu")
     assert not (tmp_path / "results").exists()
+
+
+def test_a_study_of_chats_puts_prompts_into_the_template_and_says_so(data_dir, tmp_path):
+    """The template appends a word to every prompt; a suffix does the same."""
+    shutil.copytree(local_folder("embedded/small"), tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages[0]['content'] }} So")
+    plain = replace(GRID, models=(str(tmp_path / "model"),), tasks=("one",), seeds=(0,))
+    chat = replace(plain, settings=replace(GRID.settings, chat=True))
+    suffixed = replace(plain, per_task={"one": {"suffix": " So"}})
+    assert chat.fingerprint != plain.fingerprint
+    results = []
+    for number, grid in enumerate((chat, suffixed)):
+        run_study(grid, tmp_path / str(number), data_dir=data_dir, device="cpu")
+        results.append(load_results(tmp_path / str(number)))
+    (one,), (other,) = (result.finished for result in results)
+    assert one.experiment.profiles == other.experiment.profiles
+    done = {"start_token": "", "n_cut": 0}
+    assert one.data.items() >= {**done, "chat": True, "suffix": ""}.items()
+    assert other.data.items() >= {**done, "chat": False, "suffix": " So"}.items()
+    told = [" ".join(told_of_cells(tables(result)["cells"])) for result in results]
+    assert ["in its chat template" in lines for lines in told] == [True, False]
 
 
 def test_a_concept_that_is_not_visible_is_a_result_and_no_failure(data_dir, tmp_path):

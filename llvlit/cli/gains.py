@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llvlit.cli.options import add_experiment, borrowed_note, command, load_experiment
+from llvlit.cli.options import add_experiment, borrowed_note, command, load_experiment, prompts_note
 from llvlit.cli.terminal import bar, columns, show, sparkline
 from llvlit.errors import InputError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llvlit.method.surrogate import LLV
 
 BAR = 20
-ABOUT = ("title", "basis", "order", "n_prompts", "n_cut")
+ABOUT = ("title", "basis", "order", "n_prompts", "note")
 """What text and figure say of a profile besides its numbers."""
 
 
@@ -67,7 +67,7 @@ def compute(options: argparse.Namespace) -> tuple[dict[str, Any], LLV]:
         "basis": options.basis,
         "order": surrogate.order,
         "n_prompts": len(measured.per_prompt),
-        "n_cut": measured.metadata["n_cut"],
+        "note": prompts_note(splits["evaluation"]),
         "measured": measured.mean,
         "interval": measured.interval(),
         "predicted": surrogate.gains(),
@@ -106,9 +106,7 @@ def text(profile: dict[str, Any]) -> str:
         "\nOrder {order}: Spearman {spearman:.3f}, Pearson {pearson:.3f}, relative error {relative_error:.3f} "
         "({n_prompts} held-out prompts)".format(**profile, **profile["agreement"])
     )
-    if profile["n_cut"]:
-        lines.append(f"{profile['n_cut']} prompts were cut on the left.")
-    return "\n".join(lines)
+    return "\n".join(lines + profile["note"])
 
 
 def draw(profile: dict[str, Any], path: Path) -> None:

@@ -87,6 +87,7 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     add_data_dir(parser)
     parser.add_argument("--prompts", type="count", default=50, help="prompts per class and split (default 50)")
     parser.add_argument("--seed", type="seed", default=0, help="seed of the splits (default 0)")
+    parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
     add_device(parser)
 
 
@@ -100,7 +101,13 @@ def load_experiment(options: argparse.Namespace) -> tuple[LanguageModel, dict[st
     task = load_task(options.task, data_dir=options.data_dir)  # before the model, which takes longer
     splits = task.split(concept=2 * n, operating=n, evaluation=n, seed=options.seed)
     model = load_model(options.model, device=options.device)
-    return model, {name: tokenize(model, getattr(splits, name)) for name in ("concept", "operating", "evaluation")}
+    parts = ("concept", "operating", "evaluation")
+    return model, {part: tokenize(model, getattr(splits, part), chat=options.chat) for part in parts}
+
+
+def prompts_note(tokens: TokenizedPrompts) -> list[str]:
+    """Lines on what was done to the prompts; none if nothing was."""
+    return textwrap.wrap(f"Prompts as tokens: {tokens}.") if any(tokens.metadata.values()) else []
 
 
 def borrowed_note(layers: Sequence[int]) -> list[str]:

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llvlit.cli.options import add_experiment, borrowed_note, command, load_experiment
+from llvlit.cli.options import add_experiment, borrowed_note, command, load_experiment, prompts_note
 from llvlit.cli.terminal import show, side_by_side, terminal_width
 from llvlit.errors import InputError, NumericalError
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from llvlit.engine.models import LanguageModel
+    from llvlit.engine.tokens import TokenizedPrompts
     from llvlit.method.concepts import Directions
     from llvlit.method.gains import Gains
 
@@ -70,18 +71,19 @@ def steer(options: argparse.Namespace) -> None:
     from llvlit.method.gains import adjoint_gains
 
     model, splits = load_experiment(options)
-    encoded = _encoded(model, options)
+    prompt = _prompt(model, options)
     directions = concept_directions(model, splits["concept"])
     gains = adjoint_gains(model, splits["operating"], directions)
     weights = None
     if options.energy == "relative":
         weights = relative_weights(last_token_states(model, splits["operating"]))
     continuations = {
-        name: replace(continuation, text=_continue(model, directions, continuation.inputs, encoded, options.tokens))
-        for name, continuation in pushes(model, directions, gains, weights, options).items()
+        name: replace(continuation, text=_continue(model, directions, continuation.inputs, prompt, options.tokens))
+        for name, continuation in pushes(model, prompt, directions, gains, weights, options).items()
     }
     cost = continuations["optimal"].energy
     about = {"target": options.target, "energy": cost, "metric": options.energy, "borrowed": gains.borrowed}
+    about |= {"prompts": splits["operating"].metadata}
     texts = {name: f"{continuation.facts}\n\n{continuation.text}" for name, continuation in continuations.items()}
     lines = [
         f"{side_by_side(texts, terminal_width())}\n",
@@ -89,11 +91,13 @@ def steer(options: argparse.Namespace) -> None:
         f"Both pushes have the {options.energy} energy {cost:.3g}. Predicted: by the linear gains.",
         "Measured: in the full model, at the prompt's last token. A gap: the distance of the classes' means.",
     ]
-    show(options, {**about, **continuations}, "\n".join(lines + borrowed_note(gains.borrowed)))
+    notes = [*borrowed_note(gains.borrowed), *prompts_note(splits["operating"])]
+    show(options, {**about, **continuations}, "\n".join(lines + notes))
 
 
 def pushes(
     model: LanguageModel,
+    prompt: TokenizedPrompts,
     directions: Directions,
     gains: Gains,
     weights: np.ndarray | None,
@@ -106,10 +110,9 @@ def pushes(
     from llvlit.method.control import energy, minimum_energy, schedules
     from llvlit.method.gains import check_resolution
     from llvlit.method.verification import output_shifts
-    from llvlit.prompts import Prompts
 
     gap = float(directions.gaps[-1])
-    system = depth_system(model, Prompts((options.prompt,), (1,)))
+    system = depth_system(model, prompt, max_tokens=prompt.max_tokens)
     if options.target:
         check_resolution("--target", options.target, float(system.states[0, -1].norm()) / gap, model.dtype)
     try:
@@ -127,25 +130,28 @@ def pushes(
     }
 
 
-def _encoded(model: LanguageModel, options: argparse.Namespace) -> dict[str, Any]:
+def _prompt(model: LanguageModel, options: argparse.Namespace) -> TokenizedPrompts:
     """The prompt as tokens, if the model has room for it and for what it shall generate."""
-    if options.tokens >= model.max_positions:
+    from llvlit.engine.tokens import tokenize
+    from llvlit.prompts import Prompts
+
+    room = model.max_positions - options.tokens
+    if room < 2:
         raise InputError(
-            f"tokens={options.tokens} is not between 1 and {model.max_positions - 1}; {model.name} holds one more."
+            f"--tokens {options.tokens} leaves no room for a prompt of two tokens; {model.name} holds "
+            f"{model.max_positions}. Generate fewer."
         )
-    encoded = model.tokenizer(options.prompt, return_tensors="pt").to(model.device)
-    n_tokens = encoded["input_ids"].shape[1]
-    if n_tokens < 2 or n_tokens + options.tokens > model.max_positions:
+    tokens = tokenize(model, Prompts((options.prompt,), (1,)), max_tokens=room, chat=options.chat)
+    if tokens.n_cut:
         raise InputError(
-            f"The prompt has {n_tokens} token{'s' * (n_tokens != 1)}; with --tokens {options.tokens} it must have 2 to "
-            f"{model.max_positions - options.tokens}, as {model.name} holds {model.max_positions}, and a push at the "
-            "last token needs one of context before it."
+            f"The prompt is longer than {room} tokens; with --tokens {options.tokens} there is no room for more, as "
+            f"{model.name} holds {model.max_positions}. Shorten it, or generate fewer."
         )
-    return {key: encoded[key] for key in ("input_ids", "attention_mask")}
+    return tokens
 
 
 def _continue(
-    model: LanguageModel, directions: Directions, inputs: list[float], encoded: dict[str, Any], tokens: int
+    model: LanguageModel, directions: Directions, inputs: list[float], prompt: TokenizedPrompts, tokens: int
 ) -> str:
     import numpy as np
     import torch
@@ -153,9 +159,11 @@ def _continue(
     from llvlit.method import steering
 
     module: Any = model.module
+    ids = torch.tensor(prompt.ids, device=model.device)
     with steering.steer(model, directions, np.array(inputs)), torch.no_grad():
         out = module.generate(
-            **encoded,
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
             do_sample=False,
             repetition_penalty=1.3,

@@ -46,7 +46,7 @@ def exclusive(model: LanguageModel, part: nn.Module | None = None) -> Iterator[N
     >>> with llvlit.steer(model, directions, np.eye(12)[0]), exclusive(model):
     ...     pass
     Traceback (most recent call last):
-    llvlit.errors.ModelError: embedded/small has a hook on transformer.h.0 (llvlit.method.steering.steer): ...
+    llvlit.errors.ModelError: embedded/small has a hook on the model itself (llvlit.method.steering.steer): ...
     """
     checks.instance("model", model, LanguageModel, "a model, as load_model gives it")
     if part is not None:

@@ -260,12 +260,14 @@ def _tokenizer_parts(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     rules = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
     if isinstance(rules, dict):
         rules |= {"truncation": None, "padding": None}  # what the last call asked for
+    template = getattr(tokenizer, "chat_template", None)
     probe = list(tokenizer(" Two  words, then\n3 signs: é☃", verbose=False)["input_ids"])
     return [
         type(tokenizer).__name__,
         rules,
         {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
         probe,
+        *([template] if template else []),
     ]
 
 

@@ -1,10 +1,12 @@
-"""Prompts as tokens: cut on the left, sorted by length, batched with padding on the right."""
+"""Prompts as tokens: one start token where it belongs, cut on the left, batched with padding on the right."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +15,16 @@ from torch.nn.utils.rnn import pad_sequence
 from llvlit import checks
 from llvlit.engine.models import LanguageModel, torch_device
 from llvlit.errors import InputError, ModelError
+from llvlit.hub import failure
 from llvlit.prompts import ENTRIES, Prompts
 
 MAX_TOKENS = 128
 
+SAME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
+"""Stands before a chat template that tells today's date, which would give other numbers tomorrow."""
+
 TOO_SHORT = "fewer than two tokens"
+STARTED = "a start token of its own, as if it were in the chat template already"
 REPEATED = "the same tokens as an earlier prompt of another text"
 CONTRADICTED = "the same tokens as a prompt of another text and the other label"
 
@@ -40,13 +47,18 @@ class TokenizedPrompts:
         Longest prompt that was not cut.
     model_identity : str
         Of the model whose tokenizer was asked.
+    start_token : str
+        What stands once before every prompt, by the tokenizer or the chat template; empty if nothing does.
+    chat : bool
+        Whether each prompt is the user's turn in the model's chat template.
 
     Examples
     --------
-    >>> from llvlit.engine.tokens import tokenize
-    >>> tokens = tokenize(model, splits.evaluation, max_tokens=128)
+    >>> tokens = llvlit.tokenize(model, splits.evaluation, max_tokens=128)
     >>> len(tokens), tokens.n_cut, tokens.select([0, 3]).prompts == splits.evaluation.select([0, 3])
     (8, 0, True)
+    >>> print(tokens)
+    8 prompts; suffix ' Rating:'
     """
 
     prompts: Prompts
@@ -54,14 +66,33 @@ class TokenizedPrompts:
     is_cut: tuple[bool, ...] = field(repr=False)
     max_tokens: int
     model_identity: str = field(repr=False)
+    start_token: str = ""
+    chat: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __str__(self) -> str:
+        done = [f"start token {self.start_token!r}"] if self.start_token else []
+        done += ["in the chat template"] if self.chat else []
+        done += [f"suffix {self.prompts.suffix!r}"] if self.prompts.suffix else []
+        done += [f"{self.n_cut} cut on the left to {self.max_tokens} tokens"] if self.n_cut else []
+        return "; ".join([f"{len(self)} prompt{'s' * (len(self) != 1)}", *done])
 
     @property
     def n_cut(self) -> int:
         """Number of prompts that were cut."""
         return sum(self.is_cut)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was done to the texts; every result carries it."""
+        return {
+            "start_token": self.start_token,
+            "chat": self.chat,
+            "suffix": self.prompts.suffix,
+            "n_cut": self.n_cut,
+        }
 
     def select(self, indices: Sequence[int] | np.ndarray) -> TokenizedPrompts:
         """Those at the given positions, or where a mask is true; see :meth:`llvlit.Prompts.select`."""
@@ -92,29 +123,46 @@ class TokenizedPrompts:
             yield torch.tensor(members, device=device), padded.to(device), last
 
 
-def tokenize(model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS) -> TokenizedPrompts:
+def tokenize(
+    model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS, chat: bool = False
+) -> TokenizedPrompts:
     """Token ids of the prompts, each cut on the left to ``max_tokens``.
+
+    One start token stands before each prompt where the tokenizer wants one, also where the text or the chat template
+    brings its own, and stays when a prompt is cut.
+
+    Parameters
+    ----------
+    chat
+        Put each prompt, with its suffix, into the model's chat template as the user's only turn, no system turn before
+        it: the last token is then the one before the answer.  What is cut is the prompt, never the template.  The
+        template is run by transformers, in Jinja's immutable sandbox; for it, it is always the same day.
 
     Raises
     ------
     InputError
-        If ``max_tokens`` is not between 2 and the model's context; if a prompt has fewer than two tokens (one of
-        context, and the last); or if prompts of different texts have the same tokens, since what is found on one
-        would be tested on the other.  :func:`usable_prompts` leaves such prompts out.
+        If ``max_tokens`` is not between 2 and the model's context, or leaves no room in the template; if a prompt has
+        fewer than two tokens (one of context, and the last), or in a chat a start token of its own; or if prompts of
+        different texts have the same tokens, since what is found on one would be tested on the other.
+        :func:`~llvlit.engine.tokens.usable_prompts` leaves such prompts out.
+    ModelError
+        If a token has no embedding, or there is no chat template, or it fails, loses the text, or writes a second start
+        token.
 
     Examples
     --------
-    >>> from llvlit.engine.tokens import tokenize
-    >>> tokens = tokenize(model, splits.evaluation)
+    >>> tokens = llvlit.tokenize(model, splits.evaluation)
     >>> [llvlit.measured_gains(model, tokens, directions).mean.shape, llvlit.depth_system(model, tokens).n_layers]
     [(12,), 12]
     """
-    tokens = _encode(model, prompts, max_tokens)
+    tokens = _encode(model, prompts, max_tokens, chat)
     for reason, rows in _unusable(tokens).items():
         row = rows[0]
         problem = f"prompts.texts[{row}]={prompts.texts[row]!r} has {reason}"
         if reason == TOO_SHORT:
             raise InputError(f"{problem}; a prompt needs one of context and the last. Lengthen it or leave it out.")
+        if reason == STARTED:
+            raise InputError(f"{problem}. Pass the bare text, or leave chat out.")
         other = next(i for i, ids in enumerate(tokens.ids) if i != row and ids == tokens.ids[row])
         raise InputError(
             f"{problem} (texts[{other}]={prompts.texts[other]!r}) when cut on the left to max_tokens={max_tokens}. "
@@ -124,17 +172,17 @@ def tokenize(model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TO
 
 
 def usable_prompts(
-    model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS
+    model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS, chat: bool = False
 ) -> tuple[TokenizedPrompts, dict[str, tuple[int, ...]]]:
-    """The prompts that :func:`~llvlit.engine.tokens.tokenize` takes, and the positions of those left out, by reason.
+    """The prompts that :func:`llvlit.tokenize` takes, and the positions of those left out, by reason.
 
     Of prompts of one label that have the same tokens, the first stays; of both labels, none does.  A prompt stays
     when its twin is left out: its number in ``pairs`` is then its own.
 
     Raises
     ------
-    InputError
-        If no prompt can be used.
+    InputError, ModelError
+        If no prompt can be used; and for what is wrong with no single prompt, see :func:`llvlit.tokenize`.
 
     Examples
     --------
@@ -143,7 +191,7 @@ def usable_prompts(
     >>> tokens.prompts.texts, left_out
     (('a joy',), {'fewer than two tokens': (1,)})
     """
-    tokens = _encode(model, prompts, max_tokens)
+    tokens = _encode(model, prompts, max_tokens, chat)
     left_out = _unusable(tokens)
     without = {row for rows in left_out.values() for row in rows}
     if len(without) == len(prompts):
@@ -173,23 +221,129 @@ def tokens_of(model: LanguageModel, prompts: Prompts | TokenizedPrompts, max_tok
     return prompts
 
 
-def _encode(model: LanguageModel, prompts: Prompts, max_tokens: int) -> TokenizedPrompts:
+def _encode(model: LanguageModel, prompts: Prompts, max_tokens: int, chat: bool) -> TokenizedPrompts:
     checks.instance("model", model, LanguageModel, "a model, as load_model gives it")
     checks.instance("prompts", prompts, Prompts, "llvlit.Prompts or what tokenize() gives")
     max_tokens = checks.integer("max_tokens", max_tokens)
-    if not 2 <= max_tokens <= model.max_positions:
+    start = _chat_start(model) if checks.flag("chat", chat) else _start(model)
+    fewest = 1 + max(1, len(start))
+    if not fewest <= max_tokens <= model.max_positions:
         raise InputError(
-            f"max_tokens={max_tokens} is not between 2 and the context of {model.name}, {model.max_positions} tokens."
+            f"max_tokens={max_tokens} is not between {fewest} and the context of {model.name}, "
+            f"{model.max_positions} tokens."
         )
-    ids = [tuple(model.tokenizer(text, verbose=False)["input_ids"]) for text in prompts.texts]
-    unknown = max((token for tokens in ids for token in tokens), default=0)
-    if unknown >= model.n_embedded:
+    encoded = _chat_ids if chat else _ids
+    ids, is_cut = zip(*(encoded(model, text, start, max_tokens) for text in prompts.texts), strict=True)
+    for row, tokens in enumerate(ids):
+        if (token := max(tokens, default=0)) >= model.n_embedded:
+            raise ModelError(
+                f"prompts.texts[{row}] holds token {token} ({_spelled(model, (token,))!r}), and the embedding of "
+                f"{model.name} has {model.n_embedded}. Load the tokenizer that belongs to the model; if the token was "
+                "added to it, resize the embedding (module.resize_token_embeddings) and train it, or leave it out."
+            )
+    return TokenizedPrompts(prompts, ids, is_cut, max_tokens, model.identity, _spelled(model, start), bool(chat))
+
+
+def _spelled(model: LanguageModel, ids: tuple[int, ...]) -> str:
+    return "".join(map(str, model.tokenizer.convert_ids_to_tokens(list(ids))))
+
+
+def _start(model: LanguageModel) -> tuple[int, ...]:
+    """What the tokenizer puts before every text: a start token, nothing, or several tokens."""
+    framed, bare = (model.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+    if not bare:  # a letter that it does not know
+        return tuple(framed[:1]) if framed[:1] == [model.tokenizer.bos_token_id] else ()
+    places = range(len(framed) - len(bare) + 1)
+    before = framed[: next((place for place in places if framed[place : place + len(bare)] == bare), 0)]
+    return tuple(dict.fromkeys(before))
+
+
+def _leading(start: tuple[int, ...], ids: Sequence[int]) -> int:
+    """How many times tokens begin with what stands before a text."""
+    n = 0
+    while start and tuple(ids[n * len(start) : (n + 1) * len(start)]) == start:
+        n += 1
+    return n
+
+
+def _ids(model: LanguageModel, text: str, start: tuple[int, ...], max_tokens: int) -> tuple[tuple[int, ...], bool]:
+    """Tokens of a text, and whether it was cut."""
+    ids = model.tokenizer(text, verbose=False)["input_ids"]
+    ids = ids[_leading(start, ids) * len(start) :]
+    room = max_tokens - len(start)
+    return (*start, *ids[-room:]), len(ids) > room
+
+
+def _chat_start(model: LanguageModel) -> tuple[int, ...]:
+    """What stands before every text in a chat, where the template has been tried on one.
+
+    Raises
+    ------
+    ModelError
+        See :func:`tokenize`.
+    """
+    if not getattr(model.tokenizer, "chat_template", None):
         raise ModelError(
-            f"The tokenizer of {model.name} gives token {unknown}, and its embedding has {model.n_embedded}. "
-            "Load the tokenizer that belongs to the model."
+            f"chat=True, and the tokenizer of {model.name} has no chat template. Leave chat out, or take the model "
+            "that was trained to chat and its tokenizer."
         )
-    is_cut = tuple(len(tokens) > max_tokens for tokens in ids)
-    return TokenizedPrompts(prompts, tuple(tokens[-max_tokens:] for tokens in ids), is_cut, max_tokens, model.identity)
+    text = "A text"
+    rendered = _rendered(model, text)
+    if text not in rendered:
+        raise ModelError(
+            f"The chat template of {model.name} does not hold the user's text as it is. Correct "
+            "model.tokenizer.chat_template, or leave chat out."
+        )
+    ids = model.tokenizer(rendered, add_special_tokens=False, verbose=False)["input_ids"]
+    wanted, usual = _start(model), model.tokenizer.bos_token_id
+    start = wanted or ((usual,) if ids[:1] == [usual] else ())
+    n_starts = n_leading = _leading(start, ids)
+    if wanted and wanted[-1] != model.tokenizer.eos_token_id:  # which ends a turn
+        n_starts = ids.count(wanted[-1]) + (n_leading == 0)
+    if n_starts > 1:
+        raise ModelError(
+            f"The chat template of {model.name} leads to {n_starts} start tokens {_spelled(model, start)!r}, where one "
+            "belongs, at the beginning. Correct model.tokenizer.chat_template, or leave chat out."
+        )
+    return start
+
+
+def _rendered(model: LanguageModel, text: str) -> str:
+    """A text as the user's turn, and what comes before the answer."""
+    try:
+        template = model.tokenizer.get_chat_template()
+        return str(
+            model.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}],
+                chat_template=(SAME_DAY if "strftime_now" in template else "") + template,
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        )
+    except Exception as error:  # whatever a template raises
+        raise ModelError(
+            f"The chat template of {model.name} takes no prompt as the user's only turn ({failure(error)}). Set a "
+            "model.tokenizer.chat_template that needs no system turn and no tools, or leave chat out."
+        ) from error
+
+
+def _chat_ids(model: LanguageModel, text: str, start: tuple[int, ...], max_tokens: int) -> tuple[tuple[int, ...], bool]:
+    """Tokens of a text in the chat template, and whether it was cut: to its longest end that fits."""
+
+    def ids_from(first: int) -> tuple[int, ...]:
+        ids = model.tokenizer(_rendered(model, text[first:]), add_special_tokens=False, verbose=False)["input_ids"]
+        return (*start, *ids[_leading(start, ids) * len(start) :])
+
+    ids = ids_from(0)
+    if len(ids) <= max_tokens:
+        return ids, False
+    first = bisect_left(range(len(text)), True, key=lambda place: len(ids_from(place)) <= max_tokens)
+    if first == len(text):
+        raise InputError(
+            f"max_tokens={max_tokens} leaves no room for a text in the chat template of {model.name}, which takes "
+            f"{len(ids_from(first))} tokens by itself. Raise max_tokens."
+        )
+    return ids_from(first), True
 
 
 def _unusable(tokens: TokenizedPrompts) -> dict[str, tuple[int, ...]]:
@@ -198,7 +352,9 @@ def _unusable(tokens: TokenizedPrompts) -> dict[str, tuple[int, ...]]:
     same: dict[tuple[int, ...], list[int]] = defaultdict(list)
     found: dict[str, list[int]] = defaultdict(list)
     for row, ids in enumerate(tokens.ids):
-        if len(ids) < 2:
+        if tokens.chat and tokens.start_token and texts[row].lstrip().startswith(tokens.start_token):
+            found[STARTED].append(row)
+        elif len(ids) < 2:
             found[TOO_SHORT].append(row)
         else:
             same[ids].append(row)

@@ -255,13 +255,13 @@ def in_parts(tokens: TokenizedPrompts) -> Iterator[tuple[np.ndarray, TokenizedPr
 
 
 def origin(model: LanguageModel, tokens: TokenizedPrompts) -> dict[str, Any]:
-    """What numbers are about: the model and the prompts."""
+    """What numbers are about: the model, the prompts, and what was done to them."""
     return {
         "model": model.name,
         "model_fingerprint": model.fingerprint,
         "prompts_fingerprint": tokens.prompts.fingerprint,
         "n_prompts": len(tokens),
-        "n_cut": tokens.n_cut,
+        **tokens.metadata,
         "device": str(model.device),
     }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
+from threading import local
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from torch import nn
 from llvlit.checks import array
 from llvlit.engine.exclusive import lock_of
 from llvlit.engine.models import LanguageModel
-from llvlit.errors import ModelError, NumericalError
+from llvlit.errors import InputError, ModelError, NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions
 
 
@@ -21,9 +23,11 @@ from llvlit.method.concepts import DirectionsLike, as_directions
 def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) -> Iterator[LanguageModel]:
     """Context manager: inputs act on the last token of every forward pass inside, ``generate`` included.
 
-    Before layer l, u_l v_l is added to the residual stream at the last position (prompts of a batch must be
-    padded on the left, as ``generate`` asks for).  On leaving, by an exception or interrupt too, the model is as it
-    was.  Inside, the package's other functions refuse the model: their numbers would be those of another.
+    Before layer l, u_l v_l is added to the residual stream at each prompt's last token that the attention mask
+    ``(n_prompts, n_tokens)`` calls real, so that padding may stand on either side; a prompt of which the pass holds
+    no real token is left alone.  Without a mask the last position is meant.  On leaving, by an exception or interrupt
+    too, the model is as it was.  Inside, the package's other functions refuse the model: their numbers would be those
+    of another.
 
     Parameters
     ----------
@@ -33,7 +37,8 @@ def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) 
     Raises
     ------
     InputError
-        If the inputs or directions do not fit the model.
+        If the inputs or directions do not fit the model.  Inside, when a pass of several tokens has a mask of another
+        shape, which does not tell padding.
     ModelError
         If the model is being steered already.
     NumericalError
@@ -53,16 +58,31 @@ def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) 
     inputs = array("inputs", inputs, (model.n_layers,))
     pushes = torch.as_tensor(inputs).to(vectors).unsqueeze(-1) * vectors[:-1]
 
+    running = local()  # in each thread: what runs and holds the layers, and the mask that it was given
+
+    def note_mask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if getattr(running, "module", None) in (None, module):  # parts of it are given what it makes of the mask
+            given = signature(module.forward).bind_partial(*args, **kwargs).arguments
+            running.module, running.mask = module, {**given.get("kwargs", {}), **given}.get("attention_mask")
+
+    def forget_mask(module: nn.Module, *_: Any) -> None:
+        if running.module is module:
+            running.module = running.mask = None
+
+    def last_tokens(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _last_tokens(hidden, getattr(running, "mask", None))
+
     def hook(layer: int) -> Any:
         def push(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden = args[0].clone()
-            hidden[:, -1] += pushes[layer]
+            hidden[last_tokens(hidden)] += pushes[layer]
             return (hidden, *args[1:])
 
         return push
 
     def check_finite(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        if not torch.isfinite((output[0] if isinstance(output, tuple) else output)[:, -1]).all():
+        hidden = output[0] if isinstance(output, tuple) else output
+        if not torch.isfinite(hidden[last_tokens(hidden)]).all():
             raise NumericalError(f"Inputs of up to {np.abs(inputs).max():.3g} overflow {model.name}; lower them.")
 
     entered = False
@@ -74,6 +94,9 @@ def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) 
                         f"{model.name} is being steered already. Add the inputs, or leave that block first."
                     )
                 entered = True
+                for module in _holders(model):
+                    module.register_forward_pre_hook(note_mask, with_kwargs=True)
+                    module.register_forward_hook(forget_mask, always_call=True)
                 for layer in np.flatnonzero(inputs).tolist():
                     model.layers[layer].register_forward_pre_hook(hook(layer))
                 model.layers[-1].register_forward_hook(check_finite)
@@ -86,13 +109,40 @@ def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) 
             _remove_hooks(model)
 
 
-def _hooks(model: LanguageModel) -> Iterator[tuple[dict[int, Any], int]]:
-    """Where hooks of this module are, and under which key."""
-    for layer in model.layers:
-        for hooks in (layer._forward_pre_hooks, layer._forward_hooks):
-            yield from ((hooks, key) for key, hook in hooks.items() if getattr(hook, "__module__", "") == __name__)
+def _last_tokens(hidden: torch.Tensor, mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and positions of the last real tokens in ``(n_prompts, n_tokens, hidden_size)``.
+
+    The mask is that of the pass, or none; it may begin with tokens that passed before and lie in the cache.
+    """
+    n_prompts, n_tokens = hidden.shape[:2]
+    rows = torch.arange(n_prompts, device=hidden.device)
+    if mask is None or (n_tokens == 1 and getattr(mask, "ndim", 0) != 2):
+        return rows, torch.full_like(rows, n_tokens - 1)
+    if getattr(mask, "ndim", 0) != 2 or mask.shape[1] < n_tokens:
+        came = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+        raise InputError(
+            f"attention_mask={came} does not tell which of {n_tokens} tokens are padding, and steer acts on the last "
+            "one that is none. Pass the mask of the prompts, (n_prompts, n_tokens), or none."
+        )
+    real = (mask[:, -n_tokens:] != 0).to(hidden.device)
+    last = (real * torch.arange(1, n_tokens + 1, device=hidden.device)).amax(dim=1).expand(n_prompts) - 1
+    return rows[last >= 0], last[last >= 0]
+
+
+def _holders(model: LanguageModel) -> list[nn.Module]:
+    """The model and those of its parts that hold all layers, from the outside in; which of them runs, it decides."""
+    path = next(path for path, part in model.module.named_modules() if part is model.layers).split(".")
+    return [model.module.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
+
+
+def _hooks(model: LanguageModel) -> Iterator[tuple[nn.Module, int]]:
+    """Which modules have hooks of this one, and under which key."""
+    for module in (*_holders(model), *model.layers):
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            yield from ((module, key) for key, hook in hooks.items() if getattr(hook, "__module__", "") == __name__)
 
 
 def _remove_hooks(model: LanguageModel) -> None:
-    for hooks, key in list(_hooks(model)):
-        hooks.pop(key, None)
+    for module, key in list(_hooks(model)):
+        for kind in ("pre_hooks_with_kwargs", "hooks_always_called", "pre_hooks", "hooks"):  # found by the last two
+            getattr(module, f"_forward_{kind}").pop(key, None)

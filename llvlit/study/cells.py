@@ -19,9 +19,10 @@ from transformers import AutoModelForCausalLM
 
 from llvlit import checks
 from llvlit.engine.models import LanguageModel, load_model, local_place, torch_device, wrap_model
+from llvlit.engine.tokens import tokenize
 from llvlit.errors import CellError, ConceptNotVisibleError, FileError, InputError
 from llvlit.files import foreign, locked, read_json, write_json
-from llvlit.prompts import length_auc
+from llvlit.prompts import Prompts, length_auc
 from llvlit.provenance import environment
 from llvlit.study.estimate import count_operations, model_shape
 from llvlit.study.experiment import Experiment, SplitTokens, run_experiment, tokenize_splits
@@ -127,7 +128,7 @@ def run_cell(cell: Cell, device: str = "auto", inputs: dict[str, Any] | None = N
                 "concept_fingerprint": splits.concept.fingerprint,
                 "operating_fingerprint": splits.operating.fingerprint,
                 "length_auc": length_auc(splits.evaluation),
-                "n_cut": tokens and tokens.evaluation.n_cut,
+                **(tokens.evaluation.metadata if tokens else {"n_cut": None}),
                 "n_left_out": tokens and sum(tokens.left_out.values()),
                 "n_evaluation": len(tokens.evaluation if tokens else splits.evaluation),
             },
@@ -204,6 +205,8 @@ def check_cells(cells: Sequence[Cell], folder: str | Path, *, device: str, load_
             raise InputError(f"max_tokens={longest} is beyond the context of {name}, {model.max_positions} tokens.")
         if model.n_layers < FEWEST_LAYERS:
             raise InputError(f"{name} has {model.n_layers} layers; profiles are compared from {FEWEST_LAYERS} on.")
+        for n in {cell.settings.max_tokens for cell in cells if cell.model == name and cell.settings.chat}:
+            tokenize(model, Prompts(("A text",), (1,)), max_tokens=n, chat=True)  # tells of a template that fails
     splits: dict[tuple[str, int], Splits] = {}
     jobs = []
     for cell in cells:

@@ -86,7 +86,7 @@ def tokenize_splits(model: LanguageModel, splits: Splits, settings: Settings) ->
     for part in ("concept", "operating", "evaluation"):
         prompts = getattr(splits, part)
         try:
-            usable, _ = usable_prompts(model, prompts, max_tokens=settings.max_tokens)
+            usable, _ = usable_prompts(model, prompts, max_tokens=settings.max_tokens, chat=settings.chat)
         except InputError as error:
             raise ConceptNotVisibleError(f"The {part} split: {error}") from error
         unseen = [row for row, ids in enumerate(usable.ids) if ids not in seen]

@@ -73,6 +73,8 @@ class Settings:
     ----------
     concept, operating, evaluation : int
         Prompts per class of each split.
+    chat : bool
+        Whether each prompt is the user's turn in its model's chat template.
     directions, bases : tuple of str
         Methods; the first of each is the reference (the paper: mean difference, krylov).
     orders : tuple of int
@@ -97,6 +99,7 @@ class Settings:
     operating: Count = 200
     evaluation: Count = 200
     max_tokens: Annotated[int, Meta(ge=2, le=10**9)] = MAX_TOKENS
+    chat: bool = False
     directions: Annotated[tuple[str, ...], Meta(min_length=1)] = ("mean_difference",)
     bases: Annotated[tuple[str, ...], Meta(min_length=1)] = BASES
     orders: Annotated[tuple[Count, ...], Meta(min_length=1)] = (32,)

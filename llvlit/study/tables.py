@@ -37,7 +37,7 @@ NEEDED = {
 
 WORDS = {"model", "task", "jacobian", "suffix", "direction", "predictor", "schedule", "metric", "layers", "borrowed"}
 WORDS |= {f"{name}fingerprint" for name in ("model_", "data_", "concept_", "operating_")}
-WORDS |= {"finished", "device", "commit"}
+WORDS |= {"start_token", "finished", "device", "commit"}
 """Columns of text; all others hold numbers, or true and false."""
 
 AGREEMENT = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
@@ -83,6 +83,7 @@ def _cell(content: Mapping[str, Any], *shown: float | str) -> dict[str, Any]:
         "data_fingerprint": data["fingerprint"],
         **{key: data[key] for key in ("concept_fingerprint", "operating_fingerprint")},
         **{key: data[key] for key in ("n_evaluation", "n_cut", "n_left_out", "length_auc")},
+        **{key: data.get(key) for key in ("start_token", "chat")},
         **dict(zip(("best_separation", "n_borrowed", "borrowed", "class_gap"), shown or (None,) * 4, strict=True)),
         **{key: metadata[key] for key in ("seconds", "finished", "device", "commit")},
         "visible": bool(shown),
@@ -134,9 +135,13 @@ def rows_at(rows: pd.DataFrame, *, order: int, amplitude: float) -> pd.DataFrame
 
 
 def told_of_cells(cells: pd.DataFrame) -> list[str]:
-    """Lines for each model: which states borrowed their direction, and how many prompts its tokenizer could not use."""
+    """Lines for each model: what was done to its prompts, which states borrowed their direction, what was left out."""
     lines = []
     for model, rows in cells[cells["visible"]].groupby("model", sort=False):
+        done = ["in its chat template"] * bool(rows["chat"].any())
+        done += [f"start token {token!r}" for token in rows["start_token"].unique() if token]
+        if done:
+            lines.append(f"Prompts of {model}: {', '.join(done)}.")
         borrowing = rows[rows["borrowed"].fillna("") != ""]
         states = sorted({int(state) for text in borrowing["borrowed"] for state in str(text).split()})
         if told := ", ".join(map(str, states)):

@@ -107,7 +107,8 @@ class Task:
         return Splits(**drawn)
 
     def _prompts(self, rows: Sequence[int], pairs: Sequence[int] | None) -> Prompts:
-        return Prompts([self.texts[row] + self.suffix for row in rows], [self.labels[row] for row in rows], pairs)
+        texts, labels = [self.texts[row] + self.suffix for row in rows], [self.labels[row] for row in rows]
+        return Prompts(texts, labels, pairs, suffix=self.suffix)
 
 
 def task_names(data_dir: str | Path | None = None) -> dict[str, str]:
