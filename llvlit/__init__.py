@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llvlit.engine.depth import DepthSystem, depth_system
     from llvlit.engine.models import LanguageModel, load_model
+    from llvlit.engine.oracle import ArchitectureCheck, check_architecture
     from llvlit.engine.tokens import tokenize
     from llvlit.method.agreement import Agreement, agreement
     from llvlit.method.concepts import Directions, concept_directions
@@ -41,6 +42,10 @@ _MODULES = {
     "engine.models": (
         "LanguageModel",
         "load_model",
+    ),
+    "engine.oracle": (
+        "ArchitectureCheck",
+        "check_architecture",
     ),
     "engine.tokens": ("tokenize",),
     "method.concepts": (
@@ -79,6 +84,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "LLV",
     "Agreement",
+    "ArchitectureCheck",
     "DepthSystem",
     "Directions",
     "Gains",
@@ -89,6 +95,7 @@ __all__ = [
     "Task",
     "adjoint_gains",
     "agreement",
+    "check_architecture",
     "concept_directions",
     "depth_system",
     "identify",

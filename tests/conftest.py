@@ -52,10 +52,11 @@ ARCHITECTURES: dict[str, dict[str, object]] = {
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 24},
     "phi": {"num_attention_heads": 3, "num_key_value_heads": 3},
 }
-REFUSED: dict[str, dict[str, object]] = {
+WHOLE_PROMPTS: dict[str, dict[str, object]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 6},
     "bloom": {},
 }
+"""Architectures that mask on their own: each candidate runs with its whole prompt."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -69,7 +70,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_module(model_type: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **options: object):
     """Random transformers model whose weights are large enough that every nonlinearity matters."""
-    extra = ARCHITECTURES.get(model_type) or REFUSED.get(model_type) or {}
+    extra = ARCHITECTURES.get(model_type) or WHOLE_PROMPTS.get(model_type) or {}
     config = AutoConfig.for_model(model_type, **{**SIZE, "pad_token_id": 0, **extra, **options})
     torch.manual_seed(seed)
     module = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)

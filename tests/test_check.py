@@ -130,7 +130,7 @@ def test_scores_that_are_scaled_from_some_layer_on_are_seen(dtype: torch.dtype, 
         assert_gains_are_those_of_the_full_model(model, prompts)
 
 
-def test_scaled_queries_by_position_are_refused_for_short_prompts_too() -> None:
+def test_scaled_queries_by_position_run_whole_prompts() -> None:
     options = {
         **SMALL_HEADS,
         "floor_scale": 8,
@@ -140,14 +140,30 @@ def test_scaled_queries_by_position_are_refused_for_short_prompts_too() -> None:
         "layer_types": ["chunked_attention", "full_attention"] * 2,
         "num_local_experts": 2,
     }
-    model = tiny_model("llama4_text", **options)
-    for texts in (["bad", "fine"], ["a text of more than eight tokens", "and another that is as long"]):
-        with pytest.raises(ModelError, match=r"Llama4.* takes positions from its cache"):
-            depth_system(model, Prompts(texts, [0, 1]))
-    untuned = tiny_model("llama4_text", **options, attn_temperature_tuning=False)
-    states = last_token_states(untuned, PROMPTS)
-    expected = plain_states(untuned, PROMPTS.texts[2])
-    assert (states[2, 1:] - expected).abs().max() < SOFTMAX32 * expected.abs().max()
+    for tuning in (True, False):
+        model = tiny_model("llama4_text", **options, attn_temperature_tuning=tuning)
+        system = depth_system(model, PROMPTS)  # of fewer tokens than eight, and of more
+        assert all(batch.recording.style.whole_prompts == tuning for batch in system.layers[0].batches)
+        expected = plain_states(model, PROMPTS.texts[2])
+        assert (system.states[2, 1:] - expected).abs().max() < SOFTMAX32 * expected.abs().max()
+
+
+def test_what_the_last_token_hands_on_besides_its_state_is_seen() -> None:
+    """Layer 0 leaves its output where layer 2 finds it: another way for the token than the residual stream."""
+    model = tiny_model("gpt2")
+    left: list[torch.Tensor] = []
+
+    def leaving(hidden: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        out = type(model.layers[0]).forward(model.layers[0], hidden, *arguments, **options)
+        left[:] = [out[0] if isinstance(out, tuple) else out]
+        return out
+
+    def finding(hidden: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        return type(model.layers[2]).forward(model.layers[2], hidden + left[0][:, -1:].mean(), *arguments, **options)
+
+    model.layers[0].forward, model.layers[2].forward = leaving, finding
+    with pytest.raises(ModelError, match="layer 2"):
+        depth_system(model, PROMPTS)
 
 
 @pytest.mark.parametrize("model_type", ["gemma3n_text", "gemma4_text"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from conftest import ARCHITECTURES, EXACT, PROMPTS, REFUSED, SOFTMAX32, affine_model, tiny_model
 from llvlit.engine.depth import depth_system
 from llvlit.errors import InputError, ModelError, NumericalError
+from llvlit.method import verification
 from llvlit.method.concepts import Directions, random_directions
 from llvlit.method.control import energy, minimum_energy, relative_weights, schedules
 from llvlit.method.gains import adjoint_gains, measured_gains
@@ -344,3 +346,18 @@ def test_energies_of_several_shapes_are_those_of_each_and_name_what_was_borrowed
         assert np.allclose(together[key].scale, alone.scale, rtol=2e-3)  # other brackets end the bisection
     assert together["all", 0].borrowed == (0, 1) and str(together["all", 0]).endswith("borrowed directions: 0, 1")
     assert together["late", 1].borrowed == (1,)
+
+
+def test_all_schedules_are_searched_in_the_passes_of_one(gpt2):
+    """Shapes, signs and scales go through depth side by side: the layers run as often for many shapes as for few."""
+    vectors = random_directions(5, 24, seed=2)
+    gains = adjoint_gains(gpt2, PROMPTS, vectors).mean
+    every = schedules(gains)
+    two = {name: every[name] for name in ("optimal", "last layer")}
+
+    def rounds(shapes):
+        with patch.object(verification, "_shifts", wraps=verification._shifts) as passes:
+            required_energy(gpt2, PROMPTS, vectors, shapes, 0.5)
+        return passes.call_count
+
+    assert rounds(every) <= rounds(two) + 6 <= 24  # an awkward shape takes a few more trials, for itself alone

@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AttentionInterface
 
-from conftest import ARCHITECTURES, EXACT, PROMPTS, REFUSED, SOFTMAX32, tiny_model
+from conftest import ARCHITECTURES, EXACT, PROMPTS, SOFTMAX32, WHOLE_PROMPTS, tiny_model
 from llvlit.engine import layer as frozen
 from llvlit.engine.depth import depth_system, last_token_states, propagate_beside, sweep
 from llvlit.engine.fast import NAME, attend
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import ReplayStyle, first_output
 from llvlit.engine.tokens import tokenize
-from llvlit.errors import InputError, ModelError, NumericalError
+from llvlit.errors import InputError, NumericalError
 from llvlit.prompts import Prompts
 
 
@@ -47,10 +47,10 @@ def hooked_forward(model: LanguageModel, text: str, inputs: torch.Tensor) -> tor
     return torch.stack(states)
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", [*ARCHITECTURES, *WHOLE_PROMPTS])
 def test_frozen_context_equals_the_hooked_full_forward(model_type, generator):
     model = tiny_model(model_type)
-    tolerance = EXACT if model_type == "gpt2" else SOFTMAX32
+    tolerance = EXACT if model_type in ("gpt2", "bloom") else SOFTMAX32
     inputs = torch.randn(model.n_layers, model.hidden_size, generator=generator, dtype=torch.float64)
     system = depth_system(model, PROMPTS)
     first = system.states[:, :1]
@@ -74,7 +74,7 @@ def test_attention_to_a_frozen_context_is_that_of_the_layers_own_kernel(model_ty
     """Windows, grouped keys and capped scores included; prompts of several lengths, so that some are padded."""
     model = tiny_model(model_type)
     layers = depth_system(model, PROMPTS).layers
-    own = ReplayStyle(returns_tuple=False)
+    own = ReplayStyle(n_outputs=0)
     candidates = torch.randn(len(PROMPTS), 5, 24, generator=generator, dtype=torch.float64)
     tolerance = EXACT if model_type == "gpt2" else SOFTMAX32
     for layer in layers:
@@ -129,19 +129,13 @@ def test_candidates_behind_the_tokens_move_as_in_the_replay(model_type, generato
         assert (beside[:, [layer]] - alone).abs().max() < 10 * tolerance * alone.abs().max()
 
 
-@pytest.mark.parametrize("model_type", REFUSED)
-def test_architectures_that_mask_on_their_own_are_refused_by_name(model_type):
+@pytest.mark.parametrize("model_type", WHOLE_PROMPTS)
+def test_architectures_that_mask_on_their_own_run_whole_prompts_and_stay_as_they_are(model_type):
     model = tiny_model(model_type)
-    with pytest.raises(ModelError, match=type(model.module).__name__):
-        depth_system(model, PROMPTS)
-
-
-def test_refusal_leaves_the_model_as_it_was():
-    model = tiny_model("bloom")
     tokens = torch.tensor([[5, 6, 7, 8]])
     before = model.module(tokens).logits
-    with pytest.raises(ModelError):
-        depth_system(model, PROMPTS)
+    system = depth_system(model, PROMPTS)
+    assert all(batch.recording.style.whole_prompts for layer in system.layers for batch in layer.batches)
     assert torch.equal(before, model.module(tokens).logits)
 
 
@@ -281,16 +275,17 @@ def test_wrong_shapes_and_layers_name_the_argument(gpt2):
         system.jvp(0, system.states[:, :1], method="magic")
 
 
-def test_a_replay_that_is_wrong_is_caught(gpt2):
-    """A layer that counts its tokens cannot be replayed; the check must see it."""
+def test_a_layer_that_counts_its_tokens_runs_whole_prompts():
+    """What a candidate adds would depend on the number of candidates."""
     model = tiny_model("gpt2", seed=5)
     layer = model.layers[1]
     layer.forward = lambda hidden, *args, **kwargs: (
         type(layer).forward(layer, hidden, *args, **kwargs) + hidden.shape[1]
     )
-    with pytest.raises(ModelError, match="layer 1"):
-        depth_system(model, PROMPTS)
-    assert replace(model).n_layers == 4
+    system = depth_system(model, PROMPTS)
+    for number, text in enumerate(PROMPTS.texts):
+        expected = hooked_forward(model, text, torch.zeros(model.n_layers, model.hidden_size, dtype=torch.float64))
+        assert (system.states[number, 1:] - expected).abs().max() < EXACT * expected.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -66,7 +67,7 @@ def write(
     tokenizer: bool = True,
     kind: gguf.GGMLQuantizationType | None = None,
     without: str = "",
-    rope_freqs: bool = False,
+    rope_freqs: Sequence[float] = (),
     **values: int,
 ) -> Path:
     """A Llama as a GGUF file; ``kind`` is the type of its matrices."""
@@ -100,8 +101,8 @@ def write(
             writer.add_tensor(name, gguf.quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, array)
-    if rope_freqs:
-        writer.add_tensor("rope_freqs.weight", np.ones(8, dtype=np.float32))
+    if len(rope_freqs):
+        writer.add_tensor("rope_freqs.weight", np.array(rope_freqs, dtype=np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -136,6 +137,7 @@ def test_weights_are_those_of_the_blocks(module: torch.nn.Module, tmp_path: Path
     for key, part in (("ffn_down", "mlp.down_proj"), ("attn_v", "self_attn.v_proj")):
         blocks = gguf.quantize(own_tensors(module)[f"blk.1.{key}.weight"], gguf.GGMLQuantizationType.Q8_0)
         expected = gguf.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0)
+        assert model.precision == "float32, weights stored in Q8_0"
         assert np.array_equal(model.module.get_parameter(f"model.layers.1.{part}.weight").detach().numpy(), expected)
 
 
@@ -146,6 +148,19 @@ def test_sixteen_bits_stay_sixteen(tmp_path: Path) -> None:
     assert model.dtype == torch.float32
     assert all(torch.equal(a.float(), b) for a, b in zip(half.parameters(), model.module.parameters(), strict=True))
     assert (converted(path, "tiny") / "model.safetensors").stat().st_size < 1.2 * path.stat().st_size
+
+
+def test_scaled_positions_are_read_from_their_table(tmp_path: Path) -> None:
+    numbers = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    scaled = {"rope_type": "llama3", "rope_theta": 10000.0, **numbers}
+    module = tiny_module("llama", dtype=torch.float32, rope_parameters=scaled, **SIZES)
+    wavelengths = 2 * np.pi * 10000.0 ** (np.arange(8) / 8)
+    kept = np.clip((8192 / wavelengths - 1) / (4 - 1), 0, 1)
+    path = write(tmp_path / "tiny.gguf", module, rope_freqs=(1 / ((1 - kept) / 8 + kept)).tolist())
+    model = load_model(path, device="cpu")
+    assert torch.equal(model.module.model.rotary_emb.inv_freq, module.model.rotary_emb.inv_freq)
+    with torch.no_grad():
+        assert torch.equal(model.module(TOKENS % 258).logits, module(TOKENS % 258).logits)
 
 
 def test_files_beside_it_say_nothing(module: torch.nn.Module, tmp_path: Path) -> None:
@@ -224,6 +239,14 @@ def test_cache_that_cannot_be_written(module: torch.nn.Module, tmp_path: Path, m
         converted(path, "tiny")
 
 
+def test_conversion_larger_than_memory_is_not_begun(
+    module: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "free_memory", lambda device: 1000)
+    with pytest.raises(ModelError, match=r"0\.0 GB are free.*stream=True"):
+        load_model(write(tmp_path / "tiny.gguf", module))
+
+
 # Files that cannot be read
 
 
@@ -273,7 +296,9 @@ def test_hostile_counts_cost_nothing(module: torch.nn.Module, tmp_path: Path) ->
         ({"block_count": 2**31}, "tells of 2147483648 layers"),
         ({"block_count": 3}, "do not fit its configuration"),
         ({"block_count": 1}, "do not fit its configuration: it takes"),
-        ({"rope_freqs": True}, "do not fit its configuration: it takes .* such as 'rope_freqs.weight'"),
+        ({"rope.scaling.factor": 8}, r"llama.rope.scaling.factor=8, which transformers reads as nothing"),
+        ({"final_logit_softcapping": 30}, r"final_logit_softcapping=30, which .* nothing"),
+        ({"rope_freqs": range(1, 9)}, "do not fit its configuration: it takes .* such as 'rope_freqs.weight'"),
         ({"without": "blk.1.ffn_up"}, "do not fit its configuration.*layers.1.mlp.up_proj"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -29,11 +30,15 @@ from transformers.utils import logging as transformers_logging
 
 from conftest import EXACT, byte_tokenizer, tiny_module
 from llvlit import files
-from llvlit.engine import models
-from llvlit.engine.models import embedded_names, load_model, wrap_model
-from llvlit.errors import FileError, InputError, LlvlitError, ModelError, unknown_name
+from llvlit.engine import models, precision
+from llvlit.engine.depth import depth_system
+from llvlit.engine.models import LanguageModel, embedded_names, load_model, wrap_model
+from llvlit.errors import FileError, InputError, LlvlitError, ModelError, NumericalError, unknown_name
 from llvlit.files import load_tensors, save_tensors, write_atomically, write_json
 from llvlit.hub import hub_reachable
+from llvlit.method.concepts import random_directions
+from llvlit.method.gains import adjoint_gains, measured_gains
+from llvlit.prompts import Prompts
 
 TOKENS = torch.tensor([[5, 17, 260, 33, 8, 90], [1, 2, 3, 4, 5, 6]])
 SECONDS = 10.0
@@ -137,10 +142,120 @@ def test_unusable_device(gpt2_folder: Path, device: str) -> None:
         load_model(gpt2_folder, device=device)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "bfloat16", torch.bfloat16, "float16", torch.float16])
-def test_half_precision_is_refused(gpt2_folder: Path, dtype: object) -> None:
-    with pytest.raises(InputError, match=r"dtype=.* Valid: float32, float64\. .*at least float32"):
+# Types
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "half", torch.int8])
+def test_unknown_type(gpt2_folder: Path, dtype: object) -> None:
+    with pytest.raises(InputError, match=r"dtype=.* Valid: bfloat16, float16, float32, float64\."):
         load_model(gpt2_folder, dtype=dtype)
+
+
+def test_what_is_stored_in_sixteen_bits_is_computed_in_float32_and_said(prompts: Prompts) -> None:
+    model = load_model("embedded/small", device="cpu")
+    assert model.dtype == torch.float32
+    assert model.precision == "float32, weights stored in float16"
+    directions = random_directions(13, 64, seed=0)
+    assert measured_gains(model, prompts, directions).metadata["precision"] == model.precision
+
+
+def states_of(module: torch.nn.Module) -> torch.Tensor:
+    """The last token's state after each layer of each probe, by way of the model's own list."""
+    seen = []
+    for text in precision.PROBES:
+        ids = byte_tokenizer()(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            seen.append(torch.stack(module(ids, output_hidden_states=True).hidden_states[1:-1])[:, 0, -1].double())
+    return torch.stack(seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "float16"])
+def test_sixteen_bits_on_request_with_what_they_cost(gpt2_folder: Path, dtype: object) -> None:
+    exact, half = load_model(gpt2_folder, device="cpu"), load_model(gpt2_folder, device="cpu", dtype=dtype)
+    assert half.dtype == models.DTYPES[str(dtype).removeprefix("torch.")]
+    told = float(re.search(r"states up to ([0-9.]+)% off float32", half.precision)[1]) / 100
+    reference, states = states_of(exact.module), states_of(half.module)  # without the last layer's
+    seen = float(((states - reference).norm(dim=-1) / reference.norm(dim=-1)).max())
+    assert 0 < seen <= told + 5e-4 and told < 3 * seen
+    assert half.identity != exact.identity
+
+
+def test_sixteen_bits_of_a_wrapped_module_are_told_and_left_as_they_are() -> None:
+    module = tiny_module("llama", dtype=torch.bfloat16)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.warns(UserWarning, match=r"mine computes in bfloat16; states up to [0-9.]+% off float32"):
+        model = wrap_model(module, byte_tokenizer(), name="mine")
+    assert model.module is module and module.dtype == torch.bfloat16
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+    assert not any(part._forward_hooks for part in module.modules())
+
+
+def test_states_that_overflow_sixteen_bits_are_said_to(tmp_path: Path) -> None:
+    module = tiny_module("llama", dtype=torch.float32)
+    with torch.no_grad():
+        module.model.layers[1].mlp.down_proj.weight *= 1e6
+    folder = save(module, tmp_path)
+    assert load_model(folder, device="cpu").dtype == torch.float32
+    with pytest.raises(NumericalError, match=r"not finite in float16\. .*bfloat16"):
+        load_model(folder, device="cpu", dtype="float16")
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16(gpt2_folder: Path) -> LanguageModel:
+    return load_model(gpt2_folder, device="cpu", dtype="bfloat16")
+
+
+def test_steps_that_sixteen_bits_do_not_resolve_are_refused(
+    in_bfloat16: LanguageModel, prompts: Prompts, gpt2_folder: Path
+) -> None:
+    directions = random_directions(5, 24, seed=0)
+    with pytest.raises(InputError, match=r"amplitude=0.01 drowns in rounding: in bfloat16"):
+        measured_gains(in_bfloat16, prompts, directions, amplitude=0.01)
+    layer = depth_system(in_bfloat16, prompts).layer(1)
+    with pytest.raises(InputError, match=r"method='central' takes steps that drown in .*bfloat16"):
+        layer.jvp(torch.ones(len(prompts), 1, 24), method="central")
+    expected = adjoint_gains(load_model(gpt2_folder, device="cpu"), prompts, directions).mean
+    found = adjoint_gains(in_bfloat16, prompts, directions).mean
+    assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_sixteen_bits_hide_no_mistake_from_the_check(prompts: Prompts) -> None:
+    """What is wrong by less than bfloat16 resolves is found in float32."""
+    module = tiny_module("gpt2", dtype=torch.bfloat16)
+
+    class Leaky(type(module.transformer.h[1])):
+        def forward(self, hidden: torch.Tensor, *args: object, **options: object) -> object:
+            out = super().forward(hidden, *args, **options)
+            return (out[0] + 1e-3 * hidden[:, -1:], *out[1:]) if isinstance(out, tuple) else out + 1e-3 * hidden[:, -1:]
+
+    module.transformer.h[1].__class__ = Leaky
+    with pytest.warns(UserWarning, match="bfloat16"):
+        model = wrap_model(module, byte_tokenizer(), name="leaky")
+    with pytest.raises(ModelError, match=r"leaky: .* is refused, since layer 1"):
+        depth_system(model, prompts)
+
+
+# Memory
+
+
+def test_cost_is_not_measured_where_there_is_no_memory_for_it(
+    gpt2_folder: Path, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(precision, "free_memory", lambda device: 1000)
+    model = load_model(gpt2_folder, device="cpu", dtype="float16")
+    assert model.precision.endswith("what that costs was not measured")
+    with pytest.raises(ModelError, match=r"checked in float32 .* no memory.*stream=True"):
+        depth_system(model, prompts)
+
+
+def test_device_without_memory_is_said_to_have_none(gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(ModelError, match=r"no memory left for .*CUDA out of memory.*device='cpu'.*stream=True"):
+        load_model(gpt2_folder, device="cpu")
 
 
 # The hub

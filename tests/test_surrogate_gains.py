@@ -166,10 +166,10 @@ def test_a_truncated_surrogate_is_the_one_of_smaller_order(gpt2, directions, bas
 
 def test_pushes_measured_together_are_those_measured_alone(gpt2, directions):
     others = random_directions(5, 24, seed=8)
-    together = measured_gains(gpt2, PROMPTS, [directions, directions, others], amplitude=[0.1, 1.0, 0.5])
-    for gains, (vectors, amplitude) in zip(
-        together, [(directions, 0.1), (directions, 1.0), (others, 0.5)], strict=True
-    ):
+    read_out_else = torch.cat([directions[:-1], others[-1:]])
+    sets = [(directions, 0.1), (directions, 1.0), (others, 0.5), (read_out_else, 1.0)]
+    together = measured_gains(gpt2, PROMPTS, [one for one, _ in sets], amplitude=[size for _, size in sets])
+    for gains, (vectors, amplitude) in zip(together, sets, strict=True):
         alone = measured_gains(gpt2, PROMPTS, vectors, amplitude=amplitude)
         assert np.allclose(gains.per_prompt, alone.per_prompt, rtol=1e-9) and gains.amplitude == amplitude
     with pytest.raises(InputError, match="directions is empty"):

@@ -106,7 +106,7 @@ def text(profile: dict[str, Any]) -> str:
         "\nOrder {order}: Spearman {spearman:.3f}, Pearson {pearson:.3f}, relative error {relative_error:.3f} "
         "({n_prompts} held-out prompts)".format(**profile, **profile["agreement"])
     )
-    return "\n".join(lines + profile["note"])
+    return "\n".join([*lines, *profile["note"], f"Computed in {profile['metadata']['precision']}."])
 
 
 def draw(profile: dict[str, Any], path: Path) -> None:

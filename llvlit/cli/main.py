@@ -1,4 +1,4 @@
-"""Command line: llvlit book | exercises | publish | gains | steer | study | train | models | tasks."""
+"""Command line: llvlit book | exercises | publish | gains | steer | study | train | models | tasks | architectures."""
 
 from __future__ import annotations
 

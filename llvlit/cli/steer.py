@@ -90,6 +90,7 @@ def steer(options: argparse.Namespace) -> None:
         f"Target: {options.target:+g} class gaps of {options.task} at the output of {model.name}.",
         f"Both pushes have the {options.energy} energy {cost:.3g}. Predicted: by the linear gains.",
         "Measured: in the full model, at the prompt's last token. A gap: the distance of the classes' means.",
+        f"Computed in {model.precision}.",
     ]
     notes = [*borrowed_note(gains.borrowed), *prompts_note(splits["operating"])]
     show(options, {**about, **continuations}, "\n".join(lines + notes))

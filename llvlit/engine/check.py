@@ -11,10 +11,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from llvlit.engine.exclusive import parts_of
 from llvlit.engine.fast import FrozenContext, fast_layer
-from llvlit.engine.models import LanguageModel
+from llvlit.engine.models import LanguageModel, wrap_model
+from llvlit.engine.precision import in_float32
 from llvlit.engine.replay import (
     ContextCache,
     Recording,
@@ -39,6 +41,8 @@ LOOSER = 5.0
 ROUNDING = 16
 """Units in the last place of the residual stream itself."""
 
+HINT = "The command `llvlit architectures` tells what works."
+
 _CANNOT_RUN = (RuntimeError, TypeError, IndexError, AttributeError, AssertionError, KeyError, ValueError)
 """What a layer raises that is handed what it does not expect."""
 
@@ -62,7 +66,9 @@ def check_replay(model: LanguageModel, tokens: TokenizedPrompts) -> ReplayStyle:
 
     The shortest and the longest prompt run through the plain model; their recorded states, a replay of each state, and
     of a changed state beside it, and the derivative there must agree with the model's own layers: with attention to a
-    frozen context, or else with the layers' own kernel.  Numbers are compared in the size of the layer's update at
+    frozen context, or else with the layers' own kernel, or else with the whole prompt anew for each candidate.  So
+    must a state that a push before the first layer has moved in the plain model: what else the last token hands on,
+    besides the residual stream, shows there.  Numbers are compared in the size of the layer's update at
     each token: one token with massive activations says nothing about another.  Products with a derivative share
     what they have in common where that gives the same numbers as differentiating row by row.
 
@@ -86,9 +92,23 @@ def check_replay(model: LanguageModel, tokens: TokenizedPrompts) -> ReplayStyle:
         return known.style
     if not known:
         _check_parts(model)
-    style = _find_style(model, shortest, longest, new, known.style if known else None)
+    style = known.style if known else None
+    if model.dtype not in TOLERANCE:  # in 16 bits, a mistake would pass for rounding
+        style = _find_style(_in_float32(model), shortest, longest, new, style)
+    style = _find_style(model, shortest, longest, new, style)
     _CHECKED[model.module] = _Checked(subject, shortest, longest, style)
     return style
+
+
+def _in_float32(model: LanguageModel) -> LanguageModel:
+    """A copy of the model that computes in float32."""
+    module = in_float32(model.module)
+    if module is None:
+        raise ModelError(
+            f"{model.name} is checked in float32 before its first use in {model.dtype}, for which there is no memory. "
+            "Hold one layer at a time: load_model(..., stream=True)."
+        )
+    return wrap_model(module, model.tokenizer, name=model.name)
 
 
 @contextmanager
@@ -104,14 +124,17 @@ def _every_error_a_refusal(model: LanguageModel, what: str = "cannot be replayed
 
 
 def _check_parts(model: LanguageModel) -> None:
-    """Refuse what no comparison of single layers would see."""
+    """Refuse by its reason what would else be refused by its numbers."""
     for index, module in enumerate(model.layers):
         for part in module.modules():
             if getattr(part, "is_kv_shared_layer", False):
                 raise refusal(model, index, "attends to keys and values of an earlier layer: they move with the token")
-        for name, buffer in module.named_buffers():
-            if buffer.dtype == torch.bool and buffer.ndim >= 2 and buffer.shape[-1] == buffer.shape[-2] > 1:
-                raise refusal(model, index, f"masks inside its attention (buffer {name!r})")
+
+
+def _masks_inside(model: LanguageModel) -> bool:
+    """Whether a layer has a mask of its own, between positions that candidates do not have."""
+    buffers = [buffer for layer in model.layers for buffer in layer.buffers() if buffer.dtype == torch.bool]
+    return any(each.ndim >= 2 and each.shape[-1] == each.shape[-2] > 1 for each in buffers)
 
 
 def _find_style(
@@ -123,42 +146,74 @@ def _find_style(
 ) -> ReplayStyle:
     """The fastest style that is right on the new ones of two prompts, and was on those before."""
     samples = [torch.tensor([ids], device=model.device) for ids in new]
-    expected, returns_tuple = zip(*(_plain_outputs(model, sample) for sample in samples), strict=True)
-    style = known or ReplayStyle(all(returns_tuple))
-    if not style.equal_lengths and len(longest) > len(shortest):
-        with _every_error_a_refusal(model):
-            style = replace(style, equal_lengths=_length_matters(model, shortest, longest, style))
-    for frozen_context in (FrozenContext, None) if known is None or known.frozen_context else (None,):
-        layer = partial(fast_layer, frozen_context=frozen_context is not None)
-        shares_point = known is None or known.shares_point
-        style = replace(style, frozen_context=frozen_context, shares_point=shares_point, stand_in=layer)
+    plain = [_plain_outputs(model, sample) for sample in samples]
+    pushed = [_plain_outputs(model, sample, pushed=True) for sample in samples]
+    first = known or ReplayStyle(
+        n_outputs=min(n_outputs for _, n_outputs in plain),
+        frozen_context=FrozenContext,
+        whole_prompts=_masks_inside(model),
+        shares_point=True,
+    )
+    faster = [replace(first, frozen_context=None, stand_in=partial(fast_layer, frozen_context=False))]
+    if first.frozen_context:
+        faster.insert(0, replace(first, stand_in=partial(fast_layer, frozen_context=True)))
+    for style in [
+        *([] if first.whole_prompts else faster),
+        replace(faster[-1], whole_prompts=True, equal_lengths=True),
+    ]:
         try:
             with _every_error_a_refusal(model):
-                agree = [_compare_replay(model, *sample, style) for sample in zip(samples, expected, strict=True)]
+                if not style.equal_lengths and len(longest) > len(shortest):
+                    style = replace(style, equal_lengths=_length_matters(model, shortest, longest, style))
+                agree = [
+                    _compare_replay(model, sample, expected, moved, style)
+                    for sample, (expected, _), (moved, _) in zip(samples, plain, pushed, strict=True)
+                ]
         except ModelError:
-            if not frozen_context:
+            if style.whole_prompts:
                 raise
         else:
             break
-    return replace(style, shares_point=all(agree))
+    return replace(style, shares_point=all(agree) and style.shares_point)
 
 
-def _plain_outputs(model: LanguageModel, tokens: torch.Tensor) -> tuple[list[torch.Tensor], bool]:
-    """The residual stream after each layer of the plain model, and whether layers return tuples."""
-    outputs: list[Any] = []
+def _plain_outputs(
+    model: LanguageModel, tokens: torch.Tensor, *, pushed: bool = False
+) -> tuple[list[torch.Tensor], int]:
+    """The residual stream before layer 0 and after each of the plain model, and the length of what layers return.
+
+    Parameters
+    ----------
+    pushed
+        Whether the last token is pushed before layer 0.
+    """
+    states: list[torch.Tensor] = []
+    lengths: list[int] = []
 
     def noting(layer: nn.Module) -> Callable[..., Any]:
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            outputs.append(layer(*args, **kwargs))
-            return outputs[-1]
+        def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if not states:
+                if hidden_states.ndim != 3:
+                    raise refusal(model, None, f"hand on {hidden_states.ndim - 2} streams of states, not one")
+                hidden_states = _changed(hidden_states) if pushed else hidden_states
+                states.append(hidden_states)
+            output = layer(hidden_states, *args, **kwargs)
+            states.append(first_output(output))
+            lengths.append(len(output) if isinstance(output, tuple | list) else 0)
+            return output
 
         return forward
 
     with _every_error_a_refusal(model, f"cannot run a prompt in {model.dtype}"):
         run_model(model, tokens, noting, use_cache=False)
-    if len(outputs) != model.n_layers:
+    if len(lengths) != model.n_layers:
         raise refusal(model, None, "does not call each of its layers once")
-    return [first_output(output) for output in outputs], all(isinstance(output, tuple) for output in outputs)
+    return states, min(lengths)
+
+
+def _changed(hidden: torch.Tensor) -> torch.Tensor:
+    """The same residual stream, the last token at another state."""
+    return torch.cat([hidden[:, :-1], hidden[:, -1:] + 0.5 * hidden[:, -1:].flip(-1)], dim=1)
 
 
 def _length_matters(
@@ -186,27 +241,39 @@ def _is_cut_from(tensor: torch.Tensor, longer: torch.Tensor) -> bool:
 
 
 def _compare_replay(
-    model: LanguageModel, tokens: torch.Tensor, expected: list[torch.Tensor], style: ReplayStyle
+    model: LanguageModel,
+    tokens: torch.Tensor,
+    expected: list[torch.Tensor],
+    pushed: list[torch.Tensor],
+    style: ReplayStyle,
 ) -> bool:
-    """Whether products with the derivatives may share their point; raises if a replay is wrong."""
-    last = torch.tensor([tokens.shape[1] - 1], device=tokens.device)
+    """Whether products with the derivatives may share their point; raises if a replay is wrong.
+
+    The prompt runs in two rows: what a layer makes of the strides of rows shows with several prompts only.
+    """
+    tokens = tokens.expand(2, -1)
+    last = torch.tensor([tokens.shape[1] - 1] * 2, device=tokens.device)
     recording = record(model, tokens, last, style)
     hidden = recording.hidden
     shares_point = style.shares_point
     for index, (module, call) in enumerate(zip(model.layers, recording.calls, strict=True)):
-        changed = hidden.clone()
-        changed[:, -1] += 0.5 * hidden[:, -1].flip(-1)
-        states = [hidden[:, -1], changed[:, -1], changed[:, -1]]
-        candidates = torch.stack(states[: 3 if tokens.shape[1] == 2 else 2], dim=1)  # not as many as tokens
+        changed = _changed(hidden)
+        states = [hidden[:, -1], changed[:, -1], pushed[index][:, -1].expand(2, -1), changed[:, -1]]
+        candidates = torch.stack(states[: 4 if tokens.shape[1] == 3 else 3], dim=1)  # not as many as tokens
         with torch.no_grad():
-            after, context = run_all_tokens(module, hidden, call, recording.cache)
+            with _Choices() as among_tokens:
+                after, context = run_all_tokens(module, hidden, call, recording.cache)
             after_changed, _ = run_all_tokens(module, changed, call, recording.cache)
-            if context.keys is None:
+            if context.keys is None and not style.whole_prompts:
                 raise refusal(model, index, "keeps no keys and values of its own in its cache")
-            replayed = run_candidates(module, candidates, call, recording, context)
+            with _Choices() as among_all:
+                replayed = run_candidates(module, candidates, call, recording, context)
+            n_tokens, n_candidates = tokens.shape[1], candidates.shape[1]
+            if not style.whole_prompts and {n_tokens, n_tokens + n_candidates} <= among_tokens.sizes | among_all.sizes:
+                raise refusal(model, index, "chooses among the tokens, where equal ones tie")
             beside, joined = run_together(module, hidden, candidates, call, recording.cache, last)
         for start, reference, value, what in (
-            (hidden, expected[index], after, "sees something that its recorded call lacks"),
+            (hidden, expected[index + 1], after, "sees something that its recorded call lacks"),
             (hidden[:, :-1], after[:, :-1], after_changed[:, :-1], "lets earlier tokens see the last one"),
             (hidden[:, -1], after[:, -1], replayed[:, 0], "gives another next state on replay"),
             (
@@ -214,6 +281,12 @@ def _compare_replay(
                 after_changed[:, -1],
                 replayed[:, 1],
                 "gives a changed state another next state on replay",
+            ),
+            (
+                pushed[index][:, -1],
+                pushed[index + 1][:, -1],
+                replayed[:, 2],
+                "depends on the last token in another way than by its state alone",
             ),
             (hidden, after, beside, "gives another next state beside candidates"),
             (candidates, replayed, joined, "gives candidates another next state beside all tokens"),
@@ -227,14 +300,27 @@ def _compare_replay(
     return shares_point
 
 
+class _Choices(TorchFunctionMode):
+    """Inside, of how many each choice of the largest (``topk``) is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.topk, torch.Tensor.topk):
+            self.sizes.add((args[0] if args else kwargs["input"]).shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
 def _derivatives_agree(
     model: LanguageModel, index: int, hidden: torch.Tensor, recording: Recording, context: ContextCache
 ) -> bool:
     """Whether products at a shared point are those of the layer with all tokens; raises if the replay's own are not."""
     layer, call = model.layers[index], recording.calls[index]
     numbers = torch.arange(1, hidden.shape[-1] + 1, device=hidden.device, dtype=hidden.dtype)
-    cotangent = torch.cos(numbers).view(1, 1, -1)
-    cotangents = torch.cat([cotangent, 2 * cotangent], dim=1)
+    cotangent = torch.cos(numbers).expand(len(hidden), 1, -1)  # one that all prompts share
+    cotangents = torch.stack([torch.cos(numbers), 2 * torch.cos(numbers)]).expand(len(hidden), -1, -1)
     with torch.enable_grad():
         point = hidden[:, -1:].clone().requires_grad_()
         try:
@@ -275,7 +361,7 @@ def refusal(model: LanguageModel, layer: int | None, reason: str) -> ModelError:
     verb = "" if layer is None else "it "
     return ModelError(
         f"{model.name}: the architecture {type(model.module).__name__} is refused, since {where}: {verb}{reason}. "
-        "Known to work: GPT-2, GPT-NeoX, Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, OPT, Phi."
+        f"{HINT}"
     )
 
 

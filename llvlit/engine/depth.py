@@ -218,7 +218,7 @@ class DepthSystem:
         """
         stop = self.n_layers if stop is None else checks.integer("stop", stop, at_least=0, at_most=self.n_layers)
         start = checks.integer("start", start, at_least=0, at_most=stop)
-        candidates = self.layers[0]._checked("candidates", candidates)
+        given, candidates = candidates, self.layers[0]._fitting("candidates", candidates)
         if inputs is not None:
             inputs = real_tensor("inputs", inputs).to(candidates)
             shape = (self.n_layers, candidates.shape[-1])
@@ -229,8 +229,8 @@ class DepthSystem:
         for index in range(start, stop):
             if inputs is not None:
                 candidates = candidates + inputs[..., index, :]
-            candidates = self.layers[index].step(candidates)
-        return candidates
+            candidates = self.layers[index].advance(candidates)
+        return self.layers[min(start, self.n_layers - 1)]._finite("candidates", given, candidates)
 
     def jvp(self, layer: int, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
         """Jacobian-vector products; see :meth:`~llvlit.engine.layer.FrozenLayer.jvp`."""

@@ -16,6 +16,7 @@ Both are for a layer's stand-in (:func:`llvlit.engine.replay.stand_in`); the lay
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -176,15 +177,46 @@ class _SharedAttention(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Cotangents of the candidates' queries, keys and values."""
-        cotangent = cotangents[0].transpose(1, 2)
-        of_query, of_key = (cotangent @ ctx.derivative).chunk(2, dim=-1)
-        of_value = ctx.on_own * cotangent
-        if ctx.n_groups > 1:
-            of_key, of_value = (each.unflatten(1, (-1, ctx.n_groups)).sum(dim=2) for each in (of_key, of_value))
-        return of_query, of_key, of_value, None, None, None
+        derivative, on_own, n_groups = ctx.derivative, ctx.on_own, ctx.n_groups
+        transposed = derivative.transpose(-1, -2)
+
+        def back(cotangent: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            cotangent = cotangent.transpose(1, 2)
+            of_query, of_key = (cotangent @ derivative).chunk(2, dim=-1)
+            of_value = on_own * cotangent
+            if n_groups > 1:
+                of_key, of_value = (each.unflatten(1, (-1, n_groups)).sum(dim=2) for each in (of_key, of_value))
+            return of_query, of_key, of_value
+
+        def forth(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            key, value = (repeat_kv(each, n_groups) for each in (key, value))
+            moved = torch.cat([query, key], dim=-1) @ transposed
+            return torch.addcmul(moved, on_own, value).transpose(1, 2)
+
+        return *_product(back, forth, *cotangents), None, None, None
 
 
 AttentionInterface.register(NAME, attend)
+
+
+class _Product(Function):
+    """Cotangents times a derivative; differentiated once more, tangents times its transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, back: Callable[..., Any], forth: Callable[..., Any], cotangent: torch.Tensor) -> Any:
+        """Cotangents of the inputs."""
+        ctx.forth = forth
+        return back(cotangent)
+
+    @staticmethod
+    def backward(ctx: Any, *tangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Tangent of the output: one call, where differentiating each step back would take a handful."""
+        return None, None, ctx.forth(*tangents)
+
+
+def _product(back: Callable[..., Any], forth: Callable[..., Any], cotangent: torch.Tensor) -> Any:
+    """Cotangents of the inputs from that of the output, which may be differentiated once more."""
+    return _Product.apply(back, forth, cotangent) if torch.is_grad_enabled() else back(cotangent)
 
 
 class _Linear(Function):
@@ -200,10 +232,14 @@ class _Linear(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Cotangents times the matrix, once for all prompts where they share them."""
-        (cotangent,) = cotangents
-        if cotangent.stride(0) == 0:
-            return (cotangent[:1] @ ctx.weight).expand(len(cotangent), -1, -1), None
-        return cotangent @ ctx.weight, None
+        weight, transposed = ctx.weight, ctx.weight.T
+
+        def back(cotangent: torch.Tensor) -> torch.Tensor:
+            if cotangent.stride(0) == 0:
+                return (cotangent[:1] @ weight).expand(len(cotangent), -1, -1)
+            return cotangent @ weight
+
+        return _product(back, lambda tangent: tangent @ transposed, *cotangents), None
 
 
 class _Activation(Function):
@@ -241,23 +277,48 @@ class _LayerNorm(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Cotangents times the derivative, S diag(weight)."""
-        return _LayerNormDerivative.apply(cotangents[0], ctx.weight, *ctx.point), None
+        weight, point = ctx.weight, ctx.point
+
+        def forth(tangent: torch.Tensor) -> torch.Tensor:
+            rows = _standardized(tangent, None, *point)
+            return rows if weight is None else rows * weight
+
+        return _product(lambda cotangent: _standardized(cotangent, weight, *point), forth, *cotangents), None
 
 
-class _LayerNormDerivative(Function):
-    """Rows times S diag(weight), where S, the derivative of standardizing, is symmetric."""
+class _RMSNorm(Function):
+    """Each row divided by the root of its mean square, times gains."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, weight: torch.Tensor | None, *point: torch.Tensor) -> torch.Tensor:
-        """One fused pass."""
-        ctx.weight, ctx.point = weight, point
-        return _standardized(rows, weight, *point)
+    def forward(ctx: Any, rows: torch.Tensor, module: nn.Module) -> torch.Tensor:
+        """Value of the first row, for all; gains are what the module makes of ones, be they weights or 1 + weights.
+
+        With u the row over its root mean square 1/r, the derivative is ``diag(gains r) (I - u u^T / H)``.
+        """
+        epsilon = _epsilon(module)
+        point = rows[:, :1].detach()
+        reciprocal = (point.square().mean(dim=-1, keepdim=True) + epsilon).rsqrt()
+        gains = _plain(module, torch.ones_like(point[:1])) * (1 + epsilon) ** 0.5
+        ctx.scale, ctx.unit = (gains * reciprocal).detach(), point * reciprocal
+        return _plain(module, point).expand(rows.shape)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The transpose: rows times S, then times the weight."""
-        rows = _standardized(cotangents[0], None, *ctx.point)
-        return (rows if ctx.weight is None else rows * ctx.weight), None, None, None, None
+    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Cotangents times the derivative."""
+        scale, unit = ctx.scale, ctx.unit
+
+        def across(rows: torch.Tensor) -> torch.Tensor:
+            return torch.addcmul(rows, unit, (rows * unit).mean(dim=-1, keepdim=True), value=-1)
+
+        def forth(tangent: torch.Tensor) -> torch.Tensor:
+            return across(tangent) * scale
+
+        return _product(lambda cotangent: across(cotangent * scale), forth, *cotangents), None
+
+
+def _epsilon(module: nn.Module) -> float:
+    """What is added to a mean square; zero where it cannot be told."""
+    return float(getattr(module, "variance_epsilon", getattr(module, "eps", None)) or 0.0)
 
 
 def _standardized(
@@ -283,6 +344,8 @@ def _rule(module: nn.Module) -> type[Function] | None:
         return _Linear
     if type(module) is nn.LayerNorm:
         return _LayerNorm
+    if type(module).__name__.endswith("RMSNorm") and _epsilon(module):
+        return _RMSNorm
     return _Activation if type(module) in ACTIVATIONS else None
 
 
@@ -290,7 +353,8 @@ def _forward_shared(
     module: nn.Module, rule: type[Function], rows: tuple[int, int], *args: Any, **kwargs: Any
 ) -> torch.Tensor:
     """The module's answer for all rows from the first, where the rows of each prompt are equal."""
-    is_expected = len(args) == 1 and not kwargs and args[0].shape[:-1] == rows
+    of_heads = rule is _RMSNorm and len(args) == 1 and args[0].ndim == 4  # norms of single heads' queries and keys
+    is_expected = len(args) == 1 and not kwargs and args[0].shape[: 2 if of_heads else -1] == rows
     if is_expected and are_equal(args[0], dim=1):
         return rule.apply(args[0], module)
     return _plain(module, *args, **kwargs)

@@ -9,7 +9,6 @@ import os
 import shutil
 import struct
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +22,13 @@ from platformdirs import user_cache_path
 
 from llvlit.checks import shown
 from llvlit.engine.folder import Shapes, check_numbers, check_size, misfit, refuse_encoder
+from llvlit.engine.precision import free_memory
 from llvlit.errors import FileError, ModelError
 from llvlit.files import finish, finished, replaced
 from llvlit.progress import progress
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 CONVERSION = 1
 """Version of what :func:`converted` writes; another one makes another folder."""
@@ -42,6 +42,20 @@ STRING, LIST = 8, 9
 
 MOST_ENTRIES = 2**21
 """Longest list in a header that is read: the largest vocabularies have an eighth of it."""
+
+
+TABLE = "rope_freqs.weight"
+"""The tensor that scales the frequencies of rotary positions."""
+
+AS_READ = {
+    "rope.freq_base": ("rope_theta",),
+    "rope.scaling.factor": ("factor",),
+    "attention.layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"),
+    "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
+    "attn_logit_softcapping": ("attn_logit_softcapping",),
+    "final_logit_softcapping": ("final_logit_softcapping",),
+}
+"""Values that decide a model's numbers, and how configurations name them: transformers leaves out some, silently."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +220,11 @@ def converted(path: Path, name: str) -> Path:
     return folder
 
 
+def source_types(folder: Path) -> list[str]:
+    """Types of the matrices in the file that a folder was converted from."""
+    return [str(each) for each in (finished(folder, KIND) or {}).get("types", [])]
+
+
 def _convert(path: Path, folder: Path, name: str) -> dict[str, Any]:
     """Write the model and the tokenizer of a file; facts about them."""
     try:
@@ -222,10 +241,19 @@ def _convert(path: Path, folder: Path, name: str) -> dict[str, Any]:
         config = AutoConfig.from_pretrained(place, **options)
         refuse_encoder(config.to_dict(), name)
         check_numbers(config.to_dict(), header.shapes, str(path))
+        if TABLE in header.shapes:
+            _read_table(config, path)
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
         check_size(shell, header.shapes, name)
         _check_all_is_used(shell, header, name)
+        _check_values(config.to_dict(), header, path)
+        needed, free = 8 * sum(math.prod(shape) for shape in header.shapes.values()), free_memory(torch.device("cpu"))
+        if needed > free:
+            raise ModelError(
+                f"To convert {path} takes {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Load the "
+                "model's safetensors with stream=True, one layer at a time."
+            )
         tokenizer = AutoTokenizer.from_pretrained(place, config=config, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -245,7 +273,7 @@ def _convert(path: Path, folder: Path, name: str) -> dict[str, Any]:
     shell.config.dtype = None
     shell.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return {"types": dict(Counter(header.types.values()))}
+    return {"types": sorted({header.types[key] for key, shape in header.shapes.items() if len(shape) > 1})}
 
 
 def _check_header(path: Path, header: Header) -> None:
@@ -265,15 +293,58 @@ def _check_header(path: Path, header: Header) -> None:
         raise ModelError(f"{path} tells of {shown(layers)} layers, and holds {len(header.shapes)} tensors.")
 
 
+def _read_table(config: PretrainedConfig, path: Path) -> None:
+    """Set the scaled rotary positions of Llama 3, which a file holds as a table of what each frequency is divided by.
+
+    A table of another kind is left to :func:`_check_all_is_used`.
+    """
+    from gguf import GGUFReader
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    (table,) = (torch.tensor(tensor.data.copy()) for tensor in GGUFReader(path).tensors if tensor.name == TABLE)
+    before = dict(config.rope_parameters)
+    made_of = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    config.rope_parameters = {**before, "rope_type": "llama3", "factor": float(table.max()), **made_of}
+    frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = before["rope_theta"] ** (-torch.arange(len(frequencies)) / len(frequencies))
+    if table.shape != frequencies.shape or not torch.allclose(plain / frequencies, table, rtol=1e-4):
+        config.rope_parameters = before
+
+
 def _check_all_is_used(shell: PreTrainedModel, header: Header, name: str) -> None:
     """ModelError if a file holds more than its model takes: layers too many, or tables that move its positions."""
     takes = sum({id(value): value.numel() for value in shell.state_dict(keep_vars=True).values()}.values())
     tied = shell.get_output_embeddings().weight is shell.get_input_embeddings().weight
-    shapes = {key: shape for key, shape in header.shapes.items() if not (tied and key == "output.weight")}
+    known = {"output.weight"} if tied else set()
+    if (getattr(shell.config, "rope_parameters", None) or {}).get("rope_type") == "llama3":
+        known.add(TABLE)
+    shapes = {key: shape for key, shape in header.shapes.items() if key not in known}
     if (stored := sum(math.prod(shape) for shape in shapes.values())) > takes:
         tables = [key for key in shapes if not key.startswith(("blk.", "token", "output", "position"))]
         such = f", such as {shown(tables[0])}" if tables else ""
         raise misfit(name, f": it takes {takes:,} numbers, and {stored:,} are stored{such}")
+
+
+def _check_values(config: dict[str, Any], header: Header, path: Path) -> None:
+    """ModelError if a value that decides the model's numbers is another one in the configuration made of the file."""
+    read: dict[str, list[float]] = {}
+    parts = [config]
+    for part in parts:  # which grows
+        parts += [value for value in part.values() if isinstance(value, dict)]
+        for key, value in part.items():
+            if isinstance(value, int | float):
+                read.setdefault(key, []).append(value)
+    architecture = header.values["general.architecture"]
+    for key, names in AS_READ.items():
+        value = header.values.get(f"{architecture}.{key}")
+        found = [number for name in names for number in read.get(name, [])]
+        if not isinstance(value, int | float) or (key == "rope.scaling.factor" and value in (0, 1)):
+            continue
+        if not any(math.isclose(value, number, rel_tol=1e-5) for number in found):
+            raise ModelError(
+                f"{path} has {architecture}.{key}={value:g}, which transformers reads as {found or 'nothing'}: it "
+                "would be another model. Load its safetensors instead."
+            )
 
 
 def _shortest(value: torch.Tensor) -> torch.Tensor:

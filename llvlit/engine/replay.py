@@ -3,8 +3,10 @@
 A forward pass whose layers do nothing records what the model hands each of them (mask, positions, ...).  A
 layer is then run twice: once on all tokens, which yields the next states and the context's keys and values;
 and as often as wanted on *candidates*, alternative last tokens that stand side by side behind the context.
-Each candidate sees the context and itself.  No architecture has code of its own, and no module is changed, not
-even for a moment: where something else must run, it runs in a stand-in that shares the module's parameters.
+Each candidate sees the context and itself.  A layer whose context is more than keys and values (a recurrent state,
+an index, a mask of its own) runs the whole prompt again for each candidate, which is slower and as exact.  No
+architecture has code of its own, and no module is changed, not even for a moment: where something else must run, it
+runs in a stand-in that shares the module's parameters.
 """
 
 from __future__ import annotations
@@ -25,7 +27,11 @@ class ContextCache:
 
     Built without a context, it notes the keys and values of the tokens that pass through.  Candidates stand side by
     side at one position: a layer that would count them from the cache's length is told that it cannot.
+
+    Where a call has no cache, the tokens themselves are the context.
     """
+
+    tokens: torch.Tensor | None = None
 
     def __init__(
         self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None, *, for_candidates: bool = False
@@ -71,8 +77,8 @@ class ReplayStyle:
 
     Attributes
     ----------
-    returns_tuple : bool
-        Whether layers return tuples.
+    n_outputs : int
+        Length of the tuples that layers return, 0 where they return the residual stream alone.
     equal_lengths : bool
         Whether only prompts of one length may share a batch, since what a model does with the positions of all
         follows from the longest.
@@ -80,6 +86,8 @@ class ReplayStyle:
         Of keys, values, biases and whether a prompt's candidates are equal: what a layer gets in the place of its mask;
         see :class:`llvlit.engine.fast.FrozenContext`.  None where candidates run through the layer's own kernel,
         behind the context's tokens and a mask.
+    whole_prompts : bool
+        Whether each candidate runs with all tokens of its prompt, as in the full model.
     shares_point : bool
         Whether products with the derivative share what all rows of a prompt have in common; else the layer's own
         modules are differentiated row by row.
@@ -88,9 +96,10 @@ class ReplayStyle:
         layer's place for candidates.
     """
 
-    returns_tuple: bool
+    n_outputs: int
     equal_lengths: bool = False
     frozen_context: Callable[..., Any] | None = None
+    whole_prompts: bool = False
     shares_point: bool = False
     stand_in: Callable[..., nn.Module] = lambda layer, rows: layer
 
@@ -106,15 +115,15 @@ class Recording:
     last : (n_prompts,) int tensor
         Position of each prompt's last token.
     calls : tuple of LayerCall
-    cache : DynamicCache
-        Stands in the calls where a cache belongs.
+    cache : DynamicCache or None
+        Stands in the calls where a cache belongs; None where whole prompts run.
     style : ReplayStyle
     """
 
     hidden: torch.Tensor
     last: torch.Tensor
     calls: tuple[LayerCall, ...]
-    cache: DynamicCache
+    cache: DynamicCache | None
     style: ReplayStyle
 
 
@@ -167,23 +176,26 @@ def _fresh_frequencies(part: nn.Module) -> dict[str, Any]:
 def record(model: LanguageModel, tokens: torch.Tensor, last: torch.Tensor, style: ReplayStyle) -> Recording:
     """Recording of a batch of token ids ``(n_prompts, n_tokens)``, padded on the right."""
     seen: list[tuple[torch.Tensor, LayerCall]] = []
-    cache = DynamicCache()
+    cache = None if style.whole_prompts else DynamicCache()
+    cached = {} if cache is None else {"past_key_values": cache}
 
     def idle(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.append((hidden_states, LayerCall(args, kwargs)))
-        return (hidden_states,) if style.returns_tuple else hidden_states
+        return (hidden_states, *[None] * (style.n_outputs - 1)) if style.n_outputs else hidden_states
 
-    run_model(
-        model, tokens, lambda _: idle, attention_mask=torch.ones_like(tokens), past_key_values=cache, use_cache=True
-    )
+    seen_by_all = torch.ones_like(tokens)
+    run_model(model, tokens, lambda _: idle, attention_mask=seen_by_all, use_cache=cache is not None, **cached)
     return Recording(seen[0][0], last, tuple(call for _, call in seen), cache, style)
 
 
 def run_all_tokens(
-    layer: nn.Module, hidden: torch.Tensor, call: LayerCall, cache: DynamicCache
+    layer: nn.Module, hidden: torch.Tensor, call: LayerCall, cache: DynamicCache | None
 ) -> tuple[torch.Tensor, ContextCache]:
     """Residual stream after a layer ``(n_prompts, n_tokens, hidden_size)``, and its keys and values."""
     context = ContextCache()
+    if cache is None:
+        context.tokens = hidden
+        return call.run(layer, hidden, _as_it_is), context
     return call.run(layer, hidden, lambda value: context if value is cache else value), context
 
 
@@ -195,6 +207,7 @@ def run_candidates(
     context: ContextCache,
     *,
     shared: bool = False,
+    often: bool = False,
 ) -> torch.Tensor:
     """Outputs ``(n_prompts, n_candidates, hidden_size)`` for candidate last tokens of each prompt.
 
@@ -202,7 +215,11 @@ def run_candidates(
     ----------
     shared
         Whether a prompt's candidates are all equal and stand there for derivatives.
+    often
+        Whether these come many times, so that a single row, too, has its attention's derivative formed.
     """
+    if context.tokens is not None:
+        return _run_whole_prompts(layer, context.tokens, candidates, call, recording.last)
     keys, values = context.keys, context.values
     assert keys is not None and values is not None
     n_tokens, style = keys.shape[-2], recording.style
@@ -216,7 +233,7 @@ def run_candidates(
             return value
         if style.frozen_context and _is_mask(value, n_tokens) and value.is_floating_point():
             seen = _seen_by_last(value, recording.last)
-            return style.frozen_context(keys, values, *seen, rows is not None and rows[1] > 1)
+            return style.frozen_context(keys, values, *seen, rows is not None and (often or rows[1] > 1))
         return _cut(value, recording.last, n_tokens, candidates.shape[1])
 
     return call.run(style.stand_in(layer, rows=rows), candidates, cut)
@@ -227,7 +244,7 @@ def run_together(
     hidden: torch.Tensor,
     candidates: torch.Tensor,
     call: LayerCall,
-    cache: DynamicCache,
+    cache: DynamicCache | None,
     last: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All tokens and the candidates behind them in one call: both residual streams after the layer.
@@ -235,6 +252,9 @@ def run_together(
     The same numbers as :func:`run_all_tokens` and :func:`run_candidates`, for one set of matrix products.
     """
     n_tokens, n_candidates = hidden.shape[1], candidates.shape[1]
+    if cache is None:
+        after = call.run(layer, hidden, _as_it_is)
+        return after, _run_whole_prompts(layer, hidden, candidates, call, last) if n_candidates else candidates
 
     def extend(value: Any) -> Any:
         if value is cache:
@@ -254,9 +274,26 @@ def run_together(
     return out[:, :n_tokens], out[:, n_tokens:]
 
 
+def _run_whole_prompts(
+    layer: nn.Module, hidden: torch.Tensor, candidates: torch.Tensor, call: LayerCall, last: torch.Tensor
+) -> torch.Tensor:
+    """Outputs for candidates, each in the place of its prompt's last token, one call of all tokens after the other."""
+    prompts = torch.arange(len(last), device=last.device)
+    is_last = (torch.arange(hidden.shape[1], device=last.device) == last.unsqueeze(1)).unsqueeze(-1)
+    outputs = []
+    for candidate in candidates.unbind(dim=1):
+        tokens = torch.where(is_last, candidate.unsqueeze(1), hidden)
+        outputs.append(call.run(layer, tokens, _as_it_is)[prompts, last])
+    return torch.stack(outputs, dim=1)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
 def first_output(output: Any) -> torch.Tensor:
-    """The residual stream in a layer's output, be it a tensor or a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    """The residual stream in a layer's output, be it a tensor, a tuple or a list."""
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:

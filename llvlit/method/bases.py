@@ -7,8 +7,9 @@ leaves every formula as it stands, and the order reported is smaller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
+import numpy as np
 import torch
 
 from llvlit.checks import array, instance, integer, number, sequence
@@ -53,47 +54,59 @@ def orthonormal_basis(
     if len({len(one) for one in arrays}) != 1:
         raise InputError("vectors must be one or more, all of one length.")
     _checked("vectors", arrays[0], order, tolerance)
-    return _orthonormal([torch.from_numpy(one) for one in arrays], order, tolerance)
+    return _orthonormal(arrays, order, tolerance)
 
 
-def _orthonormal(vectors: Sequence[torch.Tensor], order: int, tolerance: float) -> tuple[torch.Tensor, int]:
-    columns: list[torch.Tensor] = []
+def _orthonormal(vectors: Sequence[np.ndarray], order: int, tolerance: float) -> tuple[torch.Tensor, int]:
+    columns: list[np.ndarray] = []
     for vector in vectors:
         if len(columns) == order:
             break
-        new = add_vector(columns, vector, tolerance=tolerance)
-        if new is not None:
-            columns.append(new)
+        add_vector(columns, vector, tolerance=tolerance)
     return _padded(columns, len(vectors[0]), order), len(columns)
 
 
-def _checked(argument: str, vector: object, order: object, tolerance: object) -> torch.Tensor:
+def _checked(argument: str, vector: object, order: object, tolerance: object) -> np.ndarray:
     """A vector ``(hidden_size,)`` in float64, where the other arguments of a basis fit it."""
-    checked = torch.from_numpy(array(argument, vector, ("hidden_size",)))
+    checked = array(argument, vector, ("hidden_size",))
     if integer("order", order, at_least=1) > len(checked):
         raise InputError(f"order={order} must be at most {len(checked)}, the size of {argument}.")
     number("tolerance", tolerance, at_least=0)
     return checked
 
 
-def add_vector(columns: list[torch.Tensor], vector: torch.Tensor, *, tolerance: float) -> torch.Tensor | None:
-    """Unit vector that ``vector`` adds to the span of orthonormal ``columns``; None if it adds nothing."""
-    rest = vector.to("cpu", torch.float64)
-    size = rest.norm()
-    if size == 0:
-        return None
+def add_vector(columns: list[np.ndarray], vector: np.ndarray, *, tolerance: float) -> bool:
+    """Append the unit vector that ``vector`` adds to the span of orthonormal ``columns``, if it adds any."""
+    rest, size = vector, np.linalg.norm(vector)
     if columns:
-        span = torch.stack(columns, dim=1)
+        span = np.stack(columns)
         for _ in range(2):
-            rest = rest - span @ (span.T @ rest)
-    return rest / rest.norm() if rest.norm() > float(tolerance) * size else None
+            rest = rest - (span @ rest) @ span
+    left = np.linalg.norm(rest)
+    if size == 0 or not left > float(tolerance) * size:
+        return False
+    columns.append(rest / left)
+    return True
 
 
-def _padded(columns: list[torch.Tensor], hidden_size: int, order: int) -> torch.Tensor:
-    basis = torch.zeros(hidden_size, order, dtype=torch.float64)
-    if columns:
-        basis[:, : len(columns)] = torch.stack(columns, dim=1)
-    return basis
+def _padded(columns: list[np.ndarray], hidden_size: int, order: int) -> torch.Tensor:
+    basis = np.zeros((order, hidden_size))
+    basis[: len(columns)] = columns or 0.0
+    return torch.from_numpy(basis.T.copy())
+
+
+def arnoldi(
+    direction: np.ndarray, order: int, tolerance: float
+) -> Generator[np.ndarray, np.ndarray, tuple[torch.Tensor, int, torch.Tensor]]:
+    """Arnoldi's iteration by turns: it gives a column q, and is sent A q; what it returns is :func:`krylov_basis`'s."""
+    columns: list[np.ndarray] = []
+    images: list[np.ndarray] = []
+    grows = add_vector(columns, direction, tolerance=tolerance)
+    while grows:
+        images.append((yield columns[-1]))
+        grows = len(columns) < order and add_vector(columns, images[-1], tolerance=tolerance)
+    hidden_size = len(direction)
+    return _padded(columns, hidden_size, order), len(columns), _padded(images, hidden_size, order)
 
 
 def krylov_basis(
@@ -130,22 +143,20 @@ def krylov_basis(
     """
     if not callable(apply):
         raise InputError("apply cannot be called; pass a function that maps q to A q.")
-    direction = _checked("direction", direction, order, tolerance)
-    columns: list[torch.Tensor] = []
-    images: list[torch.Tensor] = []
-    new = add_vector(columns, direction, tolerance=tolerance)
-    while new is not None and len(columns) < order:
-        columns.append(new)
-        try:
-            image = apply(new)
-        except (LlvlitError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # of a foreign function, anything
-            raise InputError(f"apply(q) fails on a column q ({type(error).__name__}: {error}).") from error
-        images.append(torch.from_numpy(array("apply(q)", image, (len(direction),))))
-        new = add_vector(columns, images[-1], tolerance=tolerance)
-    hidden_size = len(direction)
-    return _padded(columns, hidden_size, order), len(columns), _padded(images, hidden_size, order)
+    iteration = arnoldi(_checked("direction", direction, order, tolerance), order, tolerance)
+    image = None
+    try:
+        while True:
+            column = iteration.send(image)  # type: ignore[arg-type]  # None starts it
+            try:
+                found = apply(torch.from_numpy(column))
+            except (LlvlitError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # of a foreign function, anything
+                raise InputError(f"apply(q) fails on a column q ({type(error).__name__}: {error}).") from error
+            image = array("apply(q)", found, (len(column),))
+    except StopIteration as end:
+        return end.value
 
 
 def reachability_basis(
@@ -173,11 +184,11 @@ def reachability_basis(
     >>> reachability_basis(earlier, torch.tensor([1.0, 0, 0]), order=2)[0].T.tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
-    direction = _checked("direction", direction, order, tolerance)
+    first = _checked("direction", direction, order, tolerance)
     images = array("previous_images", previous_images)
-    if images.ndim != 2 or len(images) != len(direction):
-        raise InputError(f"previous_images has shape {images.shape}; expected ({len(direction)}, order).")
-    return _orthonormal([direction, *torch.from_numpy(images).T], order, tolerance)
+    if images.ndim != 2 or len(images) != len(first):
+        raise InputError(f"previous_images has shape {images.shape}; expected ({len(first)}, order).")
+    return _orthonormal([first, *images.T], order, tolerance)
 
 
 def principal_basis(
@@ -200,12 +211,12 @@ def principal_basis(
     >>> rank, basis[:, 1].abs().tolist()
     (2, [0.0, 0.0, 1.0])
     """
-    direction = _checked("direction", direction, order, tolerance)
-    states = torch.from_numpy(array("states", states, ("n_prompts", len(direction))))
+    first = _checked("direction", direction, order, tolerance)
+    states = torch.from_numpy(array("states", states, ("n_prompts", len(first))))
     centred = states - states.mean(dim=0)
     _, sizes, components = torch.linalg.svd(centred, full_matrices=False)
     components = components[sizes > float(tolerance) * states.norm(dim=-1).max().item()]
-    return _orthonormal([direction, *components], order, tolerance)
+    return _orthonormal([first, *components.numpy()], order, tolerance)
 
 
 def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
@@ -219,7 +230,7 @@ def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Genera
     >>> torch.allclose(basis.T @ basis, torch.eye(8).double())
     True
     """
-    direction = _checked("direction", direction, order, DEFLATION_TOLERANCE)
+    first = _checked("direction", direction, order, DEFLATION_TOLERANCE)
     instance("generator", generator, torch.Generator, "a torch.Generator")
-    others = torch.randn(2 * order, len(direction), generator=generator, dtype=torch.float64)
-    return _orthonormal([direction, *others], order, DEFLATION_TOLERANCE)
+    others = torch.randn(2 * order, len(first), generator=generator, dtype=torch.float64)
+    return _orthonormal([first, *others.numpy()], order, DEFLATION_TOLERANCE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from llvlit.errors import FileError, InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
 from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowing, numbers_of
 from llvlit.method.intervals import interval, resampled_means
+from llvlit.method.routing import RouteWatch, has_routes, tell_routes
 from llvlit.prompts import Prompts
 from llvlit.provenance import environment
 
@@ -165,7 +166,9 @@ def measured_gains(
 
     Returns
     -------
-    Gains, or where a list was given a list of them
+    Gains, or where a list was given a list of them.  Of a mixture of experts, ``metadata["rerouted"]`` holds for each
+    layer the share of prompts whose route the push changed; where it is not rare, a warning suggests an amplitude, and
+    so does ``metadata["suggested_amplitude"]``.
 
     Raises
     ------
@@ -189,24 +192,43 @@ def measured_gains(
     steps = np.broadcast_to(amplitudes, len(several)).tolist()
     flag("final_norm", final_norm)
     vectors = torch.stack([one.on(model) for one in several])  # (n_sets, n_layers + 1, hidden_size)
+    distinct: list[tuple[float, torch.Tensor]] = []  # sets that differ in their readout alone share their pushes
+    place_of = []
+    for step, along in zip(steps, vectors[:, :-1], strict=True):
+        same = (i for i, (size, other) in enumerate(distinct) if size == step and torch.equal(other, along))
+        place_of.append(next(same, len(distinct)))
+        if place_of[-1] == len(distinct):
+            distinct.append((step, along))
     tokens = tokens_of(model, prompts, max_tokens)
     norms: list[list[torch.Tensor]] = [[] for _ in model.layers]  # of each layer's states, batch by batch
+    routes = RouteWatch() if has_routes(model) else None
 
     def push(layer: int, states: torch.Tensor) -> torch.Tensor:
         norms[layer].append(states.norm(dim=-1))
         if layer == model.n_layers - 1:  # all sizes are known after the first batch: refuse no later
             size = torch.stack([torch.cat(norm).mean() for norm in norms]).max().item()
             check_resolution("amplitude", min(steps), size, model.dtype)
-        pushes = [step * along[layer] for step, along in zip(steps, vectors, strict=True)]
-        return torch.stack([states + sign * one for one in pushes for sign in (1, -1)], dim=1)
+        pushes = [step * along[layer] for step, along in distinct]
+        joining = [states + sign * one for one in pushes for sign in (1, -1)]
+        if routes:
+            routes.enter(layer, len(states), 1 + len(joining) * (layer + 1))
+            joining = joining if layer else [states, *joining]
+        return torch.stack(joining, dim=1)
 
-    pushed = propagate_beside(model, tokens, push, final_norm=final_norm, description="measured gains")
-    finals = pushed.to(torch.float64).view(len(tokens), model.n_layers, len(steps), 2, -1)
+    with routes or nullcontext():
+        pushed = propagate_beside(model, tokens, push, final_norm=final_norm, description="measured gains")
+    if routes:
+        pushed, shares = pushed[:, 1:], routes.shares(len(distinct))
+    finals = pushed.to(torch.float64).view(len(tokens), model.n_layers, len(distinct), 2, -1)
     results = []
     for place, (one, step) in enumerate(zip(several, steps, strict=True)):
-        readouts = finals[:, :, place] @ vectors[place, -1].to(torch.float64)
+        readouts = finals[:, :, place_of[place]] @ vectors[place, -1].to(torch.float64)
         per_prompt = ((readouts[..., 0] - readouts[..., 1]) / (2 * step)).cpu().numpy()
-        results.append(make_gains(model, tokens, per_prompt, one, amplitude=step))
+        gains = make_gains(model, tokens, per_prompt, one, amplitude=step)
+        if routes:
+            smallest = smallest_step(torch.stack([torch.cat(norm).mean() for norm in norms]).max().item(), model.dtype)
+            gains.metadata.update(tell_routes(model.name, shares[place_of[place]], step, smallest))
+        results.append(gains)
     return results if isinstance(directions, list | tuple) else results[0]
 
 
@@ -224,12 +246,17 @@ def check_resolution(argument: str, value: float, size: float, dtype: torch.dtyp
     Rounding moves the output by some 0.2 epsilon of the state's norm; :func:`measured_gains` says what that makes of
     gains at the smallest step.
     """
-    smallest = 4 * torch.finfo(dtype).eps * size
+    smallest = smallest_step(size, dtype)
     if abs(value) < smallest:
         raise InputError(
             f"{argument}={value:g} drowns in rounding: in {str(dtype).removeprefix('torch.')}, with numbers of size "
             f"{size:.3g}, the smallest usable is {float(f'{smallest * 1.05:.1e}'):g}. Take a larger one, or float64."
         )
+
+
+def smallest_step(size: float, dtype: torch.dtype) -> float:
+    """Smallest step that does not drown in the rounding of numbers of some size."""
+    return 4 * torch.finfo(dtype).eps * size
 
 
 def make_gains(
@@ -259,6 +286,7 @@ def origin(model: LanguageModel, tokens: TokenizedPrompts) -> dict[str, Any]:
     return {
         "model": model.name,
         "model_fingerprint": model.fingerprint,
+        "precision": model.precision,
         "prompts_fingerprint": tokens.prompts.fingerprint,
         "n_prompts": len(tokens),
         **tokens.metadata,

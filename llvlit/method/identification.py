@@ -16,7 +16,7 @@ from llvlit.engine.layer import DenseLayer, LinearizedLayer
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import InputError, NumericalError
-from llvlit.method.bases import BASES, krylov_basis, principal_basis, random_basis, reachability_basis
+from llvlit.method.bases import BASES, arnoldi, principal_basis, random_basis, reachability_basis
 from llvlit.method.concepts import DirectionsLike, as_directions
 from llvlit.method.gains import Gains, make_gains, origin
 from llvlit.method.surrogate import LLV
@@ -24,6 +24,7 @@ from llvlit.prompts import Prompts
 
 JACOBIANS = ("jvp", "central")
 Linearization = LinearizedLayer | DenseLayer
+Images = torch.Tensor | None
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 """Deflation tolerance: well above the rounding of products in the model's type."""
 
@@ -165,8 +166,10 @@ def identify_all(
         forms = products > model.hidden_size
         layer: Linearization = frozen.dense(method=jacobian) if forms else frozen.linearize(largest)
         states.append(frozen.states)
+        krylov = [reduction for reduction in reductions.values() if reduction.plan.basis == "krylov"]
+        columns = _krylov_columns(krylov, frozen.index, layer, jacobian)
         for reduction in reductions.values():
-            reduction.take(frozen.index, layer, jacobian)
+            reduction.take(layer, jacobian, columns.get(reduction))
         for reduction in carried:
             reduction.carry(frozen.index, layer, jacobian)
     states.append(frozen.next_states)
@@ -194,7 +197,7 @@ class _Reduction:
             self.readout = torch.from_numpy(array("output", plan.output, (model.hidden_size,)))
             if not self.readout.any():
                 raise InputError("output is zero; nothing would be read out.")
-        self.tolerance = TOLERANCE[model.dtype]
+        self.tolerance = TOLERANCE.get(model.dtype, 1e-2)  # of 16 bits
         self.generator = torch.Generator().manual_seed(plan.seed)
         self.bases: list[torch.Tensor] = []
         self.orders: list[int] = []
@@ -204,23 +207,11 @@ class _Reduction:
         self.mean_images = torch.empty(model.hidden_size, 0)
         self.reached: torch.Tensor | None = None
 
-    def take(self, index: int, layer: Linearization, jacobian: str) -> None:
+    def take(self, layer: Linearization, jacobian: str, krylov: tuple[torch.Tensor, int, Images] | None) -> None:
         """Basis before a layer, operator of the layer before, and products with this one's Jacobians."""
-        kept: list[torch.Tensor] = []
-
-        def mean_image(column: torch.Tensor) -> torch.Tensor:
-            if isinstance(layer, DenseLayer):
-                return layer.mean @ column
-            kept.append(_images(layer, column.unsqueeze(1), jacobian))
-            return _mean(kept[-1])[0]
-
-        if self.plan.basis == "krylov":
-            direction = self.vectors[index].to("cpu", torch.float64)
-            basis, rank, _ = krylov_basis(mean_image, direction, order=self.plan.order, tolerance=self.tolerance)
-        else:
-            basis, rank = self._basis(layer.states)
+        basis, rank, images = krylov or (*self._basis(layer.states), None)
         self._add(basis, rank)
-        images = torch.cat(kept, dim=1) if kept else _images(layer, basis[:, :rank], jacobian)
+        images = _images(layer, basis[:, :rank], jacobian) if images is None else images
         self.images = torch.nn.functional.pad(images, (0, 0, 0, self.plan.order - rank))
         self.mean_images = layer.mean @ basis if isinstance(layer, DenseLayer) else _mean(self.images).T
 
@@ -274,6 +265,45 @@ class _Reduction:
         assert self.reached is not None
         gains = self.reached.to(torch.float64) @ self.readout.to(self.reached.device, torch.float64)
         return np.asarray(gains.cpu().numpy())
+
+
+def _krylov_columns(
+    reductions: list[_Reduction], index: int, layer: Linearization, jacobian: str
+) -> dict[_Reduction, tuple[torch.Tensor, int, Images]]:
+    """Krylov basis of each plan, its rank, and every prompt's products with its columns, where they were needed.
+
+    A plan asks for one product at a time; those of all plans and all prompts go out together.
+    """
+    iterations = {
+        each: arnoldi(each.vectors[index].to("cpu", torch.float64).numpy(), each.plan.order, each.tolerance)
+        for each in reductions
+    }
+    asked: dict[_Reduction, np.ndarray] = {}
+    kept: dict[_Reduction, list[torch.Tensor]] = {each: [] for each in reductions}
+    finished: dict[_Reduction, tuple[torch.Tensor, int, Images]] = {}
+
+    def go_on(each: _Reduction, mean: Any = None) -> None:
+        try:
+            asked[each] = iterations[each].send(mean)
+        except StopIteration as end:
+            basis, rank, _ = end.value
+            finished[each] = basis, rank, torch.cat(kept[each], dim=1) if kept[each] else None
+            asked.pop(each, None)
+
+    for each in reductions:
+        go_on(each)
+    while asked:
+        columns = torch.from_numpy(np.stack([*asked.values()], axis=1))
+        if isinstance(layer, DenseLayer):
+            means = (layer.mean @ columns).T
+        else:
+            images = _images(layer, columns, jacobian)
+            means = _mean(images)
+            for place, each in enumerate(asked):
+                kept[each].append(images[:, place : place + 1])
+        for each, mean in zip(list(asked), means.numpy(), strict=True):
+            go_on(each, mean)
+    return finished
 
 
 def _mean(images: torch.Tensor) -> torch.Tensor:

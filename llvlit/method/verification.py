@@ -22,6 +22,12 @@ from llvlit.prompts import Prompts
 
 LARGEST_PUSH = 1e4
 """Largest norm of the inputs that is tried, relative to what the first-order gain asks for."""
+FACTORS = np.split(
+    np.concatenate([np.geomspace(1 / 16, 1, 7), np.geomspace(1.5, 64, 9), np.geomspace(128, LARGEST_PUSH, 6)]),
+    [7, 8, 10, 13, 16],
+)
+"""Scales that are tried, relative to what the first-order gain asks for: portion by portion, until one crosses."""
+
 MOST_HALVINGS = 60
 """Of a bracket: more than the digits of a number in float64."""
 
@@ -160,11 +166,11 @@ def required_energy(
     check_resolution("relative_tolerance", tolerance, 1.0, model.dtype)
     tokens = tokens_of(model, prompts, max_tokens)
     parts = []
-    for _, part in in_parts(tokens):
+    for _, part in progress(list(in_parts(tokens)), "energies"):
         system = depth_system(model, part, max_tokens=max_tokens, final_norm=final_norm)
         size = system.states[:, -1].norm(dim=-1).mean().item()
         check_resolution("target", target, size, model.dtype)
-        parts.append(_first_crossings(system, vectors, units, target, tolerance))
+        parts.append(_first_crossings(_Search(system, vectors, units, target), tolerance))
     norms, reached = (np.concatenate(column).T for column in zip(*parts, strict=True))
     results = {}
     for place, name in enumerate(arrays):
@@ -204,65 +210,127 @@ def output_shifts(system: DepthSystem, directions: DirectionsLike, inputs: np.nd
     return shifts
 
 
-def _shifts(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray) -> np.ndarray:
-    """The same of arguments that fit, not finite where the model's numbers overflow."""
-    n_prompts, k, _ = inputs.shape
-    vectors = vectors.to(system.states)
-    pushes = torch.as_tensor(inputs).to(vectors)
-    candidates = system.states[:, :1].expand(-1, k, -1)
-    lost = torch.zeros(n_prompts, k, dtype=torch.bool, device=candidates.device)
-    for layer in range(system.n_layers):
-        pushed = candidates + pushes[:, :, layer, None] * vectors[layer]
-        lost |= ~pushed.isfinite().all(dim=-1)
-        candidates = system.layers[layer].advance(torch.where(lost[..., None], system.states[:, layer, None], pushed))
-    candidates = torch.where(lost[..., None], torch.nan, candidates)
-    rest = system.states[:, -1:].to(torch.float64)
-    shifts = (candidates.to(torch.float64) - rest) @ vectors[-1].to(torch.float64)
-    return np.asarray(shifts.cpu().numpy().reshape(n_prompts, k))
+def _shifts(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray, *, careful: bool = False) -> np.ndarray:
+    """The same of arguments that fit, not finite where the model's numbers overflow.
 
-
-def _shifts_towards(
-    system: DepthSystem, vectors: torch.Tensor, scales: np.ndarray, units: np.ndarray, target: float
-) -> np.ndarray:
-    """Shift in the target's direction ``(n_prompts, k)`` of scales, as many, times units ``(k or 1, n_layers)``."""
-    values = _shifts(system, vectors, scales[:, :, None] * units)
-    return np.where(np.isfinite(values), values, 0.0) * np.sign(target)
-
-
-def _bracket(system: DepthSystem, vectors: torch.Tensor, unit: np.ndarray, target: float) -> tuple[np.ndarray, ...]:
-    """Scales between which the output first crosses the target, the shift at the upper one, and whether it crosses.
-
-    Each ``(n_prompts,)``, from a geometric grid of both signs.  Without a crossing the shift is the nearest seen.
+    Candidates join where their first push is.  Where one overflows, all run again ``careful``: with the operating
+    point in its place, so that a kernel that mixes rows does not carry it to the others.
     """
-    wanted = abs(target)
-    reference = system.states[:, 0].to("cpu", torch.float64).norm(dim=-1).numpy() * 1e-3
-    slope = np.abs(_shifts_towards(system, vectors, reference[:, None], unit[None], target)[:, 0]) / reference
-    guess = wanted / np.maximum(slope, wanted / (LARGEST_PUSH * reference))
-    factors = np.concatenate([np.geomspace(1 / 16, 1, 7), np.geomspace(1.5, 64, 9), np.geomspace(128, LARGEST_PUSH, 6)])
-    grid = guess[:, None] * np.stack([factors, -factors], axis=1).ravel()  # by size, the two signs in turn
-    seen = _shifts_towards(system, vectors, grid, unit[None], target)
-    crosses = np.asarray((seen >= wanted).any(axis=1))
-    rows, first = np.arange(len(grid)), (seen >= wanted).argmax(axis=1)
-    lower = np.where(first >= 2, grid[rows, first - 2], 0.0)
-    reached = np.where(crosses, seen[rows, first], seen.max(axis=1))
-    return lower, grid[rows, first], reached, crosses
+    n_prompts, k, n_layers = inputs.shape
+    is_pushed = (inputs != 0).any(axis=0)  # (k, n_layers)
+    starts = np.where(is_pushed.any(axis=1), is_pushed.argmax(axis=1), n_layers)
+    columns = np.argsort(starts, kind="stable")
+    n_joined = np.searchsorted(starts[columns], np.arange(n_layers + 1), side="right")
+    states, vectors = system.states, vectors.to(system.states)
+    pushes = torch.as_tensor(inputs[:, columns]).to(states)
+    candidates = states[:, :0]
+    lost = torch.zeros(n_prompts, k, dtype=torch.bool, device=states.device)
+    for layer, n_active in enumerate(n_joined):
+        joining = states[:, layer, None].expand(-1, n_active - candidates.shape[1], -1)
+        candidates = torch.cat([candidates, joining], dim=1)
+        if layer == n_layers or not n_active:
+            continue
+        candidates = candidates + pushes[:, :n_active, layer, None] * vectors[layer]
+        if careful:
+            lost[:, :n_active] |= ~candidates.isfinite().all(dim=-1)
+            candidates = torch.where(lost[:, :n_active, None], states[:, layer, None], candidates)
+        candidates = system.layers[layer].advance(candidates)
+    rest = states[:, -1:].to(torch.float64)
+    moved = (candidates.to(torch.float64) - rest) @ vectors[-1].to(torch.float64)
+    shifts = np.empty((n_prompts, k))
+    shifts[:, columns] = torch.where(lost, torch.nan, moved).cpu().numpy().reshape(n_prompts, k)
+    return shifts if careful or np.isfinite(shifts).all() else _shifts(system, vectors, inputs, careful=True)
 
 
-def _first_crossings(
-    system: DepthSystem, vectors: torch.Tensor, units: np.ndarray, target: float, tolerance: float
-) -> tuple[np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Search:
+    """The shift that scales of some shapes make, in the target's direction.
+
+    Attributes
+    ----------
+    units : (n_shapes, n_layers) float64 array
+    """
+
+    system: DepthSystem
+    vectors: torch.Tensor
+    units: np.ndarray
+    target: float
+
+    def shifts(self, scales: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """Shifts ``(n_prompts, n_shapes, k)`` of scales, as many, where they are wanted ``(n_prompts, n_shapes)``.
+
+        Zero elsewhere.  The shapes that a prompt wants stand side by side: a pass has as many as the prompt of most.
+        """
+        k = scales.shape[-1]
+        chosen = np.argsort(~wanted, axis=1, kind="stable")[:, : wanted.sum(axis=1).max(initial=0)]
+        asked = np.where(wanted[..., None], scales, 0.0)
+        asked = np.take_along_axis(asked, chosen[..., None], axis=1)  # (n_prompts, most wanted, k)
+        inputs = (asked[..., None] * self.units[chosen][:, :, None]).reshape(len(scales), -1, self.units.shape[1])
+        values = _shifts(self.system, self.vectors, inputs).reshape(*chosen.shape, k) if chosen.size else asked
+        shifts = np.zeros(scales.shape)
+        np.put_along_axis(shifts, chosen[..., None], np.where(np.isfinite(values), values, 0.0), axis=1)
+        return np.where(wanted[..., None], shifts, 0.0) * np.sign(self.target)
+
+    def brackets(self) -> tuple[np.ndarray, ...]:
+        """Scales between which the output first crosses the target, and the shifts there, ``(n_prompts, n_shapes)``.
+
+        From a geometric grid of both signs, by size, as far as the first crossing.  Without one the upper scale is
+        NaN, and the shift the nearest seen.
+        """
+        aim = abs(self.target)
+        shape = (len(self.system.states), len(self.units))
+        everywhere = np.ones(shape, dtype=bool)
+        reference = self.system.states[:, :1].to("cpu", torch.float64).norm(dim=-1).numpy() * 1e-3
+        slope = np.abs(self.shifts(np.broadcast_to(reference[..., None], (*shape, 1)), everywhere)[..., 0]) / reference
+        guess = aim / np.maximum(slope, aim / (LARGEST_PUSH * reference))
+        below = above = np.zeros((*shape, 2))  # scales and shifts of the two signs so far
+        lower, at_lower, upper, at_upper = (
+            np.zeros(shape),
+            np.zeros(shape),
+            np.full(shape, np.nan),
+            np.full(shape, -np.inf),
+        )
+        for factors in FACTORS:
+            wanted = np.isnan(upper)
+            grid = guess[..., None] * np.stack([factors, -factors], axis=1).ravel()
+            seen = self.shifts(grid, wanted)
+            crosses = seen >= aim
+            first = crosses.argmax(axis=-1)[..., None]
+            new = wanted & crosses.any(axis=-1)
+            grid, seen_before = np.concatenate([below, grid], axis=-1), np.concatenate([above, seen], axis=-1)
+
+            def at(values: np.ndarray, place: np.ndarray) -> np.ndarray:
+                return np.take_along_axis(values, place, axis=-1)[..., 0]
+
+            lower, at_lower = np.where(new, at(grid, first), lower), np.where(new, at(seen_before, first), at_lower)
+            upper = np.where(new, at(grid, first + 2), upper)
+            best = np.where(wanted, np.maximum(at_upper, seen.max(axis=-1)), at_upper)
+            at_upper = np.where(new, at(seen_before, first + 2), best)
+            below, above = grid[..., -2:], seen_before[..., -2:]
+        return lower, at_lower, upper, at_upper
+
+
+def _first_crossings(search: _Search, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """Smallest scale at which the output crosses the target, and the shift there, ``(n_prompts, n_shapes)``.
 
-    Each shape has a grid of its own; then the brackets of all shapes are halved together.
+    Each bracket is narrowed where the chord between its ends crosses, a little beyond towards the farther end, so that
+    both ends come near; and halved every third time, whatever the chord says.
     """
-    brackets = [_bracket(system, vectors, unit, target) for unit in progress(units, "energies")]
-    lower, upper, reached, crosses = (np.stack(column, axis=1) for column in zip(*brackets, strict=True))
-    for _ in range(MOST_HALVINGS):
-        if np.max(np.abs(upper - lower)[crosses] / np.abs(upper)[crosses], initial=0.0) <= tolerance:
+    aim = abs(search.target)
+    lower, at_lower, upper, at_upper = search.brackets()
+    crosses = ~np.isnan(upper)
+    for number_of_trial in range(3 * MOST_HALVINGS):
+        wanted = crosses & (np.abs(upper - lower) > tolerance * np.abs(upper))
+        if not wanted.any():
             break
-        middle = (lower + upper) / 2
-        value = _shifts_towards(system, vectors, middle, units, target)
-        enough = crosses & (value >= abs(target))
-        upper, lower = np.where(enough, middle, upper), np.where(enough, lower, middle)
-        reached = np.where(enough, value, reached)
-    return np.where(crosses, upper, np.nan), np.sign(target) * reached
+        with np.errstate(invalid="ignore", divide="ignore"):
+            part = (aim - at_lower) / (at_upper - at_lower)
+            beyond = 0.3 * tolerance * np.abs(upper / (upper - lower))
+        part = np.where(part < 0.5, part + beyond, part - beyond)
+        halves = number_of_trial % 3 == 2 or not np.isfinite(part[wanted]).all()
+        middle = lower + (0.5 if halves else part) * (upper - lower)
+        value = search.shifts(middle[..., None], wanted)[..., 0]
+        enough, short = wanted & (value >= aim), wanted & (value < aim)
+        upper, at_upper = np.where(enough, middle, upper), np.where(enough, value, at_upper)
+        lower, at_lower = np.where(short, middle, lower), np.where(short, value, at_lower)
+    return upper, np.sign(search.target) * at_upper

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +18,12 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
+from llvlit.files import read_text
 from llvlit.publishing.command_page import command_sections
 from llvlit.publishing.execution import executed_path, read_executed, status_table
 from llvlit.publishing.notebooks import exercise_table
 from llvlit.publishing.pages import Page, escaped, markdown_table, read_contents
+from llvlit.study.tables import DASH
 from llvlit.tasks.sources import HUB_READING, HUB_TASKS
 
 EQUATIONS = ("core.js", "startup.js", "loader.js", "input", "output", "a11y")
@@ -39,6 +42,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "chapter-runs": lambda env: status_table((name, book.metadata["llvlit"]) for name, book in _chapters(env)),
         "exercise-list": lambda env: exercise_table(map(_page, _chapters(env))),
         "hub-tasks": lambda env: hub_table(),
+        "architecture-table": lambda env: architecture_table(_result("architectures.csv", env)),
     }.items():
         app.add_directive(name, _directive(markdown))
     app.add_directive("command-line", CommandLine)
@@ -55,6 +59,28 @@ def hub_table() -> str:
     """Markdown of the hub tasks: where each lies, and how its rows are read."""
     rows = [(f"`{name}`", escaped(task.place), escaped(task.reading)) for name, task in HUB_TASKS.items()]
     return markdown_table("| Task | Data set | Rows |\n|---|---|---|", rows) + f"\n\n{HUB_READING}"
+
+
+def _result(name: str, env: BuildEnvironment) -> Path:
+    """A file of ``results/`` in the checkout around the book's sources."""
+    source = Path(env.srcdir).resolve()
+    return next(folder / "results" for folder in (source, *source.parents) if (folder / "results").is_dir()) / name
+
+
+def architecture_table(path: Path) -> str:
+    """Markdown of what ``llvlit architectures`` found: a row for each model type, its worst variant's numbers."""
+    types: dict[str, list[dict[str, str]]] = {}
+    for row in csv.DictReader(read_text(path, "a table of architectures").splitlines()):
+        types.setdefault(row["type"], []).append(row)
+    rows = []
+    for name, variants in types.items():
+        exact = [row for row in variants if row["status"] == "exact"]
+        worst = [max((row[key] for row in exact), key=float, default=DASH) for key in ("value", "derivative")]
+        plain = variants[0]
+        status = plain["status"] + ("; exact as a decoder" if exact and plain["status"] == "refused" else "")
+        rows.append((f"`{name}`", status, *worst, plain["context"] or DASH, escaped(plain["reason"]) or DASH))
+    head = "| Model type | Status | Value | Derivative | Candidates run with | Reason |\n|---|---|---:|---:|---|---|"
+    return markdown_table(head, rows)
 
 
 def _directive(markdown: Callable[[BuildEnvironment], str]) -> type[SphinxDirective]:

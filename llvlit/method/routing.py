@@ -1,0 +1,91 @@
+"""Routes of a mixture of experts: whether a push sends the last token to other experts, where the output jumps."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
+from llvlit.engine.models import LanguageModel, text_config
+
+RARE = 0.05
+"""Share of pushes beyond which a change of route is told, and which the amplitude that is suggested aims at."""
+
+
+def has_routes(model: LanguageModel) -> bool:
+    """Whether the model's configuration speaks of several experts."""
+    return bool(re.search(r"experts\w*': ([2-9]|[1-9]\d)", str(text_config(model.module).to_dict())))
+
+
+class RouteWatch(TorchFunctionMode):
+    """Inside, the last choice of the largest scores (``topk``) that each layer takes is noted: its router's.
+
+    The candidates of each prompt stand last in a layer's rows, the unpushed state first among them; a candidate's
+    route has changed where its choice is another one than that state's, in any layer from its own on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picks: torch.Tensor | None = None
+        self.segment: tuple[int, int, int] | None = None
+        self.n_batches: dict[int, int] = defaultdict(int)  # so far, at each layer
+        self.changed: dict[int, np.ndarray] = {}  # of each batch, (n_prompts, n_candidates - 1)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.topk, torch.Tensor.topk):
+            self.picks = out[1]
+        return out
+
+    def enter(self, layer: int, n_prompts: int, n_candidates: int) -> None:
+        """Called before each layer, with what will run in it."""
+        self.leave()
+        self.segment, self.picks = (layer, n_prompts, n_candidates), None
+
+    def leave(self) -> None:
+        """Compare what the candidates of the layer before were given."""
+        if self.segment is None:
+            return
+        layer, n_prompts, n_candidates = self.segment
+        batch, self.segment = self.n_batches[layer], None
+        self.n_batches[layer] += 1
+        before = self.changed.get(batch, np.zeros((n_prompts, 0), dtype=bool))
+        now = np.zeros((n_prompts, n_candidates - 1), dtype=bool)
+        now[:, : before.shape[1]] = before
+        if self.picks is not None and self.picks.numel() % n_prompts == 0:
+            n_picks = self.picks.shape[-1]
+            picks = self.picks.sort(dim=-1).values.reshape(n_prompts, -1, n_picks)
+            if picks.shape[1] > n_candidates:  # all tokens and the candidates in one call
+                picks = picks[:, -n_candidates:]
+                now |= (picks[:, 1:] != picks[:, :1]).any(dim=-1).cpu().numpy()
+        self.changed[batch] = now
+
+    def shares(self, n_sets: int) -> np.ndarray:
+        """Share of prompts whose route a push changed, in either sign, ``(n_sets, n_layers)``."""
+        self.leave()
+        every = np.concatenate([self.changed[batch] for batch in sorted(self.changed)])
+        return np.asarray(every.reshape(len(every), -1, n_sets, 2).any(axis=-1).mean(axis=0).T)
+
+
+def tell_routes(name: str, shares: np.ndarray, amplitude: float, smallest: float) -> dict[str, Any]:
+    """What is told of changed routes: a warning where they are not rare, and for the metadata.
+
+    The share of pushes that cross a border between routes is proportional to their length, as long as it is small.
+    """
+    worst = float(shares.max())
+    told: dict[str, Any] = {"rerouted": [float(share) for share in shares]}
+    if worst > RARE:
+        suggested = max(smallest, float(f"{amplitude * RARE / worst:.1e}"))
+        told["suggested_amplitude"] = suggested
+        warnings.warn(
+            f"The router of {name} sends {worst:.0%} of the prompts, pushed by {amplitude:g} before layer "
+            f"{int(shares.argmax())}, to other experts (mean over layers: {shares.mean():.0%}). The output jumps "
+            f"there: measured gains are no derivatives. Try amplitude={suggested:g}, or adjoint_gains.",
+            stacklevel=3,
+        )
+    return told
