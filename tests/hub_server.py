@@ -2,7 +2,7 @@
 
 Use it from another test like this::
 
-    write_task_repositories(folder)                          # the ten tasks of the hub, made-up sentences
+    write_task_repositories(folder)                          # the tasks of the hub, made-up sentences
     model.save_pretrained(folder / "models" / "openai-community" / "gpt2")
     with serve(folder) as hub:
         environment = client_environment(hub, home)          # for a subprocess: the clients read it at import
@@ -239,11 +239,13 @@ LAYOUTS = {
     "tweeteval_hate": _Layout("cardiffnlp/tweet_eval", "hate", "train", ("text", "label")),
     "tweeteval_offensive": _Layout("cardiffnlp/tweet_eval", "offensive", "train", ("text", "label")),
     "cola": _Layout("nyu-mll/glue", "cola", "train", ("sentence", "label", "idx")),
+    "mnli": _Layout("nyu-mll/glue", "mnli", "train", ("premise", "hypothesis", "label", "idx")),
+    "boolq": _Layout("google/boolq", "default", "train", ("question", "answer", "passage"), _DATA),
 }
 
 
 def write_task_repositories(folder: Path, n_per_class: int = 10) -> None:
-    """Data sets of the ten hub tasks: real names, columns and paths, made-up sentences (see `expected_text`)."""
+    """Data sets of the hub tasks: real names, columns and paths, made-up sentences (see `expected_text`)."""
     for name, layout in LAYOUTS.items():
         repository = folder / "datasets" / layout.repo
         path = layout.path.format(config=layout.config, split=layout.split)
@@ -271,6 +273,10 @@ def _row(name: str, layout: _Layout, i: int, label: int) -> dict[str, object]:
     row: dict[str, object] = {"text": text, "sentence": text, "label": label, "idx": 2 * i + label}
     row |= {"title": f"On {i}", "content": f'Was \\"{verdict}\\"\\nand done'}
     row |= dict.fromkeys(_SCORES, 0.9) | {"toxicity": (0.49, 0.5, None)[label]}
+    row |= {"premise": f"Sample {i}", "passage": f"Sample {i}", "answer": (False, True, None)[label]}
+    row |= {"hypothesis": f"was {verdict} &amp;  done", "question": f"was {verdict} &amp;  done"}
+    if name == "mnli":
+        row["label"] = (2, 0, 1)[label]  # contradiction, entailment, neutral
     if name == "yelp_polarity":
         row["text"] = f"Sample {i}\\n\\nwas {verdict} &amp; done"
     return row

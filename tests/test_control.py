@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from conftest import ARCHITECTURES, EXACT, PROMPTS, REFUSED, SOFTMAX32, affine_model, tiny_model
+from conftest import ARCHITECTURES, EXACT, PROMPTS, SOFTMAX32, WHOLE_PROMPTS, affine_model, tiny_model
 from llvlit.engine.depth import depth_system
 from llvlit.errors import InputError, ModelError, NumericalError
 from llvlit.method import verification
 from llvlit.method.concepts import Directions, random_directions
-from llvlit.method.control import energy, minimum_energy, relative_weights, schedules
+from llvlit.method.control import early_and_middle, energy, minimum_energy, relative_weights, schedules
 from llvlit.method.gains import adjoint_gains, measured_gains
 from llvlit.method.steering import steer
 from llvlit.method.verification import OUT_OF_REACH, REACHED, output_shifts, required_energy
@@ -50,11 +50,25 @@ def test_schedules_have_unit_energy_and_the_optimal_one_the_largest_output():
     weights = np.array([1.0, 4.0, 0.5, 2.0])
     shapes = schedules(gains, weights=weights, seed=3)
     assert {"optimal", "uniform", "last layer", "random layer", "random", "layer 0", "layer 3"} <= set(shapes)
+    assert np.array_equal(shapes["early-only"], shapes["layer 0"])
+    middle = shapes["middle-only"] * np.sqrt(weights)  # alike in the units of W
+    assert np.flatnonzero(middle).tolist() == [1, 2] and middle[1] == pytest.approx(middle[2])
     for shape in shapes.values():
         assert energy(shape, weights=weights) == pytest.approx(1)
         assert abs(gains @ shape) <= gains @ shapes["optimal"] + EXACT
     assert np.array_equal(shapes["random"], schedules(gains, weights=weights, seed=3)["random"])
     assert not np.array_equal(shapes["random"], schedules(gains, weights=weights, seed=4)["random"])
+
+
+@pytest.mark.parametrize("n_layers", range(1, 40))
+def test_early_and_middle_are_thirds_that_never_are_empty(n_layers):
+    for first in range(n_layers):
+        early, middle = early_and_middle(n_layers, first=first).values()
+        late = middle[first:][::-1]  # as many before the middle as behind it
+        assert np.array_equal(middle[first:], late) and not (early | middle)[:first].any()
+        n = n_layers - first
+        assert early.sum() == max(n // 3, 1) and middle.sum() == n - 2 * (n // 3)
+        assert early[first] and (n < 3 or not (early & middle).any())
 
 
 def test_required_energy_on_an_affine_network_is_the_closed_form():
@@ -163,7 +177,7 @@ def padded(side: str) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, mask
 
 
-@pytest.mark.parametrize("model_type", [*ARCHITECTURES, *REFUSED])
+@pytest.mark.parametrize("model_type", [*ARCHITECTURES, *WHOLE_PROMPTS])
 def test_a_padded_batch_is_steered_where_each_prompt_alone_is(model_type):
     """On the right of the prompts; then one token more, behind padding that lies in the cache."""
     model, vectors = tiny_model(model_type), random_directions(5, 24, seed=6)

@@ -80,7 +80,8 @@ def test_rows_are_what_the_functions_give_one_by_one(experiment, gpt2, method):
         for order in SETTINGS.orders:
             surrogate = identify(gpt2, PROMPTS, directions, order=order, basis=basis)
             predictions[basis, order] = surrogate.gains()
-        predictions[f"{basis}, per prompt", 4] = surrogate.per_prompt_gains().mean(axis=0)
+            own = identify(gpt2, PROMPTS, directions, order=order, basis=basis, operators="per prompt")
+            predictions[f"{basis}, per prompt", order] = own.gains()
     for (predictor, order), h in predictions.items():
         for layers, part in (("all", slice(None)), ("not 0", slice(1, None))):
             (row,) = rows_of(
@@ -140,11 +141,14 @@ def test_energies_of_a_linear_model_follow_from_its_gains():
     for metric, w in (("absolute", np.ones(4)), ("relative", weights)):
         for layers, first in (("all", 0), ("not 0", 1)):
             inside = np.arange(4) >= first
+            middle = [1, 2] if first == 0 else [2]
             least = goal**2 / (h**2 / w)[inside].sum()
             single = goal**2 * w / h**2
             expected = {
                 "optimal, true": least,
                 "uniform": goal**2 * inside.sum() / (h / np.sqrt(w))[inside].sum() ** 2,
+                "early-only": single[first],  # a third of three or four layers is one
+                "middle-only": goal**2 * len(middle) / (h / np.sqrt(w))[middle].sum() ** 2,
                 "last layer": single[-1],
                 "best layer": single[inside].min(),
                 "random layer": np.median(single[inside]),

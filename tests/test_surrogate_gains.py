@@ -262,6 +262,17 @@ def test_agreement_is_scipys_and_sees_a_wrong_scale(generator):
     assert (low < measured.mean).all() and (measured.mean < high).all()
 
 
+def test_operators_per_prompt_give_the_mean_of_the_prompts_own_responses(gpt2, directions, tmp_path):
+    llv = identify(gpt2, PROMPTS, directions, order=3, operators="per prompt")
+    mean = identify(gpt2, PROMPTS, directions, order=3)
+    assert np.array_equal(llv.per_prompt, mean.per_prompt) and not np.allclose(llv.gains(), mean.gains(), rtol=1e-6)
+    assert np.allclose(llv.gains(), mean.per_prompt_gains().mean(axis=0))
+    found = llv.simulate(np.eye(4))
+    assert np.allclose(found.output, llv.gains(), rtol=1e-6) and found.states.shape == (4, 5, 3)
+    llv.save(tmp_path / "llv.safetensors")
+    assert np.allclose(LLV.load(tmp_path / "llv.safetensors").gains(), llv.gains(), rtol=1e-12)  # other strides
+
+
 def test_results_survive_saving_and_broken_files_do_not_load(gpt2, directions, tmp_path):
     llv = identify(gpt2, PROMPTS, directions, order=3)
     llv.save(tmp_path / "llv.safetensors")

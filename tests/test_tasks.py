@@ -642,7 +642,7 @@ def test_too_few_rows_say_how_many(data_dir: Path) -> None:
 def test_hub_table() -> None:
     assert set(HUB_TASKS) == {
         *("amazon_polarity", "yelp_polarity", "sst2", "imdb", "civil_comments", "cola", "rotten_tomatoes"),
-        *("tweeteval_irony", "tweeteval_hate", "tweeteval_offensive"),
+        *("tweeteval_irony", "tweeteval_hate", "tweeteval_offensive", "boolq", "mnli"),
     }
     for record in HUB_TASKS.values():
         assert re.fullmatch(r"[\w-]+/\w+", record.hub_id)
@@ -665,13 +665,34 @@ def test_hub_rows(name: str) -> None:
         "amazon_polarity": ("title", "content"),
         "sst2": ("sentence",),
         "cola": ("sentence",),
+        "boolq": ("passage", "question"),
+        "mnli": ("premise", "hypothesis"),
     }.get(name, ("text",))
-    scores = (0.49, 0.5) if name == "civil_comments" else (0, 1)
-    label = "toxicity" if name == "civil_comments" else "label"
+    scores = {"civil_comments": (0.49, 0.5), "boolq": (False, True), "mnli": (2, 0)}.get(name, (0, 1))
+    label = {"civil_comments": "toxicity", "boolq": "answer"}.get(name, "label")
     rows = [{**{column: f" {column}<br />{i}" for column in columns}, label: scores[i], "idx": i} for i in (0, 1)]
-    texts, labels = examples_from_rows(rows, record)
-    assert texts == [": ".join(f"{column} {i}" for column in columns) for i in (0, 1)]
-    assert labels == [0, 1]
+    texts, labels, groups = examples_from_rows(rows, record)
+    joint = " " if name in ("boolq", "mnli") else ": "
+    assert texts == [joint.join(f"{column} {i}" for column in columns) for i in (0, 1)]
+    assert labels == [0, 1] and (groups is None) == (record.group is None)
+
+
+def test_mnli_without_neutral_pairs_keeps_a_premise_in_one_split() -> None:
+    said = HUB_TASKS["mnli"]
+    assert "label 0: entailment, 2: contradiction, 1: dropped; rows of one premise stay in one split" in said.reading
+    rows = [
+        {"premise": premise, "hypothesis": f"{premise} {label}.", "label": label}
+        for premise in ("It rained", "it rained.", "He left", "She slept", "They sang")  # the second is the first
+        for label in (0, 1, 2)
+    ]
+    texts, labels, groups = examples_from_rows(rows, said)
+    assert groups is not None and groups == [0, 0, 1, 1, 2, 2, 3, 3]  # two hypotheses a premise, the third repeats
+    assert labels == [1, 0] * 4 and texts[:2] == ["It rained It rained 0.", "It rained It rained 2."]
+    splits = Task("mnli", "", said.class_names, tuple(texts), tuple(labels), groups=tuple(groups)).split(2, 1, 1)
+    seen = [{text.split(" ")[0] for text in part.texts} for part in vars(splits).values()]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 4
+    with pytest.raises(InputError, match="label=3; 2 or 0 was expected"):
+        examples_from_rows([{**rows[0], "label": 3}], said)
 
 
 def test_hub_rows_are_filtered_and_capped() -> None:
@@ -683,7 +704,7 @@ def test_hub_rows_are_filtered_and_capped() -> None:
         for text in ["".join(letters)]
     ]
     stream = iter(rows)
-    assert examples_from_rows(stream, record) == (["a", "c", "e", "a"], [0, 0, 1, 1])
+    assert examples_from_rows(stream, record) == (["a", "c", "e", "a"], [0, 0, 1, 1], None)
     assert next(stream)["text"] == "h"  # reading stopped when both classes were full
     for row, message in (
         ({"text": "a", "label": 4}, "label=4"),
@@ -700,11 +721,11 @@ def test_hub_scores_and_escapes() -> None:
     record = HubTask("some/set", None, "train", ("text",), ("no", "yes"), "", label="score", threshold=0.5)
     scores = (0.5, 0.4999, None, float("nan"), 1.0)
     rows = [{"text": f"text {i}", "score": score} for i, score in enumerate(scores)]
-    assert examples_from_rows(rows, record) == (["text 0", "text 1", "text 4"], [1, 0, 1])
+    assert examples_from_rows(rows, record) == (["text 0", "text 1", "text 4"], [1, 0, 1], None)
     for escaped, text in ((True, 'Tom & "Jo"s \\ end'), (False, 'Tom &\\n \\"Jo\\"s \\ end')):
         record = HubTask("some/set", None, "train", ("text",), ("no", "yes"), "", escaped=escaped)
         row = {"text": 'Tom &amp;\\n \\"Jo\\"s \\ end', "label": 1}
-        assert examples_from_rows([row], record) == ([text], [1])
+        assert examples_from_rows([row], record) == ([text], [1], None)
 
 
 @pytest.mark.parametrize("name", list(HUB_TASKS))

@@ -6,7 +6,7 @@ token, run through these steps, gives what the full model with a hook gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -109,30 +109,43 @@ def propagate_beside(
     Notes
     -----
     Tokens and candidates share every matrix product, and one batch is held at a time: the cheapest way to
-    the outputs where no derivative and no context is needed.
+    the outputs where no derivative and no context is needed.  Where layers are read from files, all batches pass
+    a layer before the next is read.
     """
-    finals: list[tuple[torch.Tensor, torch.Tensor]] = []
     with exclusive(model), torch.no_grad():
         style = check_replay(model, tokenized)
-        for members, tokens, last in progress(list(_batches(model, tokenized, style)), description):
-            recording = record(model, tokens, last, style)
-            hidden = recording.hidden
-            rows = torch.arange(len(members), device=hidden.device)
-            candidates = hidden[:, :0]
-            for index, module in enumerate(model.layers):
-                states = hidden[rows, last]
-                _check_finite(model, states, f"layer {index - 1}" if index else "the embedding")
-                candidates = torch.cat([candidates, join(index, states)], dim=1)
-                hidden, candidates = run_together(
-                    module, hidden, candidates, recording.calls[index], recording.cache, last
-                )
+        batches = list(_batches(model, tokenized, style))
+        if model.stream:
+            finals = _beside(model, batches, style, join, progress(range(model.n_layers), description))
+        else:
+            single = ([batch] for batch in progress(batches, description))
+            finals = [each for one in single for each in _beside(model, one, style, join, range(model.n_layers))]
+        out = finals[0].new_empty(len(tokenized.ids), *finals[0].shape[1:])
+        for (members, *_), candidates in zip(batches, finals, strict=True):
             candidates = apply_modules(model.after_layers if final_norm else (), candidates)
             _check_finite(model, candidates.flatten(1), f"layer {model.n_layers - 1}")
-            finals.append((members, candidates))
-    out = finals[0][1].new_empty(len(tokenized.ids), *finals[0][1].shape[1:])
-    for members, candidates in finals:
-        out[members] = candidates
+            out[members] = candidates
     return out
+
+
+def _beside(
+    model: LanguageModel,
+    batches: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    style: ReplayStyle,
+    join: Callable[[int, torch.Tensor], torch.Tensor],
+    layers: Iterable[int],
+) -> list[torch.Tensor]:
+    """Candidates of batches that pass each layer together, as they leave the last one."""
+    recordings = [record(model, tokens, last, style) for _, tokens, last in batches]
+    tracks = [(recording.hidden, recording.hidden[:, :0]) for recording in recordings]
+    for index in layers:
+        for number, (recording, (hidden, candidates)) in enumerate(zip(recordings, tracks, strict=True)):
+            last, call = recording.last, recording.calls[index]
+            states = hidden[torch.arange(len(last), device=hidden.device), last]
+            _check_finite(model, states, f"layer {index - 1}" if index else "the embedding")
+            candidates = torch.cat([candidates, join(index, states)], dim=1)
+            tracks[number] = run_together(model.layers[index], hidden, candidates, call, recording.cache, last)
+    return [candidates for _, candidates in tracks]
 
 
 def last_token_states(

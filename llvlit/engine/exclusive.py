@@ -17,8 +17,8 @@ from llvlit.errors import ModelError
 
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
-HARMLESS = "transformers.utils.output_capturing"
-"""Where the hooks come from that transformers leaves behind; they read, and only while it asks for states."""
+HARMLESS = ("transformers.utils.output_capturing", "llvlit.engine.stream")
+"""Where hooks come from that change no number: they read, and only while it asks for states; or bring the weights."""
 
 
 def lock_of(model: LanguageModel) -> Any:
@@ -90,7 +90,7 @@ def _check_module(model: LanguageModel, module: nn.Module) -> None:
     for hooks in (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks):
         for hook in hooks.values():
             home = getattr(hook, "__module__", "?")
-            if home != HARMLESS:
+            if home not in HARMLESS:
                 origin = f"{home}.{getattr(hook, '__qualname__', type(hook).__name__)}".partition(".<locals>")[0]
                 raise ModelError(
                     f"{model.name} has a hook on {name} ({origin}): its numbers would be those of another model. "

@@ -36,6 +36,7 @@ from llvlit.engine.precision import (
     rounding_error,
     stored_types,
 )
+from llvlit.engine.stream import Stream, check_memory, without_weights
 from llvlit.errors import InputError, ModelError, NumericalError, unknown_name
 from llvlit.hub import failure, hub_reachable, quiet_transformers
 
@@ -97,6 +98,8 @@ class LanguageModel:
     precision : str
         The type that the model computes in; the type of its weights' file, if that is another one; and in 16 bits,
         how far the last token's states are off those of float32, at most, on a few texts.
+    stream : Stream or None
+        Where the weights come from, if they are not all held.
 
     Examples
     --------
@@ -112,6 +115,7 @@ class LanguageModel:
     layers: nn.ModuleList = field(repr=False)
     after_layers: tuple[nn.Module, ...] = field(repr=False)
     precision: str = ""
+    stream: Stream | None = field(default=None, repr=False, compare=False)
     _memo: dict[str, tuple[Any, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -122,9 +126,9 @@ class LanguageModel:
         count cannot be seen: changes in place by way of ``.data`` or a NumPy view, and a replaced ``forward``.  Wrap
         the module again after the former.
         """
-        tensors = self.module.state_dict(keep_vars=True).values()
+        tensors = () if self.stream else self.module.state_dict(keep_vars=True).values()
         state = [(id(each), each.data_ptr(), 0 if each.is_inference() else each._version) for each in tensors]
-        return self._remembered("fingerprint", state, lambda: _fingerprint(self.module))
+        return self._remembered("fingerprint", state, lambda: _fingerprint(self.module, self.stream))
 
     @property
     def identity(self) -> str:
@@ -172,7 +176,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Device of the parameters."""
-        return next(self.module.parameters()).device
+        return self.stream.device if self.stream else next(self.module.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -225,6 +229,8 @@ def wrap_model(module: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n
     if not (hasattr(module, "config") and callable(tokenizer) and hasattr(tokenizer, "decode")):
         raise InputError("module and tokenizer are expected as transformers loads them.")
     checks.text("name", name)
+    if any(parameter.is_meta for parameter in module.parameters()):
+        raise ModelError(f"{name} has weights without numbers, on the meta device. Load it with llvlit.load_model.")
     model = _wrapped(module, tokenizer, name)
     if module.dtype not in HALVES:
         return replace(model, precision=precision(module))
@@ -284,9 +290,10 @@ def _find_layers(module: PreTrainedModel, n_layers: int, name: str) -> tuple[nn.
     raise ModelError(f"{name} ({type(module).__name__}) has no list of {n_layers} layers; it is not a plain decoder.")
 
 
-def _fingerprint(module: nn.Module) -> str:
+def _fingerprint(module: nn.Module, stream: Stream | None) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, held in sorted(module.state_dict().items()):
+        value = stream.read(name) if stream else held
         digest.update(name.encode())
         digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -330,6 +337,7 @@ def load_model(
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
+    stream: bool = False,
 ) -> LanguageModel:
     """Causal decoder by name.
 
@@ -349,6 +357,9 @@ def load_model(
     revision
         Commit, tag or branch on the hub, which may also stand behind the name: ``gpt2@main``.  Default: a
         known commit for the models of the paper, and the branch ``main`` for others.
+    stream
+        Leave the weights in their files, and hold one layer at a time: for models larger than memory.  Whatever is
+        computed reads them again; a measured gain profile of all prompts does so once.
 
     Raises
     ------
@@ -374,6 +385,7 @@ def load_model(
     )
     type_name = str(given).removeprefix("torch.")
     checks.choice("dtype", type_name, DTYPES)
+    checks.flag("stream", stream)
     place = local_place(name)
     hub_id, _, commit = name.partition("@")
     commit = checks.text("revision", revision, may_be_empty=False) if revision is not None else commit
@@ -394,15 +406,22 @@ def load_model(
         check_size(shell, shapes, name)
         half = DTYPES[type_name] in HALVES
         measured = half and 4 * sum(math.prod(shape) for shape in shapes.values()) < free_memory(torch.device("cpu"))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch.float32 if measured else DTYPES[type_name],
-            attn_implementation="eager",
-            use_safetensors=True,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # said below, in our words
-            output_loading_info=True,
-            **options,
+        measured = measured and not stream
+        if not stream:
+            check_memory(shell, DTYPES[type_name], on, name)
+        loaded: Any = (
+            without_weights(shell, folder, DTYPES[type_name])
+            if stream
+            else AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32 if measured else DTYPES[type_name],
+                attn_implementation="eager",
+                use_safetensors=True,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # said below, in our words
+                output_loading_info=True,
+                **options,
+            )
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, **options)
         module, loading = loaded
@@ -413,12 +432,18 @@ def load_model(
             raise ModelError(f"{name!r} has no tokenizer that knows a token. Add one with save_pretrained().")
         model = _wrapped(module, tokenizer, name if revision is None else f"{hub_id}@{commit}")
         reference = last_states(module, model.layers, tokenizer) if measured else None
-        module.to(device=on, dtype=DTYPES[type_name] if measured else None)
+        if not stream:
+            module.to(device=on, dtype=DTYPES[type_name] if measured else None)
         types = source_types(folder) or stored_types(folder, weight_files(folder))
         model = replace(model, precision=precision(module, types, _cost(model, reference)))
+        if stream:
+            model = replace(model, stream=(weights := Stream(module, model.layers, folder, on, name)))
+            loading["unexpected_keys"] = weights.unused
         layers_name = next(label for label, part in module.named_modules() if part is model.layers)
         if left := missing_layers(set(loading["unexpected_keys"]), layers_name.split(".")[-1], model.n_layers):
             raise misfit(name, f", which describes {model.n_layers} layers; {left[0]} is stored, too")
+        if stream:
+            model.fingerprint  # noqa: B018 (reads all weights: what does not fit is told now)
     return model
 
 
@@ -463,7 +488,7 @@ def local_place(name: str) -> Path | None:
     if name in PACKAGED:
         return PACKAGED[name].file
     place = checks.path("name", name)
-    if place.suffix.lower() == ".gguf":
+    if place.suffix.lower() == ".gguf" and not place.is_dir():
         if not place.is_file():
             raise ModelError(f"There is no file {name!r}.")
         return place

@@ -154,7 +154,9 @@ def run_model(
     forwards = {id(layer): in_place_of(layer) for layer in model.layers}
 
     def change(part: nn.Module) -> dict[str, Any]:
-        return {"forward": forwards[id(part)]} if id(part) in forwards else _fresh_frequencies(part)
+        if id(part) in forwards:  # and no hook: it would read the weights of a layer that does nothing
+            return {"forward": forwards[id(part)], "_forward_pre_hooks": {}}
+        return _fresh_frequencies(part)
 
     with torch.no_grad():
         stand_in(model.module.base_model, change)(input_ids=tokens, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from llvlit.checks import array, number
+from llvlit.checks import array, integer, number
 from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.gains import Gains, profile
@@ -89,8 +89,9 @@ def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
 def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, seed: int = 0) -> dict[str, np.ndarray]:
     """Named input shapes ``(n_layers,)``, each of energy ``u^T W u = 1``.
 
-    ``optimal`` follows ``W^-1 h``; ``uniform`` spends alike everywhere; ``last layer`` and ``layer 0``, ``layer 1``,
-    ... push once; ``random layer`` is one of them, drawn from the seed; ``random`` is a random shape.
+    ``optimal`` follows ``W^-1 h``; ``uniform`` spends alike everywhere, ``early-only`` and ``middle-only`` alike in a
+    third of the depth (see :func:`early_and_middle`); ``last layer`` and ``layer 0``, ``layer 1``, ... push once;
+    ``random layer`` is one of them, drawn from the seed; ``random`` is a random shape.
 
     Examples
     --------
@@ -104,13 +105,34 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     single = np.eye(n_layers)
     shapes = {
         "optimal": minimum_energy(h / (np.abs(h).max() or 1.0), 1.0, weights=weights),
-        "uniform": 1 / np.sqrt(_weights(weights, "gains", h)),
+        "uniform": (uniform := 1 / np.sqrt(_weights(weights, "gains", h))),
+        **{name: np.where(part, uniform, 0) for name, part in early_and_middle(n_layers).items()},
         "last layer": single[-1],
         "random layer": single[generator.integers(n_layers)],
         "random": generator.standard_normal(n_layers),
     }
     shapes |= {f"layer {layer}": single[layer] for layer in range(n_layers)}
     return {name: shape / np.sqrt(energy(shape, weights=weights)) for name, shape in shapes.items()}
+
+
+def early_and_middle(n_layers: int, *, first: int = 0) -> dict[str, np.ndarray]:
+    """Layers of the schedules ``early-only`` and ``middle-only``, ``(n_layers,)`` bool each, none of them empty.
+
+    Of the n layers from ``first`` on, the early ones are the first n // 3 (at least one), the middle ones what lies
+    between the first n // 3 and the last n // 3.  The paper names both heuristics, not their layers: thirds are our
+    reading, and ``layer l`` of :func:`schedules` is the other one, a single layer.
+
+    Examples
+    --------
+    >>> from llvlit.method.control import early_and_middle
+    >>> {name: np.flatnonzero(part).tolist() for name, part in early_and_middle(12).items()}
+    {'early-only': [0, 1, 2, 3], 'middle-only': [4, 5, 6, 7]}
+    """
+    n_layers = integer("n_layers", n_layers, at_least=1)
+    first = integer("first", first, at_least=0, at_most=n_layers - 1)
+    third, layers = (n_layers - first) // 3, np.arange(n_layers) - first
+    middle = (layers >= third) & (layers < n_layers - first - third)
+    return {"early-only": (layers >= 0) & (layers < max(third, 1)), "middle-only": middle}
 
 
 def _weights(weights: np.ndarray | None, argument: str, values: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from llvlit.errors import InputError, NumericalError
 from llvlit.method.bases import BASES, arnoldi, principal_basis, random_basis, reachability_basis
 from llvlit.method.concepts import DirectionsLike, as_directions
 from llvlit.method.gains import Gains, make_gains, origin
-from llvlit.method.surrogate import LLV
+from llvlit.method.surrogate import LLV, OPERATORS
 from llvlit.prompts import Prompts
 
 JACOBIANS = ("jvp", "central")
@@ -38,9 +38,11 @@ class Plan:
     order: int = 32
     output: torch.Tensor | np.ndarray | None = None
     seed: int = 0
+    operators: str = "mean"
 
     def __post_init__(self) -> None:
         choice("basis", self.basis, BASES)
+        choice("operators", self.operators, OPERATORS)
         object.__setattr__(self, "directions", as_directions(self.directions))
         object.__setattr__(self, "order", integer("order", self.order, at_least=1))
         object.__setattr__(self, "seed", checked_seed("seed", self.seed))
@@ -73,6 +75,7 @@ def identify(
     *,
     order: int = 32,
     basis: str = "krylov",
+    operators: str = "mean",
     jacobian: str = "jvp",
     output: torch.Tensor | np.ndarray | None = None,
     max_tokens: int = MAX_TOKENS,
@@ -90,6 +93,9 @@ def identify(
     basis
         ``krylov`` (``v, J v, J^2 v, ...`` with each layer's own mean Jacobian), ``reachability`` (v and what
         earlier inputs have become, newest first), ``random``, or ``pca`` (v and the states' principal components).
+    operators
+        ``mean``: gains of the operators averaged over the prompts. ``per prompt``: the average over the prompts of
+        the gains of each one's own operators (the bases are the same).
     jacobian
         ``jvp`` (exact) or ``central`` (central differences).
     output : (hidden_size,), optional
@@ -100,7 +106,7 @@ def identify(
     Raises
     ------
     InputError
-        If order, basis, jacobian, directions or output do not fit.
+        If order, basis, operators, jacobian, directions or output do not fit.
     NumericalError
         If a state or an operator is not finite.
 
@@ -115,7 +121,7 @@ def identify(
     >>> surrogate.A.shape
     (12, 16, 16)
     """
-    plan = Plan(directions, basis, order, output, seed)
+    plan = Plan(directions, basis, order, output, seed, operators)
     identification = identify_all(
         model, prompts, {"": plan}, jacobian=jacobian, max_tokens=max_tokens, final_norm=final_norm, linear=False
     )
@@ -172,6 +178,7 @@ def identify_all(
             reduction.take(layer, jacobian, columns.get(reduction))
         for reduction in carried:
             reduction.carry(frozen.index, layer, jacobian)
+        del layer  # its graphs hold the layer's weights
     states.append(frozen.next_states)
     metadata = {**origin(model, tokens), "jacobian": jacobian, "final_norm": final_norm}
     return Identification(
@@ -248,6 +255,7 @@ class _Reduction:
             per_prompt=torch.stack(self.transposed).permute(1, 0, 3, 2).numpy(),
             metadata={"basis": self.plan.basis, "order": self.plan.order, "seed": self.plan.seed, **metadata},
             borrowed=tuple(np.flatnonzero(self.directions.borrowed).tolist()),
+            operators=self.plan.operators,
         )
 
     def has_linear_gains_of(self, other: _Reduction) -> bool:

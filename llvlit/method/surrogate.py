@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llvlit.checks import array, instance, integer
+from llvlit.checks import array, choice, instance, integer
 from llvlit.checks import path as checked_path
 from llvlit.errors import InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
@@ -17,6 +17,8 @@ from llvlit.method.gains import own_content
 from llvlit.provenance import environment
 
 ARRAYS = ("A", "C", "bases", "orders", "per_prompt")
+OPERATORS = ("mean", "per prompt")
+"""What a surrogate's gains and responses are of: mean operators, or each prompt's own, the results then averaged."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,14 @@ class LLV:
         Model, prompts, settings.
     borrowed : tuple of int
         States whose direction, the first column of their basis, is that of a later state.
+    operators : str
+        ``mean``: :meth:`gains` and :meth:`simulate` are those of A.  ``per prompt``: means over the prompts of what
+        each one's own operators give; a product of means is no mean of products.
 
     Raises
     ------
     InputError
-        If a number is not finite, or the shapes do not fit each other.
+        If a number is not finite, the shapes do not fit each other, or ``operators`` is unknown.
 
     Examples
     --------
@@ -84,8 +89,10 @@ class LLV:
     per_prompt: np.ndarray = field(repr=False)
     metadata: dict[str, Any] = field(repr=False)
     borrowed: tuple[int, ...] = ()
+    operators: str = "mean"
 
     def __post_init__(self) -> None:
+        choice("operators", self.operators, OPERATORS)
         n_layers, order, _ = array("A", self.A, ("n_layers", "order", "order")).shape
         for name, shape in {
             "A": (n_layers, order, order),
@@ -126,7 +133,7 @@ class LLV:
 
     def gains(self) -> np.ndarray:
         """Predicted gains ``h_l = C^T A_{L-1} ... A_{l+1} B_l``, the Markov parameters, ``(n_layers,)`` float64."""
-        return markov_parameters(self.A, self.C)
+        return markov_parameters(self.A, self.C) if self.operators == "mean" else self.per_prompt_gains().mean(axis=0)
 
     def per_prompt_gains(self) -> np.ndarray:
         """Gains of each prompt's own surrogate, ``(n_prompts, n_layers)`` float64."""
@@ -165,17 +172,20 @@ class LLV:
         inputs = array("inputs", inputs)
         if inputs.shape[-1:] != (self.n_layers,):
             raise InputError(f"inputs has shape {inputs.shape}; expected (..., {self.n_layers}).")
-        states = [np.zeros((*inputs.shape[:-1], self.order))]
+        operators = self.A[None] if self.operators == "mean" else self.per_prompt
+        state, states = np.zeros((len(operators), *inputs.shape[:-1], self.order)), []
         for layer in range(self.n_layers):
-            pushed = states[-1].copy()
-            pushed[..., 0] += inputs[..., layer]
-            states.append(pushed @ self.A[layer].T)
+            states.append(state.mean(axis=0))
+            state[..., 0] += inputs[..., layer]
+            state = np.einsum("p...j,pij->p...i", state, operators[:, layer])
+        states.append(state.mean(axis=0))
         return Trajectory(np.stack(states, axis=-2), states[-1] @ self.C)
 
     def save(self, path: str | Path) -> None:
         """Write the surrogate as safetensors, and what computed it; FileError if it cannot be written."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
-        header = {"kind": "llv", "borrowed": self.borrowed, "metadata": {**environment(), **self.metadata}}
+        header: dict[str, Any] = {"kind": "llv", "borrowed": self.borrowed, "operators": self.operators}
+        header["metadata"] = {**environment(), **self.metadata}
         save_tensors(checked_path("path", path), arrays, header)
 
     @classmethod
@@ -183,8 +193,9 @@ class LLV:
         """Read what :meth:`save` wrote; FileError if it is cut short, changed, of another kind or version."""
         tensors, header = load_tensors(checked_path("path", path), kind="llv")
         with own_content(path):
-            arrays = {name: tensors[name].numpy() for name in ARRAYS}
-            return cls(**arrays, metadata=header["metadata"], borrowed=header["borrowed"])
+            parts: dict[str, Any] = {name: tensors[name].numpy() for name in ARRAYS}
+            parts |= {"borrowed": header["borrowed"], "operators": header.get("operators", "mean")}
+            return cls(**parts, metadata=header["metadata"])
 
 
 def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:

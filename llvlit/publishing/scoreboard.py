@@ -61,7 +61,7 @@ def paper_command(model: str | None = None, task: str | None = None) -> str:
 
 
 def our_command() -> str:
-    """Command that measures the shipped models on the paper's tasks that need the hub.
+    """Command that measures the shipped models on the paper's tasks for which no file was at hand.
 
     Examples
     --------
@@ -97,8 +97,12 @@ def _of_basis(study: StudyTables, paper: Paper) -> pd.DataFrame:
     return rows[rows["predictor"] == paper["setting"]["basis"]]
 
 
-def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
+def size_rows(
+    paper: Paper, ours: StudyTables, theirs: StudyTables | None, *, pretrained: StudyTables | None = None
+) -> list[list[str]]:
     """By rank in size: the paper's model, its numbers, the same model run here, our model, its numbers, their extent.
+
+    Below them, ``pretrained`` decoders of other families, beside none of the paper's.
 
     Examples
     --------
@@ -110,27 +114,34 @@ def size_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     >>> rows[0][0], rows[0][2].partition(":")[0]
     ('GPT-2, 124 M', 'not run here')
     """
-    _check(paper, [ours], theirs)
+    others = [] if pretrained is None else [pretrained]
+    _check(paper, [ours, *others], theirs)
     run = {}
-    for study in filter(None, (ours, theirs)):
+    for study in filter(None, (ours, theirs, *others)):
         for _, row in means(_of_basis(study, paper), ["model"], list(AGREEMENT)).iterrows():
             run[row["model"]] = [_both(row), extent(row["n_tasks"], row["n_pairs"])]
+
+    def told(study: StudyTables, model: str) -> list[str]:
+        return [f"{short_name(model)}, {study.parameters(model) / 1e6:.1f} M", *run[model]]
+
     return [
         [
             f"{model['name']}, {model['parameters'] / 1e6:.0f} M",
             f"{model['spearman']:g} / {model['pearson']:g}",
             ", ".join(run.get(model["hub"]) or [_absent(paper_command(model["hub"]))]),
-            f"{short_name(mine)}, {ours.parameters(mine) / 1e6:.1f} M",
-            *run[mine],
+            *told(ours, mine),
         ]
         for model, mine in zip(paper["models"], ours.models, strict=False)
-    ]
+    ] + [[DASH, DASH, DASH, *told(study, model)] for study in others for model in study.models]
 
 
-def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> list[list[str]]:
+def task_rows(
+    paper: Paper, ours: StudyTables, theirs: StudyTables | None, *, pretrained: Sequence[StudyTables] = ()
+) -> list[list[str]]:
     """By task: name, length alone, the paper's numbers, ours, seeds that show it, the paper's model run here.
 
-    The paper's tasks come first, then ours that it does not name.
+    The paper's tasks come first, then ours that it does not name.  With ``pretrained``, a column more: the smallest
+    decoder of the first of these studies that has the task.
 
     Examples
     --------
@@ -140,13 +151,18 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
     >>> paper = json.loads((committed("real").parent / "paper.json").read_text())
     >>> rows = task_rows(paper, read_study("real"), None)
     >>> rows[0][0], rows[-1][0]
-    ('Amazon polarity', 'tweeteval_offensive')
+    ('Amazon polarity', 'rotten_tomatoes')
     """
-    _check(paper, [ours], theirs)
+    _check(paper, [ours, *pretrained], theirs)
     own, again = _by_task(paper, ours, ours.models[-1]), _by_task(paper, theirs, paper["tasks_of"])
+    other: dict[str, list[str]] = {}
+    for study in pretrained:
+        other = _by_task(paper, study, study.models[0]) | other
     named = {row["task"]: row for row in paper["tasks"]}
     lengths = pd.concat(
-        study.cells.groupby("task")["length_auc"].mean().dropna() for study in (ours, theirs) if study is not None
+        study.cells.groupby("task")["length_auc"].mean().dropna()
+        for study in (ours, theirs, *pretrained)
+        if study is not None
     )
     lengths = lengths.groupby("task").first()
     table = []
@@ -157,9 +173,10 @@ def task_rows(paper: Paper, ours: StudyTables, theirs: StudyTables | None) -> li
             [
                 row["name"] if row else task,
                 f"{lengths[task]:.2f}" if task in lengths else DASH,
-                f"{row['spearman']:.2f} / {row['pearson']:.2f}" if row else DASH,
-                *(own.get(task) or [_absent(our_command()), DASH]),
+                f"{row['spearman']:.2f} / {row['pearson']:.2f}" if row and "spearman" in row else DASH,
+                *(own.get(task) or [DASH, DASH]),
                 run[0],
+                *([other.get(task, [DASH])[0]] if pretrained else []),
             ]
         )
     return table

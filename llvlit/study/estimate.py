@@ -103,7 +103,7 @@ def count_operations(cell: Cell, shape: ModelShape, n_tokens: float) -> float:
     rows = n_layers * 2 * settings.concept * n_tokens
     rows += n_layers * identified * (n_tokens + 2 * products)
     rows += n_layers * 2 * settings.evaluation * (n_tokens + pushes * (n_layers + 1))
-    schedules = n_layers + 4 * (len(settings.bases) + 1)
+    schedules = n_layers + 4 * (len(settings.bases) + 4)  # besides: adjoint, uniform, early and middle
     rows += n_layers * 2 * settings.energy_prompts * (n_tokens + schedules * CANDIDATES_PER_ENERGY)
     return rows * row
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -16,7 +16,7 @@ from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, usable_prompts
 from llvlit.errors import ConceptNotVisibleError, InputError
 from llvlit.method.agreement import agreement
 from llvlit.method.concepts import Directions, directions_of_states, random_directions, separation
-from llvlit.method.control import energy, minimum_energy, relative_weights
+from llvlit.method.control import early_and_middle, energy, minimum_energy, relative_weights
 from llvlit.method.gains import Gains, adjoint_gains, measured_gains
 from llvlit.method.identification import Identification, Plan, identify_all
 from llvlit.method.intervals import interval, resampled_medians
@@ -243,8 +243,9 @@ def predictions(method: str, identification: Identification, settings: Settings)
     for basis in settings.bases:
         surrogate = identification.surrogates[method, basis]
         orders = sorted({min(order, surrogate.order) for order in settings.orders})
-        predicted += [(basis, order, surrogate.truncate(order).gains()) for order in orders]
-        predicted.append((f"{basis}, per prompt", surrogate.order, surrogate.per_prompt_gains().mean(axis=0)))
+        for operators, order in product(settings.operators, orders):
+            one = replace(surrogate, operators=operators).truncate(order)
+            predicted.append((basis if operators == "mean" else f"{basis}, {operators}", order, one.gains()))
     return predicted
 
 
@@ -273,9 +274,9 @@ def schedule_energies(
     """Energy of every schedule for a target of some class gaps, absolute and relative, with and without layer 0.
 
     ``optimal, BASIS`` is the cheapest shape for the gains given under that name, ``uniform`` spends alike
-    everywhere, ``last layer`` pushes there alone.  Every single layer is tried: ``best layer`` is the one of
-    the smallest median energy, known only to an oracle that has scanned these very prompts, and ``random layer``
-    the median over layers and prompts.
+    everywhere, ``early-only`` and ``middle-only`` in their third of these layers, ``last layer`` pushes there alone.
+    Every single layer is tried: ``best layer`` is the one of the smallest median energy, known only to an oracle that
+    has scanned these very prompts, and ``random layer`` the median over layers and prompts.
 
     Parameters
     ----------
@@ -305,7 +306,8 @@ def schedule_energies(
         for name, profile in gains.items():
             shape = np.where(inside, minimum_energy(profile, 1.0, weights=scales[metric]), 0)
             shapes[f"optimal, {name}", metric, layers] = shape
-        shapes["uniform", metric, layers] = inside / np.sqrt(scales[metric])
+        parts = {"uniform": inside, **early_and_middle(len(weights), first=first)}
+        shapes |= {(name, metric, layers): part / np.sqrt(scales[metric]) for name, part in parts.items()}
     goal = target * float(directions.gaps[-1])
     required = required_energy(model, tokens, directions, shapes, goal, max_tokens=max_tokens, final_norm=final_norm)
 
@@ -317,7 +319,7 @@ def schedule_energies(
     for metric, (layers, first) in variants:
         single = np.array([costs(metric, "single", layer) for layer in range(first, len(weights))])
         best = int(np.argmin(np.median(single, axis=1)))
-        names = [*(f"optimal, {name}" for name in gains), "uniform"]
+        names = [*(f"optimal, {name}" for name in gains), "uniform", "early-only", "middle-only"]
         schedules = {name: costs(metric, name, metric, layers) for name in names}
         schedules |= {"last layer": single[-1], "best layer": single[best], "random layer": single}
         for name, values in schedules.items():

@@ -25,9 +25,10 @@ from llvlit.files import read_toml
 from llvlit.method.bases import BASES
 from llvlit.method.concepts import METHODS
 from llvlit.method.identification import JACOBIANS
+from llvlit.method.surrogate import OPERATORS
 
 GRIDS = ("embedded", "real", "paper")
-NAMES = {"jacobians": JACOBIANS, "directions": METHODS, "bases": BASES}
+NAMES = {"jacobians": JACOBIANS, "directions": METHODS, "bases": BASES, "operators": OPERATORS}
 
 Kind = TypeVar("Kind")
 Name = Annotated[str, Meta(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -77,6 +78,8 @@ class Settings:
         Whether each prompt is the user's turn in its model's chat template.
     directions, bases : tuple of str
         Methods; the first of each is the reference (the paper: mean difference, krylov).
+    operators : tuple of str
+        What predicts: ``mean`` operators, each prompt's own (``per prompt``), or both.
     orders : tuple of int
         Kept sorted; profiles are kept of the last, the largest; a narrower model takes its hidden size.
     amplitudes : tuple of float
@@ -102,6 +105,7 @@ class Settings:
     chat: bool = False
     directions: Annotated[tuple[str, ...], Meta(min_length=1)] = ("mean_difference",)
     bases: Annotated[tuple[str, ...], Meta(min_length=1)] = BASES
+    operators: Annotated[tuple[str, ...], Meta(min_length=1)] = OPERATORS
     orders: Annotated[tuple[Count, ...], Meta(min_length=1)] = (32,)
     amplitudes: Annotated[tuple[Amplitude, ...], Meta(min_length=1)] = (0.1,)
     operating_counts: tuple[Count, ...] = ()

@@ -226,11 +226,17 @@ class HubTask:
     hub_id, config, split : str
         Arguments of ``datasets.load_dataset``.
     columns : tuple of str
-        Text columns, joined by ``": "``.
+        Text columns; a prompt is their texts in this order, with ``joint`` between them.
     revision : str
         Commit or branch of the data set.
     label : str
         Column of the label; with a ``threshold``, a score that makes label 1 from there on.
+    classes : tuple of two int
+        Values of the label that mean class 0 and class 1.
+    dropped : tuple of int
+        Values of the label whose rows are passed over.
+    group : str or None
+        Column whose texts, where equal, keep their rows in one split, such as a passage with several questions.
     escaped : bool
         Whether the texts still carry the escapes of a CSV file: backslash-n, and quotes doubled or after a backslash.
     per_class : int
@@ -244,7 +250,11 @@ class HubTask:
     class_names: tuple[str, str]
     description: str
     revision: str = "main"
+    joint: str = ": "
     label: str = "label"
+    classes: tuple[int, int] = (0, 1)
+    dropped: tuple[int, ...] = ()
+    group: str | None = None
     threshold: float | None = None
     escaped: bool = False
     per_class: int = 1200
@@ -252,11 +262,15 @@ class HubTask:
     @property
     def reading(self) -> str:
         """How rows become texts and labels, in words."""
-        text = " and ".join(self.columns) + (" joined by a colon" if len(self.columns) > 1 else "")
+        text = " and ".join(self.columns) + (f" joined by {self.joint!r}" if len(self.columns) > 1 else "")
         text += ", escapes of a CSV file undone" if self.escaped else ""
-        rule = f"{self.label} at least {self.threshold}" if self.threshold is not None else f"{self.label} 1"
         zero, one = self.class_names
-        return f"texts: {text}, HTML entities read, on one line; {rule}: {one}, else {zero}"
+        rule = f"{self.label} {self.classes[1]}: {one}, {self.classes[0]}: {zero}"
+        if self.threshold is not None:
+            rule = f"{self.label} at least {self.threshold}: {one}, else {zero}"
+        rule += "".join(f", {value}: dropped" for value in self.dropped)
+        rule += f"; rows of one {self.group} stay in one split" if self.group else ""
+        return f"texts: {text}, HTML entities read, on one line; {rule}"
 
     @property
     def place(self) -> str:
@@ -301,7 +315,7 @@ def read_hub(name: str, record: HubTask) -> Texts:
         commit = HfApi().dataset_info(record.hub_id, revision=record.revision, timeout=30).sha or record.revision
         with _one_reading():
             rows = load_dataset(record.hub_id, record.config, split=record.split, revision=commit, streaming=True)
-            texts, labels = examples_from_rows(shuffled(rows), record)
+            texts, labels, groups = examples_from_rows(shuffled(rows), record)
     except InputError:
         raise
     except Exception as error:
@@ -310,7 +324,7 @@ def read_hub(name: str, record: HubTask) -> Texts:
             f"{OFFLINE_CHOICES}"
         ) from error
     origin = f"hub: {record.hub_id}, {record.config or 'default'}, {record.split}, commit {commit}"
-    return Texts(tuple(texts), tuple(labels), origin)
+    return Texts(tuple(texts), tuple(labels), origin, tuple(groups) if groups else None)
 
 
 @contextmanager
@@ -346,36 +360,44 @@ def shuffled(rows: Iterable[Any], *, buffer_size: int = 10_000, seed: int = 0) -
     yield from buffer
 
 
-def examples_from_rows(rows: Iterable[Mapping[str, Any]], record: HubTask) -> tuple[list[str], list[int]]:
-    """Texts and labels of a hub task's rows, until each class has ``record.per_class`` distinct texts.
+def examples_from_rows(
+    rows: Iterable[Mapping[str, Any]], record: HubTask
+) -> tuple[list[str], list[int], list[int] | None]:
+    """Texts, labels and groups of a hub task's rows, until each class has ``record.per_class`` distinct texts.
 
     Rows without a text or a label (-1 on the hub) are passed over, and so are repetitions within a class.
     """
     texts: list[str] = []
     labels: list[int] = []
+    groups: list[int] = []
     seen: tuple[set[str], set[str]] = (set(), set())
+    number_of: dict[str, int] = {}
     for row in rows:
         if missing := {*record.columns, record.label} - set(row):
             raise InputError(f"{record.hub_id} lacks {', '.join(sorted(missing))}; it has {', '.join(row)}.")
-        text, label = _text(row, record), row[record.label]
-        if not text or label in (None, -1) or label != label:  # NaN
+        text, value = _text(row, record), row[record.label]
+        if not text or value in (None, -1, *record.dropped) or value != value:  # NaN
             continue
         if record.threshold is not None:
-            label = int(label >= record.threshold)
-        if label not in (0, 1):
-            raise InputError(f"{record.hub_id} has {record.label}={label!r}; 0 or 1 was expected.")
-        known, identity = seen[int(label)], normalized(text)
+            value = record.classes[int(value >= record.threshold)]
+        if value not in record.classes:
+            zero, one = record.classes
+            raise InputError(f"{record.hub_id} has {record.label}={value!r}; {zero} or {one} was expected.")
+        label = record.classes.index(value)
+        known, identity = seen[label], normalized(text)
         if len(known) < record.per_class and identity not in known:
             known.add(identity)
             texts.append(text)
-            labels.append(int(label))
+            labels.append(label)
+            if record.group:
+                groups.append(number_of.setdefault(normalized(str(row[record.group])), len(number_of)))
         if min(map(len, seen)) >= record.per_class:
             break
-    return texts, labels
+    return texts, labels, groups if record.group else None
 
 
 def _text(row: Mapping[str, Any], record: HubTask) -> str:
-    """Text of a row: its text columns without escapes, on one line."""
+    """Text of a row: its text columns without escapes, on one line; empty ones are left out."""
     parts = []
     for column in record.columns:
         part = row[column] or ""
@@ -384,4 +406,4 @@ def _text(row: Mapping[str, Any], record: HubTask) -> str:
         if record.escaped:
             part = part.replace("\\n", " ").replace('\\"', '"').replace('""', '"')
         parts.append(clean_text(part))
-    return ": ".join(filter(None, parts))
+    return record.joint.join(filter(None, parts))
