@@ -115,7 +115,7 @@ def load_settings(profile: str) -> BookSettings:
     if profile == "embedded":
         return BookSettings(profile, embedded_names(), EMBEDDED_TASKS)
     if profile == "pretrained":
-        return BookSettings(profile, ("smollm2-135m",), EMBEDDED_TASKS, concept=50, operating=30, evaluation=30)
+        return BookSettings(profile, ("smollm2-135m",), EMBEDDED_TASKS, concept=100, operating=30, evaluation=30)
     if profile == "paper":
         paper = load_grid("paper")
         sizes = paper.settings
