@@ -262,6 +262,20 @@ def test_a_failed_rebuild_reuses_unchanged_chapters_and_keeps_the_last_good_page
     assert {path.name for path in (root / "_build").iterdir()} <= {"html", "book", "executed", ".lock"}
 
 
+def test_chapters_alone_are_executed_and_the_pages_stay(healthy, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(healthy[0], root)
+    chapter = (root / "book" / "chapter.md").read_text(encoding="utf-8")
+    (root / "book" / "chapter.md").write_text(chapter.replace("## ", "## Again: ") + cell("print(6 * 7)"))
+    pages = digest(root / "_build" / "html")
+    built = build(root, chapters=["chapter"], pages=False)
+    assert built.index is None and list(built.seconds) == ["book/chapter"]
+    assert "42" in (root / "_build" / "executed" / "book" / "chapter.ipynb").read_text(encoding="utf-8")
+    assert whole(root) and digest(root / "_build" / "html") == pages
+    with pytest.raises(InputError, match="pages=0"):
+        build(root, pages=0)
+
+
 def test_pages_of_somebody_else_are_told_before_anything_runs(tmp_path):
     root = write_book(tmp_path)
     (root / "_build" / "html").mkdir(parents=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from llvlit.cli.options import add_device, command
 from llvlit.cli.terminal import show
+from llvlit.errors import InputError
 
 ROOT_HELP = "folder with _config.yml and _toc.yml (default: here)"
 
@@ -17,10 +18,13 @@ def mount(commands: Any) -> None:
     parser = command(commands, book, "llvlit book --profile embedded")
     parser.add_argument("--root", default=".", help=ROOT_HELP)
     parser.add_argument(
-        "--profile", default="embedded", help="embedded (default, offline), paper (hub), or a folder of models"
+        "--profile",
+        default="embedded",
+        help="embedded (default, offline), pretrained (SmolLM2-135M, offline), paper (hub), or a folder of models",
     )
     add_device(parser)
     parser.add_argument("--chapters", nargs="+", metavar="NAME", help="execute these only, such as: gains control")
+    parser.add_argument("--no-pages", action="store_true", help="execute, and leave the built pages as they are")
     parser.add_argument(
         "--pdf", action="store_true", help="also print the book into _build/llvlit.pdf (needs Chromium)"
     )
@@ -42,6 +46,8 @@ def mount(commands: Any) -> None:
 
 def book(options: argparse.Namespace) -> None:
     """Execute every chapter and build the book."""
+    if options.no_pages and (options.pdf or options.screenshots):
+        raise InputError("--no-pages builds no page; leave out --pdf and --screenshots, which show pages.")
     from llvlit.publishing.browser import take_screenshots, write_pdf
     from llvlit.publishing.build import build_book
     from llvlit.publishing.pages import read_pages
@@ -53,7 +59,12 @@ def book(options: argparse.Namespace) -> None:
         chapters=options.chapters,
         jobs=options.jobs,
         progress=not options.json,
+        pages=not options.no_pages,
     )
+    if built.index is None:
+        executed = Path(options.root) / "_build" / "executed"
+        show(options, {"executed": executed, "seconds": built.seconds}, f"Executed: {len(built.seconds)} in {executed}")
+        return
     html = built.index.parent
     names = [page.name for page in read_pages(Path(options.root)) if (html / f"{page.name}.html").is_file()]
     lines = [f"The book: {built.index}"]

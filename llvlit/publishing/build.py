@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from urllib.parse import urlparse
 
 import nbformat
@@ -50,9 +51,9 @@ _WARNING = re.compile(r"(WARNING|ERROR|CRITICAL|SEVERE): ")
 
 @dataclass(frozen=True)
 class BuiltBook:
-    """What a build made: the page to open, and how long each chapter took."""
+    """What a build made: the page to open (None if no pages were asked for), and how long each chapter took."""
 
-    index: Path
+    index: Path | None
     seconds: dict[str, float]
 
 
@@ -64,6 +65,7 @@ def build_book(
     chapters: Iterable[str] | None = None,
     jobs: int | None = None,
     progress: bool = True,
+    pages: bool = True,
 ) -> BuiltBook:
     """Execute the chapters of the book in ``root`` and build its pages.
 
@@ -72,7 +74,7 @@ def build_book(
     root : path
         Folder with ``_config.yml``, ``_toc.yml`` and ``book/``.
     profile : str
-        Models and tasks the chapters use: ``"embedded"``, ``"paper"``, or a local folder of models.
+        Models and tasks the chapters use: ``"embedded"``, ``"pretrained"``, ``"paper"``, or a local folder of models.
     device : str
         As for :func:`llvlit.load_model`.
     chapters : iterable of str, optional
@@ -83,6 +85,8 @@ def build_book(
         two cores or more, 1 on a GPU.
     progress : bool
         Show a bar over chapters and cells.
+    pages : bool
+        False: execute the chapters that are named, into ``_build/executed``, and leave the built pages as they are.
 
     Returns
     -------
@@ -103,29 +107,36 @@ def build_book(
     """
     root = checks.path("root", root).resolve()
     profile, device = checks.text("profile", profile), checks.text("device", device)
-    pages = read_pages(root)
+    contents = read_pages(root)
     read_yaml(root / CONFIG, "the book's settings")
-    notebooks = {page: read_notebook(page) for page in pages if page.is_chapter}
+    notebooks = {page: read_notebook(page) for page in contents if page.is_chapter}
     chosen = _chosen(notebooks, chapters)
     models = load_settings(profile).models  # a wrong profile is refused before anything runs
     run = run_facts(_profile(profile, root), models, device)
     if jobs is None:
         jobs = min(2, os.cpu_count() or 1) if run["device_kind"] == "cpu" else 1
     jobs = checks.integer("jobs", jobs, at_least=1)
-    progress = checks.flag("progress", progress)
+    progress, pages = checks.flag("progress", progress), checks.flag("pages", pages)
 
     build = root / "_build"
+
+    def execute(asked: Mapping[Page, NotebookNode], scratch: Path) -> dict[Page, NotebookNode]:
+        executed = build / "executed"
+        return execute_chapters(asked, chosen, executed, run, root=root, scratch=scratch, jobs=jobs, progress=progress)
+
+    if not pages:
+        asked = {page: notebook for page, notebook in notebooks.items() if page in chosen}
+        with locked(build), TemporaryDirectory() as spare:
+            return BuiltBook(None, _seconds(execute(asked, Path(spare))))
     with (
         locked(build),
         replaced(build / "html", HTML) as html,
         replaced(build / "book", STAGE) as stage,
     ):
-        scratch, executed = html / ".scratch", build / "executed"
+        scratch = html / ".scratch"
         scratch.mkdir()
-        results = execute_chapters(
-            notebooks, chosen, executed, run, root=root, scratch=scratch, jobs=jobs, progress=progress
-        )
-        _lay_out(root, stage, pages, results)
+        results = execute(notebooks, scratch)
+        _lay_out(root, stage, contents, results)
         if progress:
             print("Building the pages ...", flush=True)
         _run_sphinx(stage, scratch)
@@ -136,16 +147,17 @@ def build_book(
         for page in results:  # what the download button gives
             notebook = runnable(nbformat.read(stage / f"{page.name}.ipynb", as_version=4), install)
             write_notebook(notebook, html / "_sources" / f"{page.name}.ipynb")
-        faults = [fault for page in pages for fault in page_faults(html, page)]
+        faults = [fault for page in contents for fault in page_faults(html, page)]
         if faults:
             raise BuildError("\n".join(faults))
         finish(stage, STAGE)
         finish(html, HTML)
         (build / PDF).unlink(missing_ok=True)  # of the book that this one replaces
-    return BuiltBook(
-        index=build / "html" / "index.html",
-        seconds={page.name: notebook.metadata["llvlit"]["seconds"] for page, notebook in results.items()},
-    )
+    return BuiltBook(build / "html" / "index.html", _seconds(results))
+
+
+def _seconds(results: Mapping[Page, NotebookNode]) -> dict[str, float]:
+    return {page.name: notebook.metadata["llvlit"]["seconds"] for page, notebook in results.items()}
 
 
 def _profile(profile: str, root: Path) -> str:

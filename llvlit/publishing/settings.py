@@ -90,14 +90,15 @@ class BookSettings:
         return replace(self, models=models, tasks=tasks, order=self.order if order is None else order)
 
 
-SETTINGS = ("embedded", "paper")
+SETTINGS = ("embedded", "pretrained", "paper")
 
 
 def load_settings(profile: str) -> BookSettings:
     """Settings of a profile by its name, or of a local folder of models in the hub's format.
 
-    ``embedded`` runs anywhere; ``paper`` takes gpt2, gpt2-medium, gpt2-large and ten data sets from the hub,
-    at the paper's sizes; a folder's models run on the embedded tasks.
+    ``embedded`` runs anywhere; ``pretrained`` takes SmolLM2-135M on the embedded tasks, from a package (see
+    :func:`llvlit.load_model`); ``paper`` takes gpt2, gpt2-medium, gpt2-large and ten data sets from the hub, at the
+    paper's sizes; a folder's models run on the embedded tasks.
 
     Raises
     ------
@@ -113,6 +114,8 @@ def load_settings(profile: str) -> BookSettings:
     profile = checks.text("profile", profile)
     if profile == "embedded":
         return BookSettings(profile, embedded_names(), EMBEDDED_TASKS)
+    if profile == "pretrained":
+        return BookSettings(profile, ("smollm2-135m",), EMBEDDED_TASKS, concept=100, operating=30, evaluation=30)
     if profile == "paper":
         paper = load_grid("paper")
         sizes = paper.settings
