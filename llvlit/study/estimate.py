@@ -13,7 +13,7 @@ from llvlit.study.grid import Cell
 from llvlit.tasks.sources import HUB_TASKS
 from llvlit.tasks.task import load_task
 
-EFFICIENCY = 0.24
+EFFICIENCY = 0.22
 """Share of the matrix-product rate at which the counted operations of a cell are done.
 
 Fitted with ``CELL_SECONDS`` by ``benchmarks/estimate.py`` to the 58 cells of ``results/seconds.csv`` (two workers of
@@ -21,11 +21,11 @@ one thread each; mean error 8 %, largest 22 %) for 110 GFLOP/s a thread.  The ra
 is no constant (78 to 190 were measured on one day), and so the minutes are good to a factor of two.
 """
 
-CELL_SECONDS = 13.0
+CELL_SECONDS = 12.9
 """What a cell takes besides: many small steps, whatever the model's size."""
 
 CHARACTERS_PER_TOKEN = 4.0
-CANDIDATES_PER_ENERGY = 60
+CANDIDATES_PER_ENERGY = 20
 """Candidate states that the search for one required energy sends through the model."""
 
 KEPT_BY_GRAPHS = 300
