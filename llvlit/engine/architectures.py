@@ -101,7 +101,7 @@ def model_types() -> tuple[str, ...]:
 def check_all(types: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
     """A row for each variant of some model types, of all if none is named.
 
-    Keys: ``type``, ``variant``, and those of :data:`COLUMNS`; see :class:`~llvlit.engine.oracle.ArchitectureCheck`.
+    Keys: ``type``, ``variant``, and those of ``COLUMNS``; see :class:`~llvlit.engine.oracle.ArchitectureCheck`.
     The status is ``not built`` where transformers itself cannot build the model or run it on token ids alone, and
     ``fault`` where the check ends in a foreign error.  What is refused is tried again as a decoder only, and what runs
     whole prompts, as the full model does, in no other variant.
@@ -110,6 +110,12 @@ def check_all(types: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
     ------
     InputError
         If there is no such model type.
+
+    Examples
+    --------
+    >>> from llvlit.engine.architectures import check_all
+    >>> [(row["variant"], row["status"]) for row in check_all(["bert"])]
+    [('plain', 'refused'), ('decoder', 'exact')]
     """
     for model_type in [choice("type", each, model_types()) for each in types] or model_types():
         plain: dict[str, Any] = {}

@@ -52,6 +52,11 @@ class ArchitectureCheck:
     context : str
         What candidates of a layer are run with: ``frozen`` (keys and values, the fast way), ``own kernel`` (the same,
         through the layer's own attention), or ``whole prompts`` (all tokens again: slower by their number).
+
+    Examples
+    --------
+    >>> print(llvlit.check_architecture(model).context)
+    frozen
     """
 
     architecture: str
