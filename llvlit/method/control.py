@@ -90,8 +90,8 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     """Named input shapes ``(n_layers,)``, each of energy ``u^T W u = 1``.
 
     ``optimal`` follows ``W^-1 h``; ``uniform`` spends alike everywhere, ``early-only`` and ``middle-only`` alike in a
-    third of the depth (see :func:`~llvlit.method.control.early_and_middle`); ``last layer`` and ``layer 0``, ``layer 1``, ... push once;
-    ``random layer`` is one of them, drawn from the seed; ``random`` is a random shape.
+    third of the depth (:func:`~llvlit.method.control.early_and_middle`); ``last layer`` and ``layer 0``,
+    ``layer 1``, ... push once; ``random layer`` is one of them, drawn from the seed; ``random`` is a random shape.
 
     Examples
     --------
