@@ -34,7 +34,7 @@ PUSH = 0.3
 
 @dataclass(frozen=True)
 class ArchitectureCheck:
-    """What :func:`check_architecture` finds.
+    """What :func:`~llvlit.check_architecture` finds.
 
     Attributes
     ----------

@@ -120,7 +120,7 @@ def early_and_middle(n_layers: int, *, first: int = 0) -> dict[str, np.ndarray]:
 
     Of the n layers from ``first`` on, the early ones are the first n // 3 (at least one), the middle ones what lies
     between the first n // 3 and the last n // 3.  The paper names both heuristics, not their layers: thirds are our
-    reading, and ``layer l`` of :func:`schedules` is the other one, a single layer.
+    reading, and ``layer l`` of :func:`~llvlit.schedules` is the other one, a single layer.
 
     Examples
     --------
