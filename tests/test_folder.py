@@ -206,5 +206,5 @@ def test_a_token_that_the_model_does_not_know_is_told(whole: Path) -> None:
     model = load_model(whole, device="cpu")
     module = tiny_module("llama", vocab_size=50)
     small = LanguageModel(module, model.tokenizer, "small", module.model.layers, ())
-    with pytest.raises(ModelError, match="tokenizer of small gives token"):
+    with pytest.raises(ModelError, match="the embedding of small has 50"):
         depth_system(small, Prompts(["a film"], [1]))

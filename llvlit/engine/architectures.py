@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from llvlit.checks import choice
+from llvlit.checks import choice, sequence
 from llvlit.engine.models import wrap_model
 from llvlit.engine.oracle import FIRST_TOKEN, ArchitectureCheck, check_architecture, reason_of
 from llvlit.errors import LlvlitError
@@ -117,7 +117,14 @@ def check_all(types: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
     >>> [(row["variant"], row["status"]) for row in check_all(["bert"])]
     [('plain', 'refused'), ('decoder', 'exact')]
     """
-    for model_type in [choice("type", each, model_types()) for each in types] or model_types():
+    return _check(
+        [choice("type", each, model_types()) for each in sequence("types", types, "names of model types")]
+        or model_types()
+    )
+
+
+def _check(types: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for model_type in types:
         plain: dict[str, Any] = {}
         for variant in VARIANTS:
             has_more = plain.get("status") == "exact" and plain["context"] != "whole prompts"

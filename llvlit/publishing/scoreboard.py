@@ -72,13 +72,14 @@ def our_command() -> str:
     return "llvlit study results/grids/remaining.toml --save results/remaining"
 
 
-def _check(paper: object, ours: Sequence[object], theirs: object) -> None:
+def _check(paper: object, ours: Sequence[object], theirs: object, pretrained: Sequence[object] = ()) -> None:
     """Let in the paper's numbers and studies alone."""
     expected = "what results/paper.json holds"
     content = checks.instance("paper", paper, dict, expected)
     for key, kind in NEEDED.items():
         checks.instance(f"paper[{key!r}]", content.get(key), kind, expected)
-    for argument, studies in (("ours", ours), ("theirs", [theirs] if theirs is not None else [])):
+    third = [theirs] if theirs is not None else []
+    for argument, studies in (("ours", ours), ("theirs", third), ("pretrained", pretrained)):
         for study in studies:
             checks.instance(argument, study, StudyTables, "tables of a study, as read_study gives them")
 
@@ -115,7 +116,7 @@ def size_rows(
     ('GPT-2, 124 M', 'not run here')
     """
     others = [] if pretrained is None else [pretrained]
-    _check(paper, [ours, *others], theirs)
+    _check(paper, [ours], theirs, others)
     run = {}
     for study in filter(None, (ours, theirs, *others)):
         for _, row in means(_of_basis(study, paper), ["model"], list(AGREEMENT)).iterrows():
@@ -153,7 +154,8 @@ def task_rows(
     >>> rows[0][0], rows[-1][0]
     ('Amazon polarity', 'rotten_tomatoes')
     """
-    _check(paper, [ours, *pretrained], theirs)
+    pretrained = checks.sequence("pretrained", pretrained, "a list of studies")
+    _check(paper, [ours], theirs, pretrained)
     own, again = _by_task(paper, ours, ours.models[-1]), _by_task(paper, theirs, paper["tasks_of"])
     other: dict[str, list[str]] = {}
     for study in pretrained:

@@ -19,7 +19,16 @@ PAGES = Path(__file__).resolve().parent.parent.parent / "book"
 _ENTRY = re.compile(r"(?:auto(?:function|class):: |~)(llvlit(?:\.\w+)+)")
 
 MADE = {
-    *("Agreement", "DepthSystem", "FrozenLayer", "LanguageModel", "RequiredEnergy", "StudyTables", "TokenizedPrompts"),
+    *(
+        "Agreement",
+        "ArchitectureCheck",
+        "DepthSystem",
+        "FrozenLayer",
+        "LanguageModel",
+        "RequiredEnergy",
+        "StudyTables",
+        "TokenizedPrompts",
+    ),
     "Trajectory",
 }
 """Classes that calls return and nobody builds: their methods are fuzzed, not their constructors."""
@@ -138,6 +147,7 @@ RIGHT = {
     "per_prompt": "gains.per_prompt",
     "per_task": "{'a': {'concept': 3}}",
     "predicted": "surrogate.gains()",
+    "pretrained": "None",
     "previous_images": "matrix[:, :3]",
     "prompts": "prompts",
     "pushes": "[(directions, 0.1)]",
@@ -157,6 +167,7 @@ RIGHT = {
     "start": "0",
     "states": "states",
     "stop": "3",
+    "stream": "False",
     "study": "'real'",
     "suffix": "' Well,'",
     "summary": "llvlit.study.tables.summarize(frame, ['model', 'predictor'], ['spearman']).assign(layers='all')",
@@ -171,6 +182,7 @@ RIGHT = {
     "tokenizer": "model.tokenizer",
     "tokens_per_batch": "100",
     "tolerance": "1e-8",
+    "types": "('bert',)",
     "value": "'x'",
     "values": "['x']",
     "vectors": "directions.vectors",
@@ -198,6 +210,7 @@ OWN = {
     "Gains.select.layers": "slice(1, None)",
     "Grid.tasks": "('a',)",
     "LLV.load.path": "LLV_FILE",
+    "LLV.operators": "'mean'",
     "LLV.per_prompt": "surrogate.per_prompt",
     "LLV.truncate.order": "2",
     "Settings.choose.model": "'m'",
@@ -210,6 +223,7 @@ OWN = {
     "Settings.directions": "('mean_difference',)",
     "Settings.energy_prompts": "0",
     "Settings.operating_counts": "()",
+    "Settings.operators": "('mean',)",
     "Settings.orders": "(4,)",
     "Splits.concept": "prompts",
     "Splits.evaluation": "prompts",
@@ -221,6 +235,7 @@ OWN = {
     "agreement_summary.values": "{'spearman': 'Spearman'}",
     "at_setting.study": "llvlit.study.tables.read_study('real', start=ROOT)",
     "committed.start": "ROOT",
+    "early_and_middle.first": "0",
     "energy_summary.summary": "energy_means",
     "BookSettings.choose.model": "'gpt2'",
     "export_explorer.models": "[model]",
@@ -230,6 +245,7 @@ OWN = {
     "gain_profile.measured": "[1.0, 2.0, 3.0]",
     "gain_profile.predicted": "{'krylov': [1.0, 2, 3]}",
     "heatmap.values": "np.eye(3)",
+    "identify.operators": "'mean'",
     "interval_line.rows": "frame.iloc[:2].assign(x_low=0.0, x_high=1.0)",
     "layer_axis.states": "False",
     "load_grid.name": "'embedded'",
@@ -252,6 +268,7 @@ OWN = {
     "show.name": "'fig'",
     "steer.inputs": "shape",
     "summarize_energies.frame": "energies",
+    "task_rows.pretrained": "()",
     "Trajectory.states": "states",
 }
 
