@@ -1,7 +1,7 @@
 """Measured gains beside plain forward passes in SmolLM2's shape, on a processor: ``python benchmarks/gains.py``.
 
 Random weights (30 x 576, 9 heads on 3 of keys, MLP 1536), 8 prompts of 60 tokens, in turn in one process; the ratio is
-of the shortest times, which a busy machine disturbs least.  Counted: every layer sees each prompt's tokens, and
+of the medians.  Counted: every layer sees each prompt's tokens, and
 2 (l + 1) pushed states: 1 + (L + 1) / 60 = 1.52.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from engine import random_model, random_prompts, seconds
+from engine import interleaved, random_model, random_prompts
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llvlit.engine.models import wrap_model
@@ -42,15 +42,9 @@ def main() -> None:
             model.module.base_model(tokens, use_cache=False)
 
     runs = {"forward": forward, "gains": lambda: measured_gains(model, prompts, vectors)}
-    took: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    for _ in range(options.repeats):
-        for name, run in runs.items():
-            took[name].append(seconds(run))
-    best = {name: min(times) for name, times in took.items()}
-    print(f"{options.threads} threads: forward {best['forward']:.3f} s, measured gains {best['gains']:.3f} s,")
-    print(f"ratio {best['gains'] / best['forward']:.2f}; counted {1 + (N_LAYERS + 1) / N_TOKENS:.2f}")
+    took = interleaved(runs, options.repeats)
+    print(f"{options.threads} threads: forward {took['forward']:.3f} s, measured gains {took['gains']:.3f} s,")
+    print(f"ratio {took['gains'] / took['forward']:.2f}; counted {1 + (N_LAYERS + 1) / N_TOKENS:.2f}")
 
 
 if __name__ == "__main__":

@@ -404,9 +404,8 @@ def load_model(
         with torch.device("meta"):
             shell = AutoModelForCausalLM.from_config(config, attn_implementation="eager", **options)
         check_size(shell, shapes, name)
-        half = DTYPES[type_name] in HALVES
-        measured = half and 4 * sum(math.prod(shape) for shape in shapes.values()) < free_memory(torch.device("cpu"))
-        measured = measured and not stream
+        in_32_bits = 4 * sum(math.prod(shape) for shape in shapes.values())
+        measured = DTYPES[type_name] in HALVES and not stream and in_32_bits < free_memory(torch.device("cpu"))
         if not stream:
             check_memory(shell, DTYPES[type_name], on, name)
         loaded: Any = (
