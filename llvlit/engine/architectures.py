@@ -39,7 +39,7 @@ RULES: tuple[tuple[str, int], ...] = (
     (r".*(lora_rank|lowrank|laurel_rank|mamba_d_state|state_size|norm_rank|per_layer_input|adapter_rank)", 8),
     (r".*(position_embeddings|n_positions|n_ctx|max_seq_len|model_max_length|context_length|_positions)", 64),
     (r".*(intermediate_size|ffn_dim|ff_dim|d_ff|dff|dim_ff|ffn_hidden_size|feed_forward_size|mlp_dim|d_inner)", 48),
-    (r".*(hidden_size(_global)?|d_model|n_embd|emb_dim|embed_dim|embedding_size|proj_dim|embedding_dim|lru_width)", 32),
+    (r".*(hidden_size(_global)?|d_model|n_embd|emb_dim|embed_dim|embedding_size|proj_dim|embedding_dim|lru_width|adapter_\w+)", 32),
 )
 """Name of a whole number, and its size in a tiny model: so small that windows and thresholds are passed."""
 
@@ -69,7 +69,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
-        "indexer_kv_heads": 2,
+        "indexer_kv_heads": 1,
         "indexer_head_dim": 8,
         "indexer_budget": 8,
         "indexer_compress_ratio": 2,
@@ -77,7 +77,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 64, "attention_head_dim": 16},
-    "zamba2": {"attention_hidden_size": 64, "attention_head_dim": 16, "mamba_headdim": 8},
+    "zamba2": {
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "mamba_headdim": 8,
+        "hybrid_layer_ids": [1, 3],
+    },
 }
 """What the rules do not say of a model type."""
 
@@ -185,7 +190,7 @@ def _has_variant(config: PretrainedConfig, variant: str) -> bool:
 def tiny_config(model_type: str, **options: Any) -> PretrainedConfig:
     """Configuration of a model of few numbers, all kinds of layers of the default in it."""
     config = _shrink(CONFIG_MAPPING[model_type]().to_dict())
-    return CONFIG_MAPPING[model_type](**{**config, **OPTIONS.get(model_type, {}), **options})
+    return CONFIG_MAPPING[model_type](**{**config, **options})
 
 
 def _shrink(config: Mapping[Any, Any]) -> dict[str, Any]:
@@ -208,7 +213,7 @@ def _shrink(config: Mapping[Any, Any]) -> dict[str, Any]:
             small[key] = min(value, size)
         else:
             small[key] = value
-    return small
+    return small | OPTIONS.get(config.get("model_type", ""), {})
 
 
 def tiny_module(config: PretrainedConfig, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:

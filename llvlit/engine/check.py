@@ -195,6 +195,10 @@ def _plain_outputs(
             if not states:
                 if hidden_states.ndim != 3:
                     raise refusal(model, None, f"hand on {hidden_states.ndim - 2} streams of states, not one")
+                if (width := hidden_states.shape[-1]) != model.hidden_size:
+                    raise refusal(
+                        model, None, f"hand on {width} numbers a token, not the hidden size {model.hidden_size}"
+                    )
                 hidden_states = _changed(hidden_states) if pushed else hidden_states
                 states.append(hidden_states)
             output = layer(hidden_states, *args, **kwargs)
