@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 from importlib.metadata import version
 from typing import Any
 
@@ -39,20 +40,16 @@ RULES: tuple[tuple[str, int], ...] = (
     (r".*(lora_rank|lowrank|laurel_rank|mamba_d_state|state_size|norm_rank|per_layer_input|adapter_rank)", 8),
     (r".*(position_embeddings|n_positions|n_ctx|max_seq_len|model_max_length|context_length|_positions)", 64),
     (r".*(intermediate_size|ffn_dim|ff_dim|d_ff|dff|dim_ff|ffn_hidden_size|feed_forward_size|mlp_dim|d_inner)", 48),
-    (r".*(hidden_size(_global)?|d_model|n_embd|emb_dim|embed_dim|embedding_size|proj_dim|embedding_dim|lru_width|adapter_\w+)", 32),
+    (
+        r".*(hidden_size(_global)?|d_model|n_embd|emb_dim|embed_dim|embedding_size|proj_dim|embedding_dim|lru_width|adapter_\w+)",
+        32,
+    ),
 )
 """Name of a whole number, and its size in a tiny model: so small that windows and thresholds are passed."""
 
 LEFT_OUT = {"transformers_version", "architectures", "id2label", "label2id", "dtype", "per_layer_config"}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 BY_KIND = {"full_attention": ROPE, "sliding_attention": ROPE}
-LONG_ROPE = {
-    **ROPE,
-    "rope_type": "longrope",
-    "short_factor": [1.0] * 4,
-    "long_factor": [4.0] * 4,
-    "original_max_position_embeddings": 8,
-}
 OPTIONS: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": BY_KIND, "layer_types": list(BY_KIND) * 2},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
@@ -65,7 +62,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": {"qk_head_dim": 16},
     "mamba2": {"num_heads": 8},
+    "minimax": {"head_dim": 8},
     "ministral": {"head_dim": 8},
+    "mixtral": {"head_dim": 8},
     "nemotron": {"num_key_value_heads": 2},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
@@ -86,14 +85,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """What the rules do not say of a model type."""
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "massive first token": {},
-    "long rope": {"rope_parameters": LONG_ROPE},
-    "decoder": {"is_decoder": True},
-}
-"""Options of each variant; those of a kind that a configuration does not have are left out."""
-
+VARIANTS = ("plain", "massive first token", "long rope", "decoder")
+"""What is tried of each model type; what its configuration does not have is left out."""
 
 COLUMNS = ("architecture", "status", "value", "derivative", "context", "dtype", "reason", "transformers")
 
@@ -146,11 +139,12 @@ def check_variant(model_type: str, variant: str = "plain") -> dict[str, Any]:
     row = {"architecture": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type], "transformers": version("transformers")}
     try:
         plain = tiny_config(model_type)
-        if not _has_variant(plain, variant):
+        options = _options(plain, variant)
+        if options is None:
             return {}
         for dtype in (torch.float64, torch.float32):
             try:
-                module = tiny_module(tiny_config(model_type, **VARIANTS[variant]), dtype=dtype)
+                module = tiny_module(tiny_config(model_type, **options), dtype=dtype)
                 with torch.no_grad():
                     module(input_ids=torch.arange(10).view(1, -1) + FIRST_TOKEN, use_cache=False)
                 break
@@ -158,7 +152,7 @@ def check_variant(model_type: str, variant: str = "plain") -> dict[str, Any]:
                 if dtype == torch.float32:
                     raise
     except Exception as error:
-        return {} if variant != "plain" else {**row, "status": "not built", "reason": _told(error)}
+        return {**row, "status": "not built", "reason": _told(error)}
     assert module is not None
     row["dtype"] = str(dtype).removeprefix("torch.")
     if variant.startswith("massive"):
@@ -180,17 +174,24 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
-def _has_variant(config: PretrainedConfig, variant: str) -> bool:
-    text = config.get_text_config(decoder=True)
+def _options(config: PretrainedConfig, variant: str) -> dict[str, Any] | None:
+    """What makes a variant of a tiny configuration; None where there is no such variant."""
     if variant == "long rope":
-        return (getattr(text, "rope_parameters", None) or {}).get("rope_type") == "default"
-    return variant != "decoder" or getattr(config, "is_decoder", None) is False
+        rope = getattr(config, "rope_parameters", None) or {}
+        if rope.get("rope_type") != "default":
+            return None
+        n_factors = int(8 * rope.get("partial_rotary_factor", 1)) // 2  # a head has 8 numbers
+        factors = {"short_factor": [1.0] * n_factors, "long_factor": [4.0] * n_factors}
+        return {"rope_parameters": {**rope, **factors, "rope_type": "longrope", "original_max_position_embeddings": 8}}
+    if variant == "decoder":
+        return {"is_decoder": True} if getattr(config, "is_decoder", None) is False else None
+    return {}
 
 
 def tiny_config(model_type: str, **options: Any) -> PretrainedConfig:
     """Configuration of a model of few numbers, all kinds of layers of the default in it."""
     config = _shrink(CONFIG_MAPPING[model_type]().to_dict())
-    return CONFIG_MAPPING[model_type](**{**config, **options})
+    return CONFIG_MAPPING[model_type](**deepcopy({**config, **options}))  # a configuration changes what it is given
 
 
 def _shrink(config: Mapping[Any, Any]) -> dict[str, Any]:

@@ -223,12 +223,25 @@ def _changed(hidden: torch.Tensor) -> torch.Tensor:
 def _length_matters(
     model: LanguageModel, shortest: tuple[int, ...], longest: tuple[int, ...], style: ReplayStyle
 ) -> bool:
-    """Whether a model hands its layers something else for the shortest prompt where the longest is beside it."""
+    """Whether the shortest prompt's numbers are others where the longest is beside it.
+
+    Its layers may be handed something else, or make something else of it.
+    """
     n_tokens = len(shortest)
     padded = torch.tensor([[*shortest, *[0] * (len(longest) - n_tokens)], longest], device=model.device)
     last = torch.tensor([n_tokens - 1, len(longest) - 1], device=model.device)
     beside, alone = record(model, padded, last, style), record(model, padded[:1, :n_tokens], last[:1], style)
-    return not all(_is_cut_from(*pair) for pair in zip(_tensors(alone), _tensors(beside), strict=True))
+    if not all(_is_cut_from(*pair) for pair in zip(_tensors(alone), _tensors(beside), strict=True)):
+        return True
+    hidden = beside.hidden
+    with torch.no_grad():
+        for layer, call, call_beside in zip(model.layers, alone.calls, beside.calls, strict=True):
+            cut = hidden[:1, :n_tokens].contiguous()
+            expected, _ = run_all_tokens(layer, cut, call, alone.cache)
+            hidden, _ = run_all_tokens(layer, hidden, call_beside, beside.cache)
+            if not agrees(expected, hidden[:1, :n_tokens], cut):
+                return True
+    return False
 
 
 def _tensors(recording: Recording) -> list[torch.Tensor]:
@@ -302,7 +315,7 @@ def _compare_replay(
             if not agrees(reference, value, start):
                 raise refusal(model, index, what)
         shares_point = _derivatives_agree(model, index, hidden, recording, context) and shares_point
-        hidden = expected[index + 1].expand_as(after)
+        hidden = expected[index + 1].expand_as(after).contiguous()
     return shares_point
 
 
