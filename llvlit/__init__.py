@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llvlit.method.agreement import Agreement, agreement
     from llvlit.method.concepts import Directions, concept_directions
     from llvlit.method.control import minimum_energy, schedules
+    from llvlit.method.gain_matrix import GainMatrix, gain_matrix, noise_floor, realize
     from llvlit.method.gains import Gains, adjoint_gains, measured_gains
     from llvlit.method.identification import identify
     from llvlit.method.steering import steer
@@ -60,6 +61,12 @@ _MODULES = {
         "Agreement",
         "agreement",
     ),
+    "method.gain_matrix": (
+        "GainMatrix",
+        "gain_matrix",
+        "noise_floor",
+        "realize",
+    ),
     "method.gains": (
         "Gains",
         "adjoint_gains",
@@ -87,6 +94,7 @@ __all__ = [
     "ArchitectureCheck",
     "DepthSystem",
     "Directions",
+    "GainMatrix",
     "Gains",
     "LanguageModel",
     "Prompts",
@@ -98,11 +106,14 @@ __all__ = [
     "check_architecture",
     "concept_directions",
     "depth_system",
+    "gain_matrix",
     "identify",
     "load_model",
     "load_task",
     "measured_gains",
     "minimum_energy",
+    "noise_floor",
+    "realize",
     "required_energy",
     "schedules",
     "steer",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from llvlit import checks
 from llvlit.engine.check import agrees, check_replay, not_finite, refusal
@@ -95,6 +96,7 @@ def propagate_beside(
     tokenized: TokenizedPrompts,
     join: Callable[[int, torch.Tensor], torch.Tensor],
     *,
+    outputs: torch.Tensor | None = None,
     final_norm: bool = False,
     description: str = "layers",
 ) -> torch.Tensor:
@@ -105,6 +107,9 @@ def propagate_beside(
     join
         Given a layer and the prompts' states ``(n, hidden_size)`` before it, the candidates
         ``(n, j, hidden_size)`` that join there; those of earlier layers go on.
+    outputs : (n_layers + 1, hidden_size) tensor, optional
+        Read the candidates along these at every state on their way instead: float64
+        ``(n_prompts, k, n_layers + 1)``, zero where a candidate has not yet passed a layer.
 
     Notes
     -----
@@ -115,14 +120,16 @@ def propagate_beside(
     with exclusive(model), torch.no_grad():
         style = check_replay(model, tokenized)
         batches = list(_batches(model, tokenized, style))
+        after = model.after_layers if final_norm else ()
         if model.stream:
-            finals = _beside(model, batches, style, join, progress(range(model.n_layers), description))
+            layers = progress(range(model.n_layers), description)
+            finals = _beside(model, batches, style, join, layers, after, outputs)
         else:
             single = ([batch] for batch in progress(batches, description))
-            finals = [each for one in single for each in _beside(model, one, style, join, range(model.n_layers))]
+            every = range(model.n_layers)
+            finals = [each for one in single for each in _beside(model, one, style, join, every, after, outputs)]
         out = finals[0].new_empty(len(tokenized.ids), *finals[0].shape[1:])
         for (members, *_), candidates in zip(batches, finals, strict=True):
-            candidates = apply_modules(model.after_layers if final_norm else (), candidates)
             _check_finite(model, candidates.flatten(1), f"layer {model.n_layers - 1}")
             out[members] = candidates
     return out
@@ -134,18 +141,35 @@ def _beside(
     style: ReplayStyle,
     join: Callable[[int, torch.Tensor], torch.Tensor],
     layers: Iterable[int],
+    after: tuple[nn.Module, ...],
+    outputs: torch.Tensor | None,
 ) -> list[torch.Tensor]:
-    """Candidates of batches that pass each layer together, as they leave the last one."""
+    """Candidates of batches that pass each layer together, as they leave the last one; or what is read on the way."""
     recordings = [record(model, tokens, last, style) for _, tokens, last in batches]
     tracks = [(recording.hidden, recording.hidden[:, :0]) for recording in recordings]
+    readings: list[list[torch.Tensor]] = [[] for _ in batches]
     for index in layers:
         for number, (recording, (hidden, candidates)) in enumerate(zip(recordings, tracks, strict=True)):
             last, call = recording.last, recording.calls[index]
             states = hidden[torch.arange(len(last), device=hidden.device), last]
             _check_finite(model, states, f"layer {index - 1}" if index else "the embedding")
             candidates = torch.cat([candidates, join(index, states)], dim=1)
-            tracks[number] = run_together(model.layers[index], hidden, candidates, call, recording.cache, last)
-    return [candidates for _, candidates in tracks]
+            hidden, candidates = run_together(model.layers[index], hidden, candidates, call, recording.cache, last)
+            candidates = apply_modules(after if index + 1 == model.n_layers else (), candidates)
+            tracks[number] = hidden, candidates
+            if outputs is not None:
+                readings[number].append(candidates.to(torch.float64) @ outputs[index + 1].to(torch.float64))
+    if outputs is None:
+        return [candidates for _, candidates in tracks]
+    return [_side_by_side(each) for each in readings]
+
+
+def _side_by_side(readings: list[torch.Tensor]) -> torch.Tensor:
+    """Readings ``(n, k_1), (n, k_2), ...`` at states 1, 2, ... as ``(n, k_L, L + 1)``, zero where there is none."""
+    together = readings[-1].new_zeros(*readings[-1].shape, len(readings) + 1)
+    for state, read in enumerate(readings, start=1):
+        together[:, : read.shape[1], state] = read
+    return together
 
 
 def last_token_states(

@@ -14,9 +14,10 @@ from llvlit.errors import InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
 from llvlit.method.concepts import borrowing, numbers_of
 from llvlit.method.gains import own_content
+from llvlit.method.hankel import gains_between
 from llvlit.provenance import environment
 
-ARRAYS = ("A", "C", "bases", "orders", "per_prompt")
+ARRAYS = ("A", "B", "C", "outputs", "bases", "orders", "per_prompt", "per_prompt_inputs")
 OPERATORS = ("mean", "per prompt")
 """What a surrogate's gains and responses are of: mean operators, or each prompt's own, the results then averaged."""
 
@@ -54,7 +55,8 @@ class LLV:
     C : (order,) float64 array
         ``P_L^T c``.
     bases : (n_layers + 1, hidden_size, order) float64 array
-        P_l: orthonormal columns, the first v_l; columns beyond ``orders[l]`` are zero.
+        P_l: orthonormal columns, the first v_l; columns beyond ``orders[l]`` are zero.  Of a hidden size of 0 where the
+        surrogate was found from experiments (:func:`llvlit.realize`), and there is none.
     orders : (n_layers + 1,) int array
         Order after deflation.
     per_prompt : (n_prompts, n_layers, order, order) float32 array
@@ -63,6 +65,12 @@ class LLV:
         Model, prompts, settings.
     borrowed : tuple of int
         States whose direction, the first column of their basis, is that of a later state.
+    B : (n_layers, order) float64 array
+        Input vectors ``P_{l+1}^T J_l v_l``; A's first columns unless given, as P_l starts at v_l.
+    outputs : (n_layers + 1, order) float64 array
+        C_l, which reads the concept at every state, ``P_l^T v_l``: the first unit vector unless given; C at the end.
+    per_prompt_inputs : (n_prompts, n_layers, order) float32 array
+        Input vectors of the single prompts' operators; their first columns unless given.
     operators : str
         ``mean``: :meth:`gains` and :meth:`simulate` are those of A.  ``per prompt``: means over the prompts of what
         each one's own operators give; a product of means is no mean of products.
@@ -90,14 +98,26 @@ class LLV:
     metadata: dict[str, Any] = field(repr=False)
     borrowed: tuple[int, ...] = ()
     operators: str = "mean"
+    B: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))
+    outputs: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))
+    per_prompt_inputs: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         choice("operators", self.operators, OPERATORS)
         n_layers, order, _ = array("A", self.A, ("n_layers", "order", "order")).shape
+        array("A", self.A, (n_layers, order, order))
+        array("C", self.C, (order,))
+        hidden_size = 0 if np.shape(self.bases)[1:2] == (0,) else "hidden_size"
+        if not np.size(self.B):
+            object.__setattr__(self, "B", np.asarray(self.A)[:, :, 0])
+        if not np.size(self.outputs):
+            object.__setattr__(self, "outputs", np.concatenate([np.eye(order)[[0] * n_layers], [self.C]]))
         for name, shape in {
             "A": (n_layers, order, order),
+            "B": (n_layers, order),
             "C": (order,),
-            "bases": (n_layers + 1, "hidden_size", order),
+            "outputs": (n_layers + 1, order),
+            "bases": (n_layers + 1, hidden_size, order),
             "orders": (n_layers + 1,),
         }.items():
             object.__setattr__(self, name, array(name, getattr(self, name), shape))
@@ -110,16 +130,14 @@ class LLV:
         object.__setattr__(self, "per_prompt", per_prompt)
         if per_prompt.shape[1:] != self.A.shape or not len(per_prompt) or not np.isfinite(per_prompt).all():
             raise InputError(f"per_prompt has shape {per_prompt.shape}; expected one finite A for each prompt.")
+        inputs = self.per_prompt_inputs if np.size(self.per_prompt_inputs) else per_prompt[..., 0]
+        inputs = array("per_prompt_inputs", inputs, per_prompt.shape[:-1]).astype(np.float32)
+        object.__setattr__(self, "per_prompt_inputs", inputs)
         instance("metadata", self.metadata, dict, "a dict")
         object.__setattr__(self, "borrowed", numbers_of("borrowed", self.borrowed, last=n_layers))
 
     def __str__(self) -> str:
         return f"surrogate of order {self.order}, {self.n_layers} layers{borrowing(self.borrowed)}"
-
-    @property
-    def B(self) -> np.ndarray:
-        """Input vectors ``B_l = P_{l+1}^T J_l v_l``, ``(n_layers, order)``; A's first columns, as P_l starts at v_l."""
-        return self.A[:, :, 0]
 
     @property
     def n_layers(self) -> int:
@@ -133,11 +151,19 @@ class LLV:
 
     def gains(self) -> np.ndarray:
         """Predicted gains ``h_l = C^T A_{L-1} ... A_{l+1} B_l``, the Markov parameters, ``(n_layers,)`` float64."""
-        return markov_parameters(self.A, self.C) if self.operators == "mean" else self.per_prompt_gains().mean(axis=0)
+        if self.operators == "mean":
+            return markov_parameters(self.A, self.C, inputs=self.B)
+        return self.per_prompt_gains().mean(axis=0)
 
     def per_prompt_gains(self) -> np.ndarray:
         """Gains of each prompt's own surrogate, ``(n_prompts, n_layers)`` float64."""
-        return markov_parameters(self.per_prompt, self.C)
+        return markov_parameters(self.per_prompt, self.C, inputs=self.per_prompt_inputs)
+
+    def matrix(self) -> np.ndarray:
+        """Predicted gain matrix ``(n_layers, n_layers + 1)`` float64, outputs at every state, the last the gains."""
+        if self.operators == "mean":
+            return gains_between(self.A, self.B, self.outputs)
+        return gains_between(self.per_prompt, self.per_prompt_inputs, self.outputs).mean(axis=0)
 
     def truncate(self, order: int) -> LLV:
         """The surrogate of a smaller order, for nothing.
@@ -154,10 +180,13 @@ class LLV:
         return replace(
             self,
             A=self.A[:, :order, :order],
+            B=self.B[:, :order],
             C=self.C[:order],
+            outputs=self.outputs[:, :order],
             bases=self.bases[:, :, :order],
             orders=np.minimum(self.orders, order),
             per_prompt=self.per_prompt[:, :, :order, :order],
+            per_prompt_inputs=self.per_prompt_inputs[:, :, :order],
             metadata={**self.metadata, "order": order},
         )
 
@@ -172,12 +201,13 @@ class LLV:
         inputs = array("inputs", inputs)
         if inputs.shape[-1:] != (self.n_layers,):
             raise InputError(f"inputs has shape {inputs.shape}; expected (..., {self.n_layers}).")
-        operators = self.A[None] if self.operators == "mean" else self.per_prompt
+        is_mean = self.operators == "mean"
+        operators, vectors = (self.A[None], self.B[None]) if is_mean else (self.per_prompt, self.per_prompt_inputs)
         state, states = np.zeros((len(operators), *inputs.shape[:-1], self.order)), []
         for layer in range(self.n_layers):
             states.append(state.mean(axis=0))
-            state[..., 0] += inputs[..., layer]
             state = np.einsum("p...j,pij->p...i", state, operators[:, layer])
+            state += np.einsum("...,pi->p...i", inputs[..., layer], vectors[:, layer])
         states.append(state.mean(axis=0))
         return Trajectory(np.stack(states, axis=-2), states[-1] @ self.C)
 
@@ -198,11 +228,15 @@ class LLV:
             return cls(**parts, metadata=header["metadata"])
 
 
-def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
+def markov_parameters(operators: np.ndarray, output: np.ndarray, *, inputs: np.ndarray | None = None) -> np.ndarray:
     """Gains ``(..., n_layers)`` of operators ``(..., n_layers, order, order)`` and output vector ``(order,)``.
 
-    The adjoint recursion ``w_L = C``, ``w_l = A_l^T w_{l+1}`` costs one product per layer; h_l is the first
-    coordinate of w_l, since B_l is A_l's first column.
+    The adjoint recursion ``w_L = C``, ``w_l = A_l^T w_{l+1}`` costs one product per layer; ``h_l = w_{l+1}^T B_l``.
+
+    Parameters
+    ----------
+    inputs : (..., n_layers, order) array, optional
+        B; the operators' first columns unless given.
 
     Raises
     ------
@@ -221,11 +255,13 @@ def markov_parameters(operators: np.ndarray, output: np.ndarray) -> np.ndarray:
             f"operators has shape {operators.shape}; expected (..., n_layers, {len(output)}, {len(output)}), as output "
             f"has shape {output.shape}."
         )
+    inputs = operators[..., 0] if inputs is None else array("inputs", inputs, operators.shape[:-1])
     adjoint = np.broadcast_to(output, (*operators.shape[:-3], operators.shape[-1]))
     gains = []
-    for layer in reversed(range(operators.shape[-3])):
-        adjoint = np.einsum("...ij,...i->...j", operators[..., layer, :, :], adjoint)
-        gains.append(adjoint[..., 0])
+    with np.errstate(over="ignore", invalid="ignore"):
+        for layer in reversed(range(operators.shape[-3])):
+            gains.append((adjoint * inputs[..., layer, :]).sum(axis=-1))
+            adjoint = np.einsum("...ij,...i->...j", operators[..., layer, :, :], adjoint)
     if not np.isfinite(gains).all():
         raise NumericalError("operators and output are so large that their products overflow; pass smaller ones.")
     return np.stack(gains[::-1], axis=-1)

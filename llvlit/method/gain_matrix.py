@@ -1,0 +1,376 @@
+"""The gain matrix: every push read at every later state, the order of depth in it, and a surrogate from it alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llvlit.checks import array, choice, flag, instance, integer, number
+from llvlit.checks import path as checked_path
+from llvlit.checks import seed as checked_seed
+from llvlit.engine.depth import last_token_states, propagate_beside, sweep
+from llvlit.engine.models import LanguageModel
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.errors import InputError, NumericalError
+from llvlit.files import load_tensors, save_tensors
+from llvlit.method.concepts import DirectionsLike, as_directions, borrowing, numbers_of
+from llvlit.method.gains import Gains, check_resolution, origin, own_content
+from llvlit.method.hankel import balance, misses, most_orders, smallest_orders
+from llvlit.method.intervals import interval, resampled_means
+from llvlit.method.surrogate import LLV
+from llvlit.prompts import Prompts
+from llvlit.provenance import environment
+
+METHODS = ("measured", "linear")
+N_ORDER_DRAWS = 200
+"""Draws of prompts that an interval of an order rests on."""
+
+
+@dataclass(frozen=True)
+class GainMatrix:
+    """How a push before each layer moves the concept at every later state, prompt by prompt.
+
+    Attributes
+    ----------
+    per_prompt : (n_prompts, n_layers, n_layers + 1) float64 array
+        ``G[l, k] = v_k^T dx_k`` per unit of input before layer l, for l < k; zero elsewhere.  Its last column is the
+        gain profile.
+    kind : str
+        ``measured`` (central differences of the full model) or ``linear`` (products with Jacobians).
+    amplitude : float
+        Length of the pushes, in the residual stream's units; 0 for linear ones.
+    pairs : tuple of int, length n_prompts
+        The independent unit of each prompt, which intervals resample.
+    borrowed : tuple of int
+        States whose direction is that of a later one: the sign of such a row or column means nothing.
+    metadata : dict
+        Model and prompts, by name, fingerprint and number.
+
+    Raises
+    ------
+    InputError
+        If a number is not finite, one at k <= l is not zero, or the parts do not fit each other.
+
+    Examples
+    --------
+    >>> matrix = llvlit.gain_matrix(model, splits.evaluation, directions)
+    >>> matrix.mean.shape
+    (12, 13)
+    >>> [values.shape for values in matrix.hankel_singular_values()[:3]]
+    [(0,), (1,), (2,)]
+    >>> matrix.order(0.5) <= matrix.order(0.01)
+    True
+    """
+
+    per_prompt: np.ndarray
+    kind: str
+    amplitude: float
+    pairs: tuple[int, ...] = ()
+    borrowed: tuple[int, ...] = ()
+    metadata: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        per_prompt = array("per_prompt", self.per_prompt, ("n_prompts", "n_layers", "n_layers + 1"))
+        n_prompts, n_layers, n_states = per_prompt.shape
+        if n_states != n_layers + 1:
+            raise InputError(f"per_prompt has shape {per_prompt.shape}; expected (n_prompts, n_layers, n_layers + 1).")
+        if np.tril(per_prompt).any():
+            raise InputError("per_prompt is not zero at a state k <= l, which no push before layer l can have moved.")
+        amplitude, pairs = number("amplitude", self.amplitude, at_least=0), numbers_of("pairs", self.pairs)
+        if pairs and len(pairs) != n_prompts:
+            raise InputError(f"pairs has {len(pairs)} entries; there are {n_prompts} prompts.")
+        if (amplitude == 0) != (choice("kind", self.kind, METHODS) == "linear"):
+            raise InputError(f"amplitude={amplitude} of a {self.kind} matrix: it is 0 for linear ones and no others.")
+        object.__setattr__(self, "per_prompt", per_prompt)
+        object.__setattr__(self, "amplitude", amplitude)
+        object.__setattr__(self, "pairs", pairs or tuple(range(n_prompts)))
+        object.__setattr__(self, "borrowed", numbers_of("borrowed", self.borrowed, last=n_layers))
+        instance("metadata", self.metadata, dict, "a dict")
+
+    def __str__(self) -> str:
+        n_prompts, n_layers, _ = self.per_prompt.shape
+        pushed = f", pushes of {self.amplitude:g}" if self.amplitude else ""
+        return f"{self.kind} gain matrix of {n_layers} layers, {n_prompts} prompts{pushed}{borrowing(self.borrowed)}"
+
+    @property
+    def n_layers(self) -> int:
+        """Horizon L."""
+        return self.per_prompt.shape[1]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean over the prompts ``(n_layers, n_layers + 1)``."""
+        return self.per_prompt.mean(axis=0)
+
+    def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
+        """Bootstrap interval of the mean over independent units, ``(2, n_layers, n_layers + 1)``."""
+        level = number("level", level, at_least=1e-12, at_most=1 - 1e-12)
+        return interval(self._resampled(1000, seed), level=level)
+
+    def gains(self) -> Gains:
+        """The gain profile: the last column, prompt by prompt."""
+        borrowed = tuple(state for state in self.borrowed if state < self.n_layers)
+        kind = "measured" if self.amplitude else "adjoint"
+        return Gains(self.per_prompt[:, :, -1], kind, self.amplitude, self.pairs, borrowed, self.metadata)
+
+    def hankel_singular_values(self) -> tuple[np.ndarray, ...]:
+        """Singular values, falling, of the Hankel block ``G[:k, k:]`` of the mean at every state k; empty at state 0.
+
+        What a state of smaller order must miss (time-varying Ho and Kalman: Dewilde and van der Veen 1998).
+        """
+        values = balance(self.mean).singular_values
+        ranks = (min(state, self.n_layers - state + 1) for state in range(self.n_layers + 1))
+        return tuple(values[state, :rank] for state, rank in enumerate(ranks))
+
+    def order(self, tolerance: float = 0.01) -> int:
+        """The smallest order whose balanced realization misses at most a share of the mean matrix.
+
+        The share is ``|G - G_d| / |G|`` in Frobenius' norm.
+
+        Raises
+        ------
+        InputError
+            If the tolerance is not between 0 and 1, or no push moves some state.
+        """
+        return int(smallest_orders(_moving(self.mean), _tolerance(tolerance)))
+
+    def order_interval(self, tolerance: float = 0.01, *, level: float = 0.95, seed: int = 0) -> tuple[int, int]:
+        """Bootstrap interval of :meth:`order` over independent units.
+
+        Drawn means are noisier than the mean itself, so the interval tends to lie high.
+        """
+        level = number("level", level, at_least=1e-12, at_most=1 - 1e-12)
+        _moving(self.mean)
+        orders = smallest_orders(self._resampled(N_ORDER_DRAWS, seed), _tolerance(tolerance))
+        low, high = interval(orders, level=level).astype(int).tolist()
+        return low, high
+
+    def missed_by(self, other: LLV | GainMatrix | np.ndarray) -> float:
+        """Share of this matrix's mean that another one, or a surrogate's, misses, ``|G - G'| / |G|``.
+
+        Raises
+        ------
+        InputError
+            If the other is of another model or number of layers.
+        """
+        if isinstance(other, LLV | GainMatrix):
+            names = [each.metadata.get("model_fingerprint") for each in (self, other)]
+            if all(names) and names[0] != names[1]:
+                theirs = other.metadata.get("model", "another")
+                raise InputError(f"other is of the model {theirs}; this matrix is of {self.metadata.get('model')}.")
+        matrix = other.mean if isinstance(other, GainMatrix) else other.matrix() if isinstance(other, LLV) else other
+        return float(misses(self.mean, array("other", matrix, self.mean.shape)))
+
+    def save(self, path: str | Path) -> None:
+        """Write the matrix as safetensors, and what it was computed with; FileError if it cannot be written."""
+        parts = {"matrix": self.kind, "amplitude": self.amplitude, "pairs": self.pairs, "borrowed": self.borrowed}
+        header = {"kind": "gain matrix", **parts, "metadata": {**environment(), **self.metadata}}
+        save_tensors(checked_path("path", path), {"per_prompt": self.per_prompt}, header)
+
+    @classmethod
+    def load(cls, path: str | Path) -> GainMatrix:
+        """Read what :meth:`save` wrote; FileError if it is cut short, changed, of another kind or version."""
+        tensors, header = load_tensors(checked_path("path", path), kind="gain matrix")
+        names = ("matrix", "amplitude", "pairs", "borrowed", "metadata")
+        with own_content(path):
+            return cls(tensors["per_prompt"].numpy(), *(header[name] for name in names))
+
+    def _resampled(self, n_draws: int, seed: int) -> np.ndarray:
+        values = self.per_prompt.reshape(len(self.pairs), -1)
+        draws = resampled_means(values, self.pairs, seed=checked_seed("seed", seed))[:n_draws]
+        return draws.reshape(-1, *self.per_prompt.shape[1:])
+
+
+def _tolerance(tolerance: float) -> float:
+    value = number("tolerance", tolerance)
+    if not 0 < value < 1:
+        raise InputError(
+            f"tolerance={value:g} must be above 0 and below 1: the share of the matrix that may be missed."
+        )
+    return value
+
+
+def _moving(matrix: np.ndarray) -> np.ndarray:
+    """The same matrix, where every state is moved by some push."""
+    still = np.flatnonzero(~matrix[:, 1:].any(axis=0)) + 1
+    if len(still):
+        raise InputError(
+            f"No push moves the output at state {still[0]}: its column is zero. Check the directions there."
+        )
+    return matrix
+
+
+def gain_matrix(
+    model: LanguageModel,
+    prompts: Prompts | TokenizedPrompts,
+    directions: DirectionsLike,
+    *,
+    amplitude: float = 0.1,
+    method: str = "measured",
+    max_tokens: int = MAX_TOKENS,
+    final_norm: bool = False,
+) -> GainMatrix:
+    """The pushes of the gain profile, read along the concept at every later state.
+
+    Parameters
+    ----------
+    amplitude
+        a > 0, the length of the push in the residual stream's units; of no use where the method is linear.
+    method
+        ``measured``: the pushed states pass all later states on their way to the output, so reading them there costs
+        next to nothing beside :func:`measured_gains`.  ``linear``: products with the Jacobians of every prompt carry
+        each push through depth, ``n_layers / 2`` products a layer.
+
+    Raises
+    ------
+    InputError
+        If the directions do not fit, or the amplitude is not positive or drowns in rounding.
+    NumericalError
+        If a gain is not finite.
+
+    Examples
+    --------
+    >>> matrix = llvlit.gain_matrix(model, splits.evaluation, directions)
+    >>> measured = llvlit.measured_gains(model, splits.evaluation, directions)
+    >>> bool(np.allclose(matrix.gains().mean, measured.mean))
+    True
+    """
+    amplitude = number("amplitude", amplitude, at_least=0)
+    if not amplitude:
+        raise InputError("amplitude=0 pushes nothing; pass a positive number, or method='linear' for the limit.")
+    flag("final_norm", final_norm)
+    along = as_directions(directions)
+    vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
+    if choice("method", method, METHODS) == "linear":
+        amplitude, per_prompt = 0.0, _linear(model, tokens, vectors, final_norm)
+    else:
+        per_prompt = _measured(model, tokens, vectors, amplitude, final_norm)
+    if not np.isfinite(per_prompt).all():
+        raise NumericalError(f"The gain matrix of {model.name} is not finite. Check the model's weights.")
+    borrowed = tuple(np.flatnonzero(along.borrowed).tolist())
+    return GainMatrix(per_prompt, method, amplitude, tokens.prompts.pairs, borrowed, origin(model, tokens))
+
+
+def _measured(
+    model: LanguageModel, tokens: TokenizedPrompts, vectors: torch.Tensor, amplitude: float, final_norm: bool
+) -> np.ndarray:
+    def push(layer: int, states: torch.Tensor) -> torch.Tensor:
+        check_resolution("amplitude", amplitude, states.norm(dim=-1).mean().item(), model.dtype)
+        return torch.stack([states + sign * amplitude * vectors[layer] for sign in (1, -1)], dim=1)
+
+    readings = propagate_beside(
+        model, tokens, push, outputs=vectors, final_norm=final_norm, description="gain matrix"
+    ).view(len(tokens), model.n_layers, 2, -1)
+    return ((readings[:, :, 0] - readings[:, :, 1]) / (2 * amplitude)).cpu().numpy()
+
+
+def _linear(model: LanguageModel, tokens: TokenizedPrompts, vectors: torch.Tensor, final_norm: bool) -> np.ndarray:
+    matrix = np.zeros((len(tokens), model.n_layers, model.n_layers + 1))
+    reached = vectors.new_zeros(len(tokens), 0, vectors.shape[-1])
+    for layer in sweep(model, tokens, final_norm=final_norm, description="gain matrix"):
+        new = vectors[layer.index].expand(len(tokens), 1, -1)
+        reached = layer.jvp(torch.cat([reached, new], dim=1))
+        outputs = reached.to(torch.float64) @ vectors[layer.index + 1].to(torch.float64)
+        matrix[:, : layer.index + 1, layer.index + 1] = outputs.cpu().numpy()
+    return matrix
+
+
+def realize(matrix: GainMatrix | np.ndarray, *, order: int | None = None, tolerance: float = 0.01) -> LLV:
+    """A surrogate from experiments alone: the balanced time-varying Ho-Kalman realization of a gain matrix.
+
+    No Jacobian is taken and no basis chosen: the matrix's Hankel blocks ``H_k = U S V^T`` give the state its
+    coordinates (:func:`llvlit.method.hankel.balance`).  Cut to an order, the map from inputs to outputs errs by at most
+    twice the sum of the singular values that are cut (Sandberg and Rantzer 2004).
+
+    Parameters
+    ----------
+    matrix
+        Of :func:`gain_matrix`, or ``(n_layers, n_layers + 1)`` numbers.
+    order
+        Number of dimensions, from 1 to ``(n_layers + 1) // 2``; unless given, the smallest that misses at most
+        ``tolerance`` of the matrix.
+
+    Returns
+    -------
+    LLV
+        Its bases have no rows, since it knows nothing of the residual stream, and its one set of operators is that of
+        the mean matrix.
+
+    Raises
+    ------
+    InputError
+        If the order is more than the Hankel blocks allow, the tolerance is not between 0 and 1, a number is not
+        finite, or no push moves some state.
+
+    Examples
+    --------
+    >>> matrix = llvlit.gain_matrix(model, splits.evaluation, directions)
+    >>> surrogate = llvlit.realize(matrix, tolerance=0.05)
+    >>> surrogate.order == matrix.order(0.05), matrix.missed_by(surrogate) <= 0.05
+    (True, True)
+    """
+    if not isinstance(matrix, GainMatrix):
+        values = array("matrix", matrix, ("n_layers", "n_layers + 1"))
+        matrix = GainMatrix(values[None], "linear", 0.0)
+    mean, n_layers = _moving(matrix.mean), matrix.n_layers
+    if order is None:
+        order = matrix.order(tolerance)
+    order = integer("order", order, at_least=1, at_most=most_orders(n_layers))
+    balanced = balance(mean)
+    A, B, states = balanced.A[:, :order, :order], balanced.B[:, :order], np.arange(n_layers + 1)
+    return LLV(
+        A=A,
+        B=B,
+        C=balanced.C[-1, :order],
+        outputs=balanced.C[:, :order],
+        bases=np.zeros((n_layers + 1, 0, order)),
+        orders=np.minimum(np.minimum(states, n_layers - states + 1), order),
+        per_prompt=A[None].astype(np.float32),
+        per_prompt_inputs=B[None].astype(np.float32),
+        metadata={**matrix.metadata, "basis": "realized", "order": order, "amplitude": matrix.amplitude},
+        borrowed=matrix.borrowed,
+    )
+
+
+def noise_floor(
+    model: LanguageModel,
+    prompts: Prompts | TokenizedPrompts,
+    directions: DirectionsLike,
+    *,
+    amplitude: float = 0.1,
+    max_tokens: int = MAX_TOKENS,
+) -> np.ndarray:
+    """Hankel singular values that rounding alone makes, at every state ``(n_layers + 1,)``: smaller ones mean nothing.
+
+    A matrix of known order is measured in the same way: the same states are pushed by the same amplitude, along the
+    last direction throughout, and pass layers that do no more than add what the model's layers added.  Its entries
+    are all one, its order is one, and its second singular values are what rounding in the model's type makes of zero.
+
+    Examples
+    --------
+    >>> floor = llvlit.noise_floor(model, splits.evaluation, directions)
+    >>> matrix = llvlit.gain_matrix(model, splits.evaluation, directions)
+    >>> bool(floor[6] < 0.01 * matrix.hankel_singular_values()[6][0])
+    True
+    """
+    amplitude = number("amplitude", amplitude, at_least=0)
+    direction = as_directions(directions).on(model)[-1]
+    tokens = tokens_of(model, prompts, max_tokens)
+    states = last_token_states(model, tokens)
+    check_resolution("amplitude", amplitude, states.norm(dim=-1).mean(dim=0).max().item(), model.dtype)
+    matrix = np.zeros((model.n_layers, model.n_layers + 1))
+    pushed = states.new_zeros(len(tokens), 2, 0, states.shape[-1])
+    for layer in range(model.n_layers):
+        before = states[:, layer]
+        new = torch.stack([before + sign * amplitude * direction for sign in (1, -1)], dim=1)
+        added = (states[:, layer + 1] - before)[:, None, None]
+        pushed = torch.cat([pushed, new.unsqueeze(2)], dim=2) + added
+        outputs = pushed.to(torch.float64) @ direction.to(torch.float64)
+        gains = (outputs[:, 0] - outputs[:, 1]).mean(dim=0) / (2 * amplitude)
+        matrix[: layer + 1, layer + 1] = gains.cpu().numpy()
+    values = balance(matrix).singular_values
+    return values[:, 1] if values.shape[1] > 1 else np.zeros(len(values))

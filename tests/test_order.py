@@ -1,0 +1,222 @@
+"""The gain matrix is the full model's; its order and its realization are exact on systems of known order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import llvlit
+from conftest import EXACT, PROMPTS, affine_model
+from llvlit.engine.depth import depth_system
+from llvlit.errors import FileError, InputError
+from llvlit.method.concepts import random_directions
+from llvlit.method.gain_matrix import GainMatrix, gain_matrix, noise_floor, realize
+from llvlit.method.gains import adjoint_gains, measured_gains
+from llvlit.method.hankel import gains_between
+from llvlit.method.identification import identify
+
+
+@pytest.fixture(scope="module")
+def directions() -> torch.Tensor:
+    return random_directions(5, 24, seed=2)
+
+
+def random_system(rng: np.random.Generator, n_layers: int, order: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return (
+        rng.standard_normal((n_layers, order, order)) / np.sqrt(order),
+        rng.standard_normal((n_layers, order)),
+        rng.standard_normal((n_layers + 1, order)),
+    )
+
+
+def of(matrix: np.ndarray) -> GainMatrix:
+    return GainMatrix(matrix[None], "linear", 0.0)
+
+
+def test_the_linear_matrix_is_the_chain_of_jacobians(gpt2, directions):
+    system = depth_system(gpt2, PROMPTS)
+    found = gain_matrix(gpt2, PROMPTS, directions, method="linear").per_prompt
+    for layer in range(4):
+        vector = directions[layer].expand(len(PROMPTS), -1)
+        for state in range(layer + 1, 5):
+            vector = torch.einsum("nij,nj->ni", system.jacobian(state - 1), vector)
+            assert np.allclose(found[:, layer, state], vector @ directions[state], rtol=1e-10, atol=1e-10)
+    assert not np.tril(found).any()
+
+
+def test_the_measured_matrix_is_what_hooks_on_the_full_model_find(gpt2, directions):
+    amplitude = 0.05
+    found = gain_matrix(gpt2, PROMPTS, directions, amplitude=amplitude).per_prompt
+    for layer in range(4):
+        outputs = []
+        for sign in (1, -1):
+            inputs = np.zeros(4)
+            inputs[layer] = sign * amplitude
+            with llvlit.steer(gpt2, directions, inputs), torch.no_grad():
+                ids = [gpt2.tokenizer(text, return_tensors="pt").input_ids for text in PROMPTS.texts]
+                runs = [gpt2.module(each, output_hidden_states=True).hidden_states for each in ids]
+            outputs.append(
+                [[states[0, -1] @ vector for states, vector in zip(run, directions, strict=True)] for run in runs]
+            )
+        plus, minus = np.array(outputs)
+        expected = (plus - minus) / (2 * amplitude)
+        states = slice(layer + 1, 4)  # the last hidden state of transformers is behind the final norm
+        assert np.allclose(found[:, layer, states], expected[:, states], rtol=1e-9, atol=1e-9)
+
+
+def test_the_last_column_is_the_gain_profile(gpt2, directions):
+    matrix = gain_matrix(gpt2, PROMPTS, directions)
+    assert np.allclose(matrix.gains().per_prompt, measured_gains(gpt2, PROMPTS, directions).per_prompt, atol=EXACT)
+    linear = gain_matrix(gpt2, PROMPTS, directions, method="linear").gains()
+    assert np.allclose(linear.per_prompt, adjoint_gains(gpt2, PROMPTS, directions).per_prompt, rtol=1e-10, atol=1e-12)
+    assert linear.kind == "adjoint" and linear.pairs == matrix.pairs
+
+
+def test_central_differences_of_the_matrix_have_order_two(gpt2, directions):
+    exact = gain_matrix(gpt2, PROMPTS, directions, method="linear").mean
+    errors = [np.abs(gain_matrix(gpt2, PROMPTS, directions, amplitude=a).mean - exact).max() for a in (0.02, 0.01)]
+    assert 3.5 < errors[0] / errors[1] < 4.5
+
+
+def test_a_surrogates_matrix_is_that_of_its_operators(gpt2, directions):
+    surrogate = identify(gpt2, PROMPTS, directions, order=3)
+    inputs = np.random.default_rng(0).standard_normal(4)
+    states = surrogate.simulate(inputs).states
+    outputs = (states * surrogate.outputs).sum(axis=-1)
+    assert np.allclose(inputs @ surrogate.matrix(), outputs, atol=EXACT)
+    assert np.allclose(surrogate.matrix()[:, -1], surrogate.gains(), atol=EXACT)
+    single = identify(gpt2, PROMPTS, directions, order=3, operators="per prompt")
+    assert np.allclose(single.matrix()[:, -1], single.gains(), rtol=1e-5)
+    affine = affine_model()
+    assert np.allclose(
+        identify(affine, PROMPTS, directions, order=24, basis="random").matrix(),
+        gain_matrix(affine, PROMPTS, directions).mean,
+        atol=1e-9,
+    )
+
+
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_realizations_of_known_order_are_exact(order):
+    rng = np.random.default_rng(order)
+    for _ in range(50):
+        n_layers = int(rng.integers(2 * order + 1, 20))
+        matrix = of(gains_between(*random_system(rng, n_layers, order)))
+        assert matrix.order(1e-9) == order
+        surrogate = realize(matrix, tolerance=1e-9)
+        assert surrogate.order == order
+        assert matrix.missed_by(surrogate) < 1e-10
+        inputs = rng.standard_normal((3, n_layers))
+        assert np.allclose(surrogate.simulate(inputs).output, inputs @ matrix.mean[:, -1], rtol=1e-8)
+        assert np.allclose(surrogate.gains(), matrix.mean[:, -1], rtol=1e-8, atol=1e-10)
+
+
+def test_the_hankel_blocks_have_the_rank_of_the_system():
+    matrix = of(gains_between(*random_system(np.random.default_rng(0), 12, 3)))
+    for state, values in enumerate(matrix.hankel_singular_values()):
+        assert len(values) == min(state, 13 - state)
+        assert np.allclose(values[3:], 0, atol=1e-12)
+        block = matrix.mean[:state, state:]
+        if state:
+            assert np.allclose(values, np.linalg.svd(block, compute_uv=False), atol=EXACT)
+
+
+def test_the_realization_is_balanced():
+    """Both Gramians of the realization are the diagonal of its singular values."""
+    rng = np.random.default_rng(3)
+    surrogate = realize(of(np.triu(rng.standard_normal((9, 10)), 1)), order=5)
+    values = of(np.triu(rng.standard_normal((9, 10)), 1)).hankel_singular_values()
+    matrix = of(surrogate.matrix())
+    values = matrix.hankel_singular_values()
+    reached = np.zeros((5, 0))
+    for layer in range(9):
+        reached = np.hstack([surrogate.A[layer] @ reached, surrogate.B[layer][:, None]])
+        gramian = reached @ reached.T
+        sizes = np.zeros(5)
+        sizes[: len(values[layer + 1])] = values[layer + 1][:5]
+        assert np.allclose(gramian, np.diag(sizes), atol=1e-10)
+
+
+def test_the_error_is_at_most_twice_the_singular_values_cut():
+    """Sandberg and Rantzer 2004, on a thousand systems; the norm is that of the map from inputs to outputs."""
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        n_layers = int(rng.integers(3, 13))
+        size = int(rng.integers(1, 8))
+        matrix = of(gains_between(*random_system(rng, n_layers, size)))
+        order = int(rng.integers(1, (n_layers + 1) // 2 + 1))
+        error = np.linalg.norm(matrix.mean - realize(matrix, order=order).matrix(), 2)
+        cut = sum(values[order:].sum() for values in matrix.hankel_singular_values())
+        assert error <= 2 * cut * (1 + 1e-9) + 1e-9 * np.linalg.norm(matrix.mean)
+
+
+def test_one_output_at_the_end_needs_order_one():
+    """r_l = w_l^T x_l, with w the adjoint: r_{l+1} = r_l + h_l u_l, whatever the system."""
+    matrix = gains_between(*random_system(np.random.default_rng(5), 10, 6))
+    only_last = np.zeros_like(matrix)
+    only_last[:, -1] = matrix[:, -1]
+    blocks = [only_last[:state, state:] for state in range(1, 11)]
+    assert all(np.linalg.matrix_rank(block, tol=1e-10) == 1 for block in blocks)
+    A, B = np.ones((10, 1, 1)), matrix[:, -1][:, None]
+    C = np.concatenate([np.zeros((10, 1)), [[1.0]]])
+    assert np.allclose(gains_between(A, B, C), only_last, atol=EXACT)
+
+
+def test_added_noise_leaves_the_order_where_it_is_smaller_than_the_tolerance():
+    rng = np.random.default_rng(1)
+    matrix = gains_between(*random_system(rng, 24, 4))
+    noise = np.triu(rng.standard_normal((40, 24, 25)), 1)
+    noise *= np.linalg.norm(matrix) / np.linalg.norm(noise[0])
+    for size in (0.0, 1e-3, 1e-2):
+        noisy = GainMatrix(matrix + size * noise, "linear", 0.0)
+        assert noisy.order(0.02) == 4
+        low, high = noisy.order_interval(0.02)
+        assert low <= 4 <= high
+    assert of(matrix + 0.3 * noise[0]).order(0.02) > 4
+
+
+def test_rounding_makes_singular_values_far_below_those_of_a_model(gpt2, directions):
+    floor = noise_floor(gpt2, PROMPTS, directions)
+    assert floor.shape == (5,)
+    assert (floor[2:4] < 1e-10 * gain_matrix(gpt2, PROMPTS, directions).hankel_singular_values()[2][0]).all()
+
+
+def test_cutting_a_realization_is_realizing_at_the_smaller_order(gpt2, directions):
+    matrix = gain_matrix(gpt2, PROMPTS, directions)
+    large, small = realize(matrix, order=2), realize(matrix, order=1)
+    assert np.allclose(large.truncate(1).matrix(), small.matrix(), atol=EXACT)
+
+
+def test_results_come_back_from_files(gpt2, directions, tmp_path):
+    matrix = gain_matrix(gpt2, PROMPTS, directions)
+    matrix.save(tmp_path / "matrix.safetensors")
+    again = GainMatrix.load(tmp_path / "matrix.safetensors")
+    assert np.array_equal(again.per_prompt, matrix.per_prompt) and again.pairs == matrix.pairs
+    assert again.metadata["model"] == gpt2.name
+    surrogate = realize(matrix, order=2)
+    surrogate.save(tmp_path / "surrogate.safetensors")
+    assert np.array_equal(llvlit.LLV.load(tmp_path / "surrogate.safetensors").matrix(), surrogate.matrix())
+    with pytest.raises(FileError, match="gain matrix"):
+        GainMatrix.load(tmp_path / "surrogate.safetensors")
+
+
+def test_bad_input_is_refused_by_name(gpt2, directions):
+    matrix = np.triu(np.ones((6, 7)), 1)
+    still, broken = matrix.copy(), matrix.copy()
+    still[:, 3], broken[0, 3] = 0, np.nan
+    surrogate = identify(gpt2, PROMPTS, directions, order=2)
+    foreign = GainMatrix(matrix[None, :4, :5], "linear", 0.0, metadata={"model": "a", "model_fingerprint": "b"})
+    for named, call in {
+        "order=4": lambda: realize(matrix, order=4),
+        "tolerance=1": lambda: realize(matrix, tolerance=1),
+        "tolerance=0": lambda: of(matrix).order(0),
+        "state 3": lambda: realize(still),
+        "not finite": lambda: realize(broken),
+        "k <= l": lambda: of(np.ones((6, 7))),
+        "shape": lambda: of(np.ones((6, 6))),
+        "tiny-gpt2": lambda: foreign.missed_by(surrogate),
+        "amplitude=0": lambda: gain_matrix(gpt2, PROMPTS, directions, amplitude=0),
+        "method": lambda: gain_matrix(gpt2, PROMPTS, directions, method="guess"),
+    }.items():
+        with pytest.raises(InputError, match=named):
+            call()
