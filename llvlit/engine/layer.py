@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -170,8 +171,9 @@ class FrozenLayer:
         with torch.no_grad():
             for batch in self.batches:
                 n_rows = max(1, rows_per_call(self.states.device, self.states.shape[1]) // batch.n_rows)
-                pieces = vectors[batch.members].split(n_rows, dim=1)
-                out[batch.members] = torch.cat([function(batch, piece) for piece in pieces], dim=1)
+                for start in range(0, vectors.shape[1], n_rows):
+                    rows = slice(start, start + n_rows)
+                    out[batch.members, rows] = function(batch, vectors[batch.members, rows])
         return out
 
     def dense(self, *, method: str = "jvp") -> DenseLayer:
@@ -336,7 +338,7 @@ def apply_modules(modules: tuple[nn.Module, ...], hidden: torch.Tensor) -> torch
 
 def all_finite(values: torch.Tensor) -> bool:
     """Whether all numbers are finite; their sum, which one that is not would spoil, is the cheaper look."""
-    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+    return math.isfinite(values.sum().item()) or bool(values.isfinite().all())
 
 
 def real_tensor(argument: str, value: object, *, finite: bool = True) -> torch.Tensor:
