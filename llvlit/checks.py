@@ -45,6 +45,7 @@ def number(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    below: float | None = None,
     nonzero: bool = False,
 ) -> float:
     """Finite number within bounds; booleans and strings are none.
@@ -67,7 +68,7 @@ def number(
         raise refuse(argument, value, "a finite number") from None
     if not np.isfinite(result):
         raise InputError(f"{argument}={result} must be finite.")
-    _within(argument, value, result, above=above, at_least=at_least, at_most=at_most)
+    _within(argument, value, result, above=above, at_least=at_least, at_most=at_most, below=below)
     if nonzero and result == 0:
         raise InputError(f"{argument}=0 must not be zero.")
     return result
@@ -100,11 +101,13 @@ def _within(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    below: float | None = None,
 ) -> None:
     for holds, words, bound in (
         (above is None or result > above, "above", above),
         (at_least is None or result >= at_least, "at least", at_least),
         (at_most is None or result <= at_most, "at most", at_most),
+        (below is None or result < below, "below", below),
     ):
         if not holds:
             raise InputError(f"{argument}={shown(value)} must be {words} {bound}.")

@@ -29,13 +29,14 @@ from llvlit.cli.main import main, parser
 from llvlit.engine.models import PACKAGED, embedded_names
 from llvlit.files import locked
 from llvlit.method.concepts import concept_directions
+from llvlit.method.gain_matrix import GainMatrix, gain_matrix
 from llvlit.method.gains import measured_gains
 from llvlit.study.cells import load_results, run_study
 from llvlit.study.grid import load_grid
 from llvlit.tasks.grammars import EMBEDDED_TASKS
 from llvlit.tasks.sources import HUB_TASKS
 
-COMMANDS = ("book", "exercises", "publish", "gains", "steer", "study", "train", "models", "tasks")
+COMMANDS = ("book", "exercises", "publish", "gains", "order", "steer", "study", "train", "models", "tasks")
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")
 
@@ -208,6 +209,29 @@ def test_gains_as_a_table(run) -> None:
     rows = [line.split() for line in text.splitlines() if re.match(r" +\d", line)]
     assert [int(row[0].rstrip("*")) for row in rows] == list(range(12))
     assert "random" in text and re.search(r"Order 2: Spearman \S+, Pearson \S+, relative error \S+ \(24 held", text)
+
+
+def test_orders_are_those_of_the_library(run, tmp_path: Path) -> None:
+    path = tmp_path / "matrix.safetensors"
+    found = run("order", *SMALL, "--seed", 3, "--tolerance", 0.05, "--save", path, "--json")
+    splits = load_task("film-sentiment").split(concept=24, operating=12, evaluation=12, seed=3)
+    model = load_model("embedded/small", device="cpu")
+    matrix = gain_matrix(model, splits.evaluation, concept_directions(model, splits.concept))
+    saved = GainMatrix.load(path)
+    np.testing.assert_allclose(saved.mean, matrix.mean, atol=1e-5 * np.abs(matrix.mean).max())
+    assert found["orders"] == [
+        {"tolerance": 0.05, "order": saved.order(0.05), "interval": list(saved.order_interval(0.05, seed=3))}
+    ]
+    assert (tmp_path / found["figure"]).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        run("order", *SMALL, "--tolerance", 1)
+
+
+def test_orders_stand_beside_their_nulls(run) -> None:
+    text = run("order", *SMALL, "--nulls", "--no-plot", "--method", "linear")
+    assert re.search(r"order of depth: \d+ \[\d+, \d+\] at 0.05, \d+ \[\d+, \d+\] at 0.01", text)
+    assert "random directions: " in text and "untrained weights: " in text
+    assert len([line for line in text.splitlines() if re.match(r" +\d", line)]) == 6
 
 
 def test_gains_draws_and_marks(run, tmp_path: Path, fail) -> None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llvlit.cli.options import add_experiment, borrowed_note, command, load_experiment, prompts_note
+from llvlit.cli.options import (
+    add_experiment,
+    add_files,
+    borrowed_note,
+    command,
+    load_experiment,
+    places_of,
+    prompts_note,
+)
 from llvlit.cli.terminal import bar, columns, show, sparkline
-from llvlit.errors import InputError
 
 if TYPE_CHECKING:
     from llvlit.method.surrogate import LLV
@@ -27,14 +33,12 @@ def mount(commands: Any) -> None:
     parser.add_argument("--basis", default="reachability", help="krylov, reachability (default) or random")
     parser.add_argument("--order", type="count", help="order d of the surrogate (default 32, or H if less)")
     parser.add_argument("--amplitude", type="length", default=0.1, help="length of the measured push (default 0.1)")
-    parser.add_argument("--plot", metavar="FILE", help="PNG of the profile (default gains-MODEL-TASK.png, here)")
-    parser.add_argument("--no-plot", action="store_true", help="write no figure")
-    parser.add_argument("--save", metavar="FILE", help="save the surrogate (safetensors); LLV.load reads it")
+    add_files(parser, "the profile", "the surrogate (safetensors); LLV.load reads it")
 
 
 def gains(options: argparse.Namespace) -> None:
     """Gain profile of a model on a task: measured on the full model, and predicted."""
-    places = _places(options)
+    places = places_of(options)
     profile, surrogate = compute(options)
     lines = [text(profile)]
     try:
@@ -123,19 +127,3 @@ def draw(profile: dict[str, Any], path: Path) -> None:
         borrowed=profile["borrowed"],
     )
     figures.save(figure, path)
-
-
-def _places(options: argparse.Namespace) -> dict[str, Path]:
-    """Where files go, by option; a place that cannot be written to is refused before anything is computed."""
-    places = {"save": Path(options.save)} if options.save else {}
-    if not options.no_plot:
-        parts = (Path(options.model).name, Path(options.task).stem)
-        stem = "-".join(re.sub(r"[^\w.]+", "-", part).strip("-")[:60] for part in parts)
-        places["plot"] = Path(options.plot or f"gains-{stem}.png")
-        if places["plot"].suffix.lower() != ".png":
-            raise InputError(f"--plot {places['plot']}: the figure is a PNG; give a name that ends in .png.")
-    for option, path in places.items():
-        if not path.absolute().parent.is_dir() or (path.exists() and not path.is_file()):
-            more = ", or --no-plot" * (option == "plot")
-            raise InputError(f"--{option} {path} cannot be written. Give a file in a folder that exists{more}.")
-    return places

@@ -1,4 +1,4 @@
-"""Command line: llvlit book | exercises | publish | gains | steer | study | train | models | tasks | architectures."""
+"""Command line: llvlit book | exercises | publish | gains | order | steer | study | train | models and lists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from llvlit.cli import book, gains, lists, steer, study, train
+from llvlit.cli import book, gains, lists, order, steer, study, train
 from llvlit.cli.terminal import complain, printing, write
 from llvlit.errors import InputError, LlvlitError
 
@@ -16,6 +16,7 @@ FIRST_STEPS = """\
 llvlit: which layers of a transformer move a concept, how strongly, and what is the cheapest push?
 
   llvlit gains                            gain of every layer of a shipped model, measured and predicted
+  llvlit order                            how many numbers carry a concept through its depth
   llvlit steer                            text generated with no push, the cheapest, and a uniform one
   llvlit models; llvlit tasks             what can be named
   llvlit --help                           all commands; each has --help with an example
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Start with `llvlit gains`. Every command has --help with an example.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (book, gains, steer, study, train, lists):
+    for group in (book, gains, order, steer, study, train, lists):
         group.mount(commands)
     return parser
 

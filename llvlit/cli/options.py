@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +56,7 @@ KINDS: dict[str | None, Callable[[ModuleType, str], Any]] = {
     "step": lambda checks, word: checks.integer("number", _number(int, word), at_least=0),
     "seed": lambda checks, word: checks.seed("seed", _number(int, word)),
     "number": lambda checks, word: checks.number("number", _number(float, word)),
+    "share": lambda checks, word: checks.number("number", _number(float, word), above=0, below=1),
     "length": lambda checks, word: checks.number("number", _number(float, word), above=0),
 }
 """What ``type`` of an option can be: a check of ``llvlit.checks`` each, so that no value is refused after some work."""
@@ -103,6 +106,30 @@ def load_experiment(options: argparse.Namespace) -> tuple[LanguageModel, dict[st
     model = load_model(options.model, device=options.device)
     parts = ("concept", "operating", "evaluation")
     return model, {part: tokenize(model, getattr(splits, part), chat=options.chat) for part in parts}
+
+
+def add_files(parser: argparse.ArgumentParser, drawn: str, saved: str) -> None:
+    """Add where the figure and the result go."""
+    stem = parser.prog.split()[-1]
+    parser.add_argument("--plot", metavar="FILE", help=f"PNG of {drawn} (default {stem}-MODEL-TASK.png, here)")
+    parser.add_argument("--no-plot", action="store_true", help="write no figure")
+    parser.add_argument("--save", metavar="FILE", help=f"save {saved}")
+
+
+def places_of(options: argparse.Namespace) -> dict[str, Path]:
+    """Where files go, by option; a place that cannot be written to is refused before anything is computed."""
+    places = {"save": Path(options.save)} if options.save else {}
+    if not options.no_plot:
+        parts = (options.command, Path(options.model).name, Path(options.task).stem)
+        stem = "-".join(re.sub(r"[^\w.]+", "-", part).strip("-")[:60] for part in parts)
+        places["plot"] = Path(options.plot or f"{stem}.png")
+        if places["plot"].suffix.lower() != ".png":
+            raise InputError(f"--plot {places['plot']}: the figure is a PNG; give a name that ends in .png.")
+    for option, path in places.items():
+        if not path.absolute().parent.is_dir() or (path.exists() and not path.is_file()):
+            more = ", or --no-plot" * (option == "plot")
+            raise InputError(f"--{option} {path} cannot be written. Give a file in a folder that exists{more}.")
+    return places
 
 
 def prompts_note(tokens: TokenizedPrompts) -> list[str]:

@@ -126,6 +126,12 @@ class GainMatrix:
         ranks = (min(state, self.n_layers - state + 1) for state in range(self.n_layers + 1))
         return tuple(values[state, :rank] for state, rank in enumerate(ranks))
 
+    def shares_missed(self) -> np.ndarray:
+        """Share of the mean that its balanced realizations of order 1, 2, ... miss, up to the largest order."""
+        balanced = balance(_moving(self.mean))
+        orders = range(1, most_orders(self.n_layers) + 1)
+        return np.array([misses(self.mean, balanced.matrix(order)) for order in orders])
+
     def order(self, tolerance: float = 0.01) -> int:
         """The smallest order whose balanced realization misses at most a share of the mean matrix.
 
@@ -186,12 +192,7 @@ class GainMatrix:
 
 
 def _tolerance(tolerance: float) -> float:
-    value = number("tolerance", tolerance)
-    if not 0 < value < 1:
-        raise InputError(
-            f"tolerance={value:g} must be above 0 and below 1: the share of the matrix that may be missed."
-        )
-    return value
+    return number("tolerance", tolerance, above=0, below=1)
 
 
 def _moving(matrix: np.ndarray) -> np.ndarray:
@@ -239,14 +240,12 @@ def gain_matrix(
     >>> bool(np.allclose(matrix.gains().mean, measured.mean))
     True
     """
-    amplitude = number("amplitude", amplitude, at_least=0)
-    if not amplitude:
-        raise InputError("amplitude=0 pushes nothing; pass a positive number, or method='linear' for the limit.")
+    amplitude = number("amplitude", amplitude, above=0)
     flag("final_norm", final_norm)
     along = as_directions(directions)
     vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
     if choice("method", method, METHODS) == "linear":
-        amplitude, per_prompt = 0.0, _linear(model, tokens, vectors, final_norm)
+        amplitude, per_prompt = 0.0, _linear(model, tokens, vectors, max_tokens, final_norm)
     else:
         per_prompt = _measured(model, tokens, vectors, amplitude, final_norm)
     if not np.isfinite(per_prompt).all():
@@ -268,10 +267,13 @@ def _measured(
     return ((readings[:, :, 0] - readings[:, :, 1]) / (2 * amplitude)).cpu().numpy()
 
 
-def _linear(model: LanguageModel, tokens: TokenizedPrompts, vectors: torch.Tensor, final_norm: bool) -> np.ndarray:
+def _linear(
+    model: LanguageModel, tokens: TokenizedPrompts, vectors: torch.Tensor, max_tokens: int, final_norm: bool
+) -> np.ndarray:
     matrix = np.zeros((len(tokens), model.n_layers, model.n_layers + 1))
     reached = vectors.new_zeros(len(tokens), 0, vectors.shape[-1])
-    for layer in sweep(model, tokens, final_norm=final_norm, description="gain matrix"):
+    layers = sweep(model, tokens, max_tokens=max_tokens, final_norm=final_norm, description="gain matrix")
+    for layer in layers:
         new = vectors[layer.index].expand(len(tokens), 1, -1)
         reached = layer.jvp(torch.cat([reached, new], dim=1))
         outputs = reached.to(torch.float64) @ vectors[layer.index + 1].to(torch.float64)
@@ -357,11 +359,11 @@ def noise_floor(
     >>> bool(floor[6] < 0.01 * matrix.hankel_singular_values()[6][0])
     True
     """
-    amplitude = number("amplitude", amplitude, at_least=0)
+    amplitude = number("amplitude", amplitude, above=0)
     direction = as_directions(directions).on(model)[-1]
     tokens = tokens_of(model, prompts, max_tokens)
-    states = last_token_states(model, tokens)
-    check_resolution("amplitude", amplitude, states.norm(dim=-1).mean(dim=0).max().item(), model.dtype)
+    states = last_token_states(model, tokens, max_tokens=max_tokens)
+    check_resolution("amplitude", amplitude, states[:, :-1].norm(dim=-1).mean(dim=0).max().item(), model.dtype)
     matrix = np.zeros((model.n_layers, model.n_layers + 1))
     pushed = states.new_zeros(len(tokens), 2, 0, states.shape[-1])
     for layer in range(model.n_layers):

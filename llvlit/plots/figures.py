@@ -257,6 +257,71 @@ def gain_profile(
     axes.legend()
 
 
+def hankel_spectrum(
+    singular_values: Sequence[Sequence[float] | np.ndarray], *, axes: Axes, floor: float | None = None, title: str = ""
+) -> None:
+    """Singular values of the Hankel block at every state, on a scale of decades; a floor below which they are rounding.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> figure, (axes,) = figures.new()
+    >>> figures.hankel_spectrum([[], [2.0], [1.5, 0.1]], axes=axes, floor=1e-4)
+    >>> axes.get_yscale()
+    'log'
+    """
+    check_axes(axes, title=title)
+    states = [np.ravel(each) for each in checks.sequence("singular_values", singular_values, "values of each state")]
+    colors = mpl.colormaps["viridis"](np.linspace(0.9, 0, len(states)))
+    largest = max((values.max() for values in states if len(values)), default=1.0)
+    bottom = 1e-6 * largest if floor is None else max(checks.number("floor", floor, at_least=0), 1e-12 * largest)
+    for state, values in enumerate(states):
+        values = checks.array(f"singular_values[{state}]", values, ("order",)) if len(values) else values
+        axes.plot(np.arange(1, len(values) + 1), np.maximum(values, bottom / 3), color=colors[state], linewidth=1)
+    axes.set_yscale("log")
+    if floor is not None:
+        axes.axhline(bottom, color="black", linestyle=":", label="rounding")
+        axes.legend()
+    axes.set(xlabel="Number", ylabel="Singular value, a line a state")
+    axes.set_title(plain(title), loc="left")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=9))
+
+
+def shares_missed(
+    missed: Mapping[str, Sequence[float] | np.ndarray],
+    *,
+    axes: Axes,
+    tolerances: Sequence[float] = (0.05, 0.01),
+    title: str = "",
+) -> None:
+    """Share of a gain matrix that realizations of order 1, 2, ... miss, by name; tolerances as lines across.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> figure, (axes,) = figures.new()
+    >>> figures.shares_missed({"measured": [0.4, 0.03, 0.001]}, axes=axes)
+    >>> axes.get_xlabel()
+    'Order'
+    """
+    check_axes(axes, title=title)
+    for number, (name, shares) in enumerate(checks.instance("missed", missed, Mapping, "shares by name").items()):
+        values = checks.array(f"missed[{name!r}]", shares, ("order",))
+        style = model_style(number)
+        axes.plot(
+            np.arange(1, len(values) + 1), np.maximum(values, 1e-6), label=plain(checks.text("missed", name)), **style
+        )
+    for tolerance in checks.sequence("tolerances", tolerances, "shares"):
+        share = checks.number("tolerances", tolerance, above=0)
+        axes.axhline(share, color="black", linestyle=":", linewidth=1)
+        axes.text(1, share, f"{100 * share:g} %", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
+    axes.set_yscale("log")
+    axes.set(xlabel="Order", ylabel="Share of the matrix missed")
+    axes.set_title(plain(title), loc="left")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=9))
+    axes.legend()
+
+
 def _mask(argument: str, chosen: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
     """Mask ``(size,)`` of what is chosen, which is a mask already or numbers from 0."""
     given = checks.sequence(argument, chosen, f"numbers below {size}, or a mask of {size}")

@@ -1,0 +1,144 @@
+"""``llvlit order``: how many numbers carry a concept through depth, measured by experiments alone."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llvlit.cli.options import (
+    add_experiment,
+    add_files,
+    borrowed_note,
+    command,
+    load_experiment,
+    places_of,
+    prompts_note,
+)
+from llvlit.cli.terminal import bar, columns, show
+
+if TYPE_CHECKING:
+    from llvlit.method.gain_matrix import GainMatrix
+
+BAR = 24
+TOLERANCES = [0.05, 0.01]
+MOST_ROWS = 10
+ABOUT = ("title", "n_layers", "note")
+
+
+def mount(commands: Any) -> None:
+    """Add the command."""
+    parser = command(commands, order, "llvlit order --model smollm2-135m --task film-sentiment")
+    add_experiment(parser)
+    parser.add_argument(
+        "--tolerance",
+        type="share",
+        nargs="+",
+        default=TOLERANCES,
+        help="share of the gain matrix that the order may miss, one or several (default 0.05 0.01)",
+    )
+    parser.add_argument(
+        "--method", default="measured", help="measured (default), or linear: products with Jacobians, no pushes"
+    )
+    parser.add_argument("--amplitude", type="length", default=0.1, help="length of the measured push (default 0.1)")
+    parser.add_argument("--nulls", action="store_true", help="also of random directions, and of untrained weights")
+    add_files(parser, "the singular values", "the gain matrix (safetensors); GainMatrix.load reads it")
+
+
+def order(options: argparse.Namespace) -> None:
+    """Order of depth: the smallest number of dimensions that carries a concept's gain matrix."""
+    places = places_of(options)
+    found, matrix = compute(options)
+    lines = [text(found)]
+    try:
+        if "save" in places:
+            matrix.save(places["save"])
+            lines.append(f"Saved: {options.save}")
+        if "plot" in places:
+            draw(found, places["plot"])
+            found["figure"] = str(places["plot"])
+            lines.append(f"Figure: {places['plot']}")
+    finally:  # also when a file could not be written
+        show(options, {key: value for key, value in found.items() if key not in ABOUT}, "\n".join(lines))
+
+
+def compute(options: argparse.Namespace) -> tuple[dict[str, Any], GainMatrix]:
+    """Orders and singular values, as they are printed and drawn, and the gain matrix."""
+    from llvlit.method.concepts import concept_directions, random_directions
+    from llvlit.method.gain_matrix import gain_matrix, noise_floor
+    from llvlit.provenance import environment
+    from llvlit.study.cells import load_subject
+
+    model, splits = load_experiment(options)
+    tokens = splits["evaluation"]
+    directions = concept_directions(model, splits["concept"])
+    how = {"amplitude": options.amplitude, "method": options.method}
+    matrix = gain_matrix(model, tokens, directions, **how)
+    nulls = {}
+    if options.nulls:
+        shape = model.n_layers + 1, model.hidden_size
+        nulls["random directions"] = gain_matrix(model, tokens, random_directions(*shape, seed=options.seed), **how)
+        untrained = load_subject(f"untrained:{options.model}", device=options.device)
+        nulls["untrained weights"] = gain_matrix(untrained, tokens.prompts, directions, **how)
+    return {
+        "title": f"{model.name} on {options.task}",
+        "n_layers": model.n_layers,
+        "n_prompts": len(tokens),
+        "note": prompts_note(tokens),
+        "orders": _orders(matrix, options),
+        "nulls": {name: _orders(null, options) for name, null in nulls.items()},
+        "singular_values": [values.tolist() for values in matrix.hankel_singular_values()],
+        "missed": matrix.shares_missed(),
+        "floor": noise_floor(model, tokens, directions, amplitude=options.amplitude),
+        "borrowed": matrix.borrowed,
+        "figure": None,
+        "metadata": {**environment(), **matrix.metadata},
+    }, matrix
+
+
+def _orders(matrix: GainMatrix, options: argparse.Namespace) -> list[dict[str, Any]]:
+    return [
+        {
+            "tolerance": each,
+            "order": matrix.order(each),
+            "interval": list(matrix.order_interval(each, seed=options.seed)),
+        }
+        for each in options.tolerance
+    ]
+
+
+def text(found: dict[str, Any]) -> str:
+    """The orders with their intervals, and the singular values as bars."""
+    lines = [f"{found['title']}: {found['n_layers']} layers, every push read at every later state\n"]
+    for name, orders in {"order of depth": found["orders"], **found["nulls"]}.items():
+        told = ("{order} {interval} at {tolerance:.3g}".format(**each) for each in orders)
+        lines.append(f"{name}: {', '.join(told)}")
+    spectra = found["singular_values"]
+    sizes = [max(values[i] for values in spectra if len(values) > i) for i in range(len(found["missed"]))]
+    rows = [
+        {
+            "order": f"{number:>5}",
+            "singular value": size,
+            "missed": missed,
+            "largest singular value of any state": bar(size, sizes[0], BAR),
+        }
+        for number, size, missed in zip(range(1, MOST_ROWS + 1), sizes, found["missed"], strict=False)
+    ]
+    lines += ["", columns(rows, {"singular value": "{:>14.4f}", "missed": "{:>8.2%}"})]
+    lines.append(
+        f"\nMissed: the share of the matrix that a realization of this order misses ({found['n_prompts']} held-out "
+        f"prompts, 95 % intervals over them).\nRounding alone makes singular values of {max(found['floor']):.1g}."
+    )
+    borrowed = [state for state in found["borrowed"] if state < found["n_layers"]]
+    return "\n".join([*lines, *borrowed_note(borrowed), *found["note"]])
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Write the figure of the singular values as PNG."""
+    from llvlit.plots import figures
+
+    figure, axes = figures.new(2)
+    figures.hankel_spectrum(found["singular_values"], axes=axes[0], floor=max(found["floor"]), title=found["title"])
+    tolerances = [each["tolerance"] for each in found["orders"]]
+    figures.shares_missed({"realized": found["missed"]}, axes=axes[1], tolerances=tolerances)
+    figures.save(figure, path)
