@@ -318,10 +318,8 @@ def realize(matrix: GainMatrix | np.ndarray, *, order: int | None = None, tolera
     if not isinstance(matrix, GainMatrix):
         values = array("matrix", matrix, ("n_layers", "n_layers + 1"))
         matrix = GainMatrix(values[None], "linear", 0.0)
-    mean, n_layers = _moving(matrix.mean), matrix.n_layers
-    if order is None:
-        order = matrix.order(tolerance)
-    order = integer("order", order, at_least=1, at_most=most_orders(n_layers))
+    mean, n_layers, share = _moving(matrix.mean), matrix.n_layers, _tolerance(tolerance)
+    order = matrix.order(share) if order is None else integer("order", order, at_least=1, at_most=most_orders(n_layers))
     balanced = balance(mean)
     A, B, states = balanced.A[:, :order, :order], balanced.B[:, :order], np.arange(n_layers + 1)
     return LLV(

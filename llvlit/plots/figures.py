@@ -271,12 +271,12 @@ def hankel_spectrum(
     'log'
     """
     check_axes(axes, title=title)
-    states = [np.ravel(each) for each in checks.sequence("singular_values", singular_values, "values of each state")]
+    given = checks.sequence("singular_values", singular_values, "values of each state")
+    states = [np.ravel(checks.array(f"singular_values[{state}]", each)) for state, each in enumerate(given)]
     colors = mpl.colormaps["viridis"](np.linspace(0.9, 0, len(states)))
     largest = max((values.max() for values in states if len(values)), default=1.0)
     bottom = 1e-6 * largest if floor is None else max(checks.number("floor", floor, at_least=0), 1e-12 * largest)
     for state, values in enumerate(states):
-        values = checks.array(f"singular_values[{state}]", values, ("order",)) if len(values) else values
         axes.plot(np.arange(1, len(values) + 1), np.maximum(values, bottom / 3), color=colors[state], linewidth=1)
     axes.set_yscale("log")
     if floor is not None:
