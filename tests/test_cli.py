@@ -189,7 +189,7 @@ def test_tasks(run) -> None:
 def test_gains_are_those_of_the_library(run, tmp_path: Path) -> None:
     path = tmp_path / "llv.safetensors"
     found = run("gains", *SMALL, "--order", 8, "--amplitude", 0.2, "--seed", 3, "--save", path, "--json")
-    splits = load_task("film-sentiment").split(concept=24, operating=12, evaluation=12, seed=3)
+    splits = load_task("film-sentiment").split(concept=48, operating=12, evaluation=12, seed=3)
     model = load_model("embedded/small", device="cpu")
     directions = concept_directions(model, splits.concept)
     measured = measured_gains(model, splits.evaluation, directions, amplitude=0.2)
@@ -214,7 +214,7 @@ def test_gains_as_a_table(run) -> None:
 def test_orders_are_those_of_the_library(run, tmp_path: Path) -> None:
     path = tmp_path / "matrix.safetensors"
     found = run("order", *SMALL, "--seed", 3, "--tolerance", 0.05, "--save", path, "--json")
-    splits = load_task("film-sentiment").split(concept=24, operating=12, evaluation=12, seed=3)
+    splits = load_task("film-sentiment").split(concept=48, operating=12, evaluation=12, seed=3)
     model = load_model("embedded/small", device="cpu")
     matrix = gain_matrix(model, splits.evaluation, concept_directions(model, splits.concept))
     saved = GainMatrix.load(path)
@@ -294,7 +294,7 @@ def test_steer_side_by_side(run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_borrowed_directions_are_told(run, tmp_path: Path) -> None:
-    splits = load_task("film-sentiment").split(concept=24, operating=12, evaluation=12)
+    splits = load_task("film-sentiment").split(concept=48, operating=12, evaluation=12)
     directions = concept_directions(load_model("embedded/small", device="cpu"), splits.concept)
     borrowed = np.flatnonzero(directions.borrowed).tolist()
     assert borrowed and run("gains", *SMALL, "--order", 2, "--no-plot", "--json")["borrowed"] == borrowed

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import control
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 import llvlit
 from conftest import EXACT, PROMPTS, affine_model
 from llvlit.engine.depth import depth_system
+from llvlit.engine.models import load_model
 from llvlit.errors import FileError, InputError
 from llvlit.method.concepts import random_directions
 from llvlit.method.gain_matrix import GainMatrix, gain_matrix, noise_floor, realize
 from llvlit.method.gains import adjoint_gains, measured_gains
 from llvlit.method.hankel import gains_between
 from llvlit.method.identification import identify
+from llvlit.tasks.task import load_task
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +114,22 @@ def test_realizations_of_known_order_are_exact(order):
         inputs = rng.standard_normal((3, n_layers))
         assert np.allclose(surrogate.simulate(inputs).output, inputs @ matrix.mean[:, -1], rtol=1e-8)
         assert np.allclose(surrogate.gains(), matrix.mean[:, -1], rtol=1e-8, atol=1e-10)
+
+
+def test_time_invariant_systems_are_those_of_the_eigensystem_realization():
+    """Oracle: python-control's ERA (Juang and Pappa 1985), whose one Hankel matrix is ours at the middle state."""
+    rng = np.random.default_rng(4)
+    A, B, C = rng.standard_normal((3, 3)), rng.standard_normal(3), rng.standard_normal(3)
+    A *= 0.9 / np.abs(np.linalg.eigvals(A)).max()
+    responses = np.array([0.0, *(C @ np.linalg.matrix_power(A, lag) @ B for lag in range(21))])  # nothing passes at once
+    matrix = np.array([[responses[max(state - layer, 0)] for state in range(22)] for layer in range(21)])
+    theirs, values = control.eigensys_realization(responses[None, None], 3, m=10, n=10)
+    block = of(matrix[:20, :21][:19, :20])
+    assert np.allclose(block.hankel_singular_values()[10][:3], values[:3], rtol=1e-9)
+    surrogate = realize(block, order=3)
+    _, impulse = control.impulse_response(theirs, np.arange(20.0))
+    assert np.allclose(surrogate.matrix()[0, 1:], np.ravel(impulse)[1:], atol=1e-9)
+    assert np.allclose(surrogate.matrix(), block.mean, atol=1e-9)
 
 
 def test_the_hankel_blocks_have_the_rank_of_the_system():
@@ -220,3 +241,29 @@ def test_bad_input_is_refused_by_name(gpt2, directions):
     }.items():
         with pytest.raises(InputError, match=named):
             call()
+
+
+class Operations(TorchDispatchMode):
+    """Inside, floating-point operations of matrix products are counted."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if count := flop_registry.get(function._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def test_reading_on_the_way_costs_next_to_nothing():
+    """By floating-point operations of products, which are what a forward pass consists of."""
+    model = load_model("embedded/small", device="cpu")
+    along = random_directions(model.n_layers + 1, model.hidden_size, seed=0)
+    prompts = load_task("film-sentiment").split(concept=1, operating=1, evaluation=8).evaluation
+    spent = {}
+    for name, call in (("gains", measured_gains), ("matrix", gain_matrix)):
+        call(model, prompts, along)  # checks the replay once
+        with Operations() as counted:
+            call(model, prompts, along)
+        spent[name] = counted.total
+    assert spent["gains"] <= spent["matrix"] <= 1.05 * spent["gains"]

@@ -88,7 +88,13 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", default="film-sentiment", help="a task's name or a .parquet file")
     add_data_dir(parser)
-    parser.add_argument("--prompts", type="count", default=50, help="prompts per class and split (default 50)")
+    parser.add_argument(
+        "--prompts",
+        type="count",
+        default=50,
+        help="prompts per class to measure on, and as many to predict from (default 50); directions are found on four "
+        "times as many, or twice where the task has no more",
+    )
     parser.add_argument("--seed", type="seed", default=0, help="seed of the splits (default 0)")
     parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
     add_device(parser)
@@ -102,7 +108,10 @@ def load_experiment(options: argparse.Namespace) -> tuple[LanguageModel, dict[st
 
     n = options.prompts
     task = load_task(options.task, data_dir=options.data_dir)  # before the model, which takes longer
-    splits = task.split(concept=2 * n, operating=n, evaluation=n, seed=options.seed)
+    try:  # a gap between classes shows with many prompts first, and they cost a forward pass each, no more
+        splits = task.split(concept=4 * n, operating=n, evaluation=n, seed=options.seed)
+    except InputError:
+        splits = task.split(concept=2 * n, operating=n, evaluation=n, seed=options.seed)
     model = load_model(options.model, device=options.device)
     parts = ("concept", "operating", "evaluation")
     return model, {part: tokenize(model, getattr(splits, part), chat=options.chat) for part in parts}
