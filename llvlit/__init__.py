@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from llvlit.method.agreement import Agreement, agreement
     from llvlit.method.concepts import Directions, concept_directions
     from llvlit.method.control import minimum_energy, schedules
+    from llvlit.method.feedback import FeedbackLaw, closed_loop, lqr
     from llvlit.method.gain_matrix import GainMatrix, gain_matrix, noise_floor, realize
     from llvlit.method.gains import Gains, adjoint_gains, measured_gains
     from llvlit.method.identification import identify
+    from llvlit.method.several_concepts import GainTensor, gain_tensor
     from llvlit.method.steering import steer
     from llvlit.method.surrogate import LLV
     from llvlit.method.verification import RequiredEnergy, required_energy
@@ -57,6 +59,11 @@ _MODULES = {
         "minimum_energy",
         "schedules",
     ),
+    "method.feedback": (
+        "FeedbackLaw",
+        "closed_loop",
+        "lqr",
+    ),
     "method.agreement": (
         "Agreement",
         "agreement",
@@ -73,6 +80,10 @@ _MODULES = {
         "measured_gains",
     ),
     "method.identification": ("identify",),
+    "method.several_concepts": (
+        "GainTensor",
+        "gain_tensor",
+    ),
     "method.steering": ("steer",),
     "method.surrogate": ("LLV",),
     "method.verification": (
@@ -94,7 +105,9 @@ __all__ = [
     "ArchitectureCheck",
     "DepthSystem",
     "Directions",
+    "FeedbackLaw",
     "GainMatrix",
+    "GainTensor",
     "Gains",
     "LanguageModel",
     "Prompts",
@@ -104,12 +117,15 @@ __all__ = [
     "adjoint_gains",
     "agreement",
     "check_architecture",
+    "closed_loop",
     "concept_directions",
     "depth_system",
     "gain_matrix",
+    "gain_tensor",
     "identify",
     "load_model",
     "load_task",
+    "lqr",
     "measured_gains",
     "minimum_energy",
     "noise_floor",
