@@ -205,6 +205,9 @@ def test_bad_input_is_refused_by_name(gpt2, several):
          lambda: GainTensor(alike, tensor.overlaps, "linear", 0.0).relative_gain_array()),
         (NumericalError, "output 1", lambda: GainTensor(still, tensor.overlaps, "linear", 0.0).decoupled([1.0, 0, 0])),
         (NumericalError, "concept 1", lambda: GainTensor(still, tensor.overlaps, "linear", 0.0).relative_gain_array()),
+        (InputError, "amplitude", lambda: gain_tensor(gpt2, PROMPTS, several, method="linear", amplitude=0)),
+        (NumericalError, "inputs", lambda: tensor.energy(np.full((3, 6), 1e200))),
+        (NumericalError, "inputs", lambda: combined(gpt2, several, np.full((3, 4), 1e308))),
         (InputError, "inputs", lambda: combined(gpt2, several, np.ones((2, 4)))),
     ):  # fmt: skip
         with pytest.raises(error, match=named):

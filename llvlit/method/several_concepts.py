@@ -165,7 +165,13 @@ class GainTensor:
     def energy(self, inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
         """Weighted squared length of the pushes, ``sum_l w_l |sum_i u_l^(i) v_l^(i)|^2``."""
         inputs = array("inputs", inputs, (self.n_concepts, self.n_layers))
-        return float(np.einsum("il,lij,jl,l->", inputs, self.overlaps, inputs, self._weights(weights)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            spent = float(np.einsum("il,lij,jl,l->", inputs, self.overlaps, inputs, self._weights(weights)))
+        if not np.isfinite(spent):
+            raise NumericalError(
+                f"The energy of inputs of up to {np.abs(inputs).max():.3g} is beyond the largest number."
+            )
+        return spent
 
     def relative_gain_array(self, *, weights: np.ndarray | None = None) -> np.ndarray:
         """Relative gain array ``G * inv(G)^T`` (Bristol 1966), ``(n_concepts, n_concepts)``: output j, input i.
@@ -313,6 +319,7 @@ def gain_tensor(
     >>> bool(np.allclose(tensor.mean[0, 0], gains.mean, atol=0.01))
     True
     """
+    number("amplitude", amplitude, above=0)
     several, vectors = _several(model, directions)
     m, tokens = len(several), tokens_of(model, prompts, max_tokens)
     sets = [
@@ -365,6 +372,11 @@ def combined(
         Two sets or more, as in :func:`gain_tensor`.
     inputs : (n_concepts, n_layers) array
 
+    Raises
+    ------
+    InputError, NumericalError
+        If directions or inputs do not fit, or the pushes overflow.
+
     Examples
     --------
     >>> from llvlit.method.several_concepts import combined
@@ -376,5 +388,7 @@ def combined(
     inputs = array("inputs", inputs, (len(vectors), model.n_layers))
     pushes = torch.einsum("il,ilh->lh", torch.from_numpy(inputs), vectors[:, :-1])
     lengths = pushes.norm(dim=-1, keepdim=True)
+    if not torch.isfinite(lengths).all():
+        raise NumericalError(f"inputs of up to {np.abs(inputs).max():.3g} overflow when they are added; lower them.")
     along = torch.where(lengths > 0, pushes / lengths.clamp_min(torch.finfo(torch.float64).tiny), vectors[0, :-1])
     return torch.cat([along, vectors[0, -1:]]), lengths[:, 0].numpy()
