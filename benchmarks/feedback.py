@@ -26,11 +26,11 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from llvlit.engine.depth import DepthSystem, depth_system, last_token_states, sweep
+from llvlit.engine.depth import DepthSystem, depth_system, last_token_states
 from llvlit.engine.models import LanguageModel, load_model
 from llvlit.method.concepts import Directions, concept_directions
 from llvlit.method.control import energy, relative_weights
-from llvlit.method.feedback import FeedbackLaw, closed_loop, lqr
+from llvlit.method.feedback import FeedbackLaw, adjoint_surrogate, closed_loop, lqr
 from llvlit.method.gain_matrix import gain_matrix, realize
 from llvlit.method.identification import identify
 from llvlit.method.intervals import interval, resampled_means
@@ -165,21 +165,6 @@ def timed(surrogate: LLV) -> float:
     law = lqr(surrogate, 1.0)
     assert isinstance(law, FeedbackLaw)
     return time.perf_counter() - start
-
-
-def adjoint_surrogate(model: LanguageModel, prompts: Prompts, directions: Directions) -> LLV:
-    """Order one: ``r_l = w_l^T dx_l`` with the mean adjoint ``w_l``, so that ``r_{l+1} = r_l + (w_l^T v_l) u_l``."""
-    vectors = directions.on(model)
-    adjoints = [vectors[-1].expand(len(prompts), 1, -1)]
-    for layer in reversed(tuple(sweep(model, prompts))):
-        adjoints.insert(0, layer.vjp(adjoints[0]))
-    means = np.stack([each[:, 0].double().mean(dim=0).cpu().numpy() for each in adjoints])
-    h = (means[:-1] * vectors[:-1].double().cpu().numpy()).sum(axis=1)[:, None]
-    ones, ends = np.ones((len(h), 1, 1)), np.eye(len(h) + 1)[:, -1:]
-    return LLV(
-        ones, np.ones(1), means[..., None], np.ones(len(h) + 1), ones[None], {},
-        B=h, outputs=ends, per_prompt_inputs=h[None],
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from llvlit.engine.depth import DepthSystem, depth_system
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.concepts import random_directions
 from llvlit.method.control import minimum_energy
-from llvlit.method.feedback import FeedbackLaw, closed_loop, lqr
+from llvlit.method.feedback import FeedbackLaw, adjoint_surrogate, closed_loop, lqr
 from llvlit.method.gain_matrix import GainMatrix, realize
+from llvlit.method.gains import adjoint_gains
 from llvlit.method.identification import identify
 from llvlit.method.surrogate import LLV
 
@@ -149,6 +150,18 @@ def test_one_number_is_enough_for_a_target_at_the_end():
     both = [closed_loop(system, law, vectors, disturbance=disturbance) for law in (dense, one)]
     assert np.allclose(both[0].inputs, both[1].inputs, atol=1e-9)
     assert np.allclose(both[0].outputs, both[1].outputs, atol=1e-9)
+
+
+def test_one_backward_pass_gives_the_dense_law(gpt2):
+    """Of one prompt, whose mean Jacobians are its own; of more, the mean adjoint is that of :func:`adjoint_gains`."""
+    vectors, one = random_directions(5, 24, seed=5), PROMPTS.select([0])
+    dense = lqr(identify(gpt2, one, vectors, order=24, basis="random"), 0.1)
+    small = lqr(adjoint_surrogate(gpt2, one, vectors), 0.1)
+    disturbance = 0.01 * torch.from_numpy(np.random.default_rng(1).standard_normal((4, 24)))
+    both = [closed_loop(depth_system(gpt2, one), law, vectors, disturbance=disturbance) for law in (dense, small)]
+    assert np.allclose(both[0].inputs, both[1].inputs, rtol=1e-8)
+    gains = adjoint_gains(gpt2, PROMPTS, vectors).mean
+    assert np.allclose(adjoint_surrogate(gpt2, PROMPTS, vectors).gains(), gains, atol=EXACT)
 
 
 def test_the_filter_is_the_least_squares_estimate_of_the_state():

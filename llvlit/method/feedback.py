@@ -8,11 +8,15 @@ import numpy as np
 import torch
 
 from llvlit.checks import array, instance, number
-from llvlit.engine.depth import DepthSystem
+from llvlit.engine.depth import DepthSystem, sweep
 from llvlit.engine.layer import real_tensor
+from llvlit.engine.models import LanguageModel
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions
+from llvlit.method.gains import in_parts, origin
 from llvlit.method.surrogate import LLV
+from llvlit.prompts import Prompts
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def lqr(
     ``S_l = q_l C_l^T C_l + A_l^T S_{l+1} (A_l - B_l K_l)``.
 
     Cost: ``n_layers`` products of matrices of the surrogate's order.  With a setpoint at the end alone,
-    ``S_l`` has rank one and ``K_l`` is in proportion to the adjoint of the output: one number of the state is enough.
+    ``S_l`` has rank one and ``K_l`` is in proportion to the adjoint of the output: one number of the state is enough
+    (:func:`~llvlit.method.feedback.adjoint_surrogate`).
 
     Parameters
     ----------
@@ -146,6 +151,58 @@ def lqr(
         pull = goals[layer] * penalty + closed.T @ pull
         cost = np.outer(penalty, C[layer]) + A[layer].T @ cost @ closed
     return FeedbackLaw(surrogate, gains, feedforward, _filter(surrogate, noise), goals, penalties)
+
+
+def adjoint_surrogate(
+    model: LanguageModel,
+    prompts: Prompts | TokenizedPrompts,
+    directions: DirectionsLike,
+    *,
+    max_tokens: int = MAX_TOKENS,
+) -> LLV:
+    """Surrogate of order one for the output at the end: ``r_l = w_l^T dx_l``, where it will end without more inputs.
+
+    With the mean adjoint w_l over the prompts, from one backward pass, ``r_{l+1} = r_l + (w_l^T v_l) u_l`` and
+    ``y = r_L``.  Its regulator for a target at the end is that of the full linear system.  Its bases are the adjoints
+    themselves, not of norm 1; outputs before the end are zero, since it does not know them.
+
+    Raises
+    ------
+    InputError
+        If the directions do not fit.
+
+    Examples
+    --------
+    >>> from llvlit.method.feedback import adjoint_surrogate
+    >>> surrogate = adjoint_surrogate(model, splits.operating, directions)
+    >>> gains = llvlit.adjoint_gains(model, splits.operating, directions)
+    >>> surrogate.order, bool(np.allclose(surrogate.gains(), gains.mean, atol=1e-3))
+    (1, True)
+    """
+    along = as_directions(directions)
+    vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
+    v = vectors.to("cpu", torch.float64).numpy()
+    means = np.zeros_like(v)
+    means[-1] = v[-1]
+    for members, part in in_parts(tokens):
+        adjoints = vectors[-1].expand(len(members), 1, -1)
+        layers = tuple(sweep(model, part, max_tokens=max_tokens, description="adjoints"))
+        for layer in reversed(layers):
+            adjoints = layer.vjp(adjoints)
+            means[layer.index] += adjoints.to("cpu", torch.float64).sum(dim=(0, 1)).numpy() / len(tokens)
+    h, ones = (means * v).sum(axis=1)[:-1, None], np.ones((model.n_layers, 1, 1))
+    return LLV(
+        A=ones,
+        B=h,
+        C=np.ones(1),
+        outputs=np.eye(len(v))[:, -1:],
+        bases=means[..., None],
+        orders=np.ones(len(v)),
+        per_prompt=ones[None],
+        per_prompt_inputs=h[None],
+        metadata={**origin(model, tokens), "basis": "adjoint", "order": 1},
+        borrowed=tuple(np.flatnonzero(along.borrowed).tolist()),
+    )
 
 
 def _filter(surrogate: LLV, noise: float) -> np.ndarray:
