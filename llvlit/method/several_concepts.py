@@ -369,7 +369,7 @@ def combined(
     Parameters
     ----------
     directions
-        Two sets or more, as in :func:`gain_tensor`.
+        Two sets or more, as in :func:`llvlit.gain_tensor`.
     inputs : (n_concepts, n_layers) array
 
     Raises
