@@ -23,6 +23,7 @@ from llvlit.method.agreement import agreement
 from llvlit.method.bases import BASES
 from llvlit.method.concepts import Directions, concept_directions, random_directions
 from llvlit.method.gains import Gains, adjoint_gains, measured_gains
+from llvlit.method.hankel import balance
 from llvlit.method.identification import JACOBIANS, Plan, identify, identify_all
 from llvlit.method.surrogate import LLV
 from llvlit.method.verification import required_energy
@@ -62,7 +63,7 @@ def test_operators_are_the_projected_mean_jacobians(gpt2, directions, jacobians,
     llv = identify(gpt2, PROMPTS, directions, order=order, basis=basis)
     mean = jacobians.mean(0).numpy()
     for layer in range(4):
-        P, P_next = llv.bases[layer], llv.bases[layer + 1]
+        P, P_next = llv.bases[layer], llv.left_bases[layer + 1]
         assert np.allclose(llv.A[layer], P_next.T @ mean[layer] @ P, atol=EXACT)
         assert np.allclose(llv.B[layer], P_next.T @ mean[layer] @ directions[layer].numpy(), atol=EXACT)
         for number in range(len(PROMPTS)):
@@ -71,7 +72,7 @@ def test_operators_are_the_projected_mean_jacobians(gpt2, directions, jacobians,
     assert np.allclose(llv.C, llv.bases[-1].T @ directions[-1].numpy(), atol=EXACT)
 
 
-@pytest.mark.parametrize("basis", ("krylov", "reachability", "random"))  # pca: no more columns than prompts
+@pytest.mark.parametrize("basis", ("krylov", "krylov-shifted", "reachability", "random"))  # pca: few columns
 def test_full_order_is_the_full_chain(gpt2, directions, jacobians, basis):
     llv = identify(gpt2, PROMPTS, directions, order=24, basis=basis)
     assert np.allclose(llv.gains(), chain_gains(jacobians.mean(0), directions), rtol=1e-9)
@@ -98,6 +99,88 @@ def test_krylov_holds_the_powers_of_the_mean_jacobian(gpt2, directions, jacobian
     for _ in range(4):
         assert (power - P @ (P.T @ power)).norm() < 1e-9 * power.norm()
         power = mean @ power
+
+
+def test_krylov_shifted_holds_the_powers_on_what_the_push_before_has_become(gpt2, directions, jacobians):
+    """P_{l+1} = [v_{l+1}, K(J_{l+1}, J_l v_l)]; before layer 0 no push has come yet, and it is krylov's."""
+    llv = identify(gpt2, PROMPTS, directions, order=5, basis="krylov-shifted")
+    assert np.allclose(llv.bases[0], identify(gpt2, PROMPTS, directions, order=5).bases[0], atol=1e-10)
+    mean = jacobians.mean(0).numpy()
+    for state in (1, 2, 3):
+        vector, P = mean[state - 1] @ directions[state - 1].numpy(), llv.bases[state]
+        assert np.allclose(P.T @ P, np.eye(5), atol=EXACT)
+        assert np.allclose(P[:, 0], directions[state])
+        for n_columns in range(2, 6):  # nested: w lies in the first two, J w in the first three
+            rest = vector - P[:, :n_columns] @ (P[:, :n_columns].T @ vector)
+            assert np.linalg.norm(rest) < 1e-9 * np.linalg.norm(vector)
+            vector = mean[state] @ vector
+
+
+def mean_chain_matrix(mean, inputs, outputs):
+    """Oracle: v_k^T J_{k-1} ... J_l v_l, each product formed on its own."""
+    matrix = np.zeros((len(mean), len(mean) + 1))
+    for layer in range(len(mean)):
+        vector = inputs[layer]
+        for state in range(layer + 1, len(mean) + 1):
+            vector = mean[state - 1] @ vector
+            matrix[layer, state] = outputs[state] @ vector
+    return matrix
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """A model of seven layers, directions, its Jacobians ``(n_prompts, n_layers, H, H)``."""
+    model, vectors = tiny_model("gpt2", num_hidden_layers=7), random_directions(8, 24, seed=2)
+    system = depth_system(model, PROMPTS)
+    return model, vectors, torch.stack([system.jacobian(layer) for layer in range(7)], dim=1).numpy()
+
+
+@pytest.mark.parametrize("has_output", [False, True])
+def test_the_balanced_reduction_is_the_balanced_realization_of_the_mean_chain(deep, has_output):
+    model, vectors, jacobians = deep
+    output = 3 * random_directions(1, 24, seed=5)[0] if has_output else None
+    outputs = vectors.numpy().copy()
+    outputs[-1] = output if has_output else outputs[-1]
+    mean = jacobians.mean(0)
+    expected = balance(mean_chain_matrix(mean, vectors.numpy(), outputs))
+    llv = identify(model, PROMPTS, vectors, order=6, basis="balanced", output=output)  # of which four are needed
+    assert llv.orders.tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
+    for order in (1, 2, 3, 4):
+        cut = llv.truncate(order)
+        assert np.allclose(cut.A, expected.A[:, :order, :order], atol=1e-10)
+        assert np.allclose(cut.matrix(), expected.matrix(order), atol=1e-10)
+        assert np.allclose(cut.C, cut.bases[-1].T @ outputs[-1], atol=1e-10)
+    for state in range(8):
+        kept = np.diag(np.arange(6) < llv.orders[state])
+        assert np.allclose(llv.left_bases[state].T @ llv.bases[state], kept, atol=1e-10)  # an oblique projection
+        assert np.allclose(llv.outputs[state] * (state > 0), llv.bases[state].T @ outputs[state], atol=1e-10)
+    assert np.allclose(llv.matrix(), mean_chain_matrix(mean, vectors.numpy(), outputs), atol=1e-10)
+
+
+def test_both_gramians_of_the_mean_chain_become_the_hankel_singular_values(deep):
+    model, vectors, jacobians = deep
+    llv, mean, v = identify(model, PROMPTS, vectors, order=4, basis="balanced"), jacobians.mean(0), vectors.numpy()
+    values = balance(mean_chain_matrix(mean, v, v)).singular_values
+    reached, seen = np.zeros((24, 0)), np.outer(v[7], v[7])
+    for layer in range(7):
+        reached = mean[layer] @ np.column_stack([reached, v[layer]])
+        in_left = llv.left_bases[layer + 1].T @ reached
+        assert np.allclose(in_left @ in_left.T, np.diag(values[layer + 1]), atol=1e-9)
+    for layer in reversed(range(1, 7)):
+        seen = mean[layer].T @ seen @ mean[layer] + np.outer(v[layer], v[layer])
+        assert np.allclose(llv.bases[layer].T @ seen @ llv.bases[layer], np.diag(values[layer]), atol=1e-9)
+
+
+def test_a_balanced_surrogate_survives_saving(deep, tmp_path):
+    model, vectors, _ = deep
+    llv = identify(model, PROMPTS, vectors, order=4, basis="balanced")
+    llv.save(tmp_path / "llv.safetensors")
+    again = LLV.load(tmp_path / "llv.safetensors")
+    for name in ("A", "B", "outputs", "bases", "left_bases", "per_prompt", "per_prompt_inputs"):
+        assert np.array_equal(getattr(again, name), getattr(llv, name))
+    assert not np.allclose(llv.left_bases, llv.bases)
+    one_sided = identify(model, PROMPTS, vectors, order=4)
+    assert np.array_equal(one_sided.left_bases, one_sided.bases)
 
 
 def test_adjoint_gains_are_the_chain_of_each_prompts_jacobians(gpt2, directions, jacobians):
@@ -153,7 +236,7 @@ def test_the_linear_gains_read_out_what_the_plan_says(gpt2, directions, jacobian
     assert not np.allclose(found.linear["v"].per_prompt, expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("basis", ("krylov", "reachability", "pca"))
+@pytest.mark.parametrize("basis", ("krylov", "krylov-shifted", "reachability", "pca", "balanced"))
 def test_a_truncated_surrogate_is_the_one_of_smaller_order(gpt2, directions, basis):
     cut = identify(gpt2, PROMPTS, directions, order=5, basis=basis).truncate(3)
     alone = identify(gpt2, PROMPTS, directions, order=3, basis=basis)

@@ -30,7 +30,11 @@ def mount(commands: Any) -> None:
     example = "llvlit gains --model embedded/large --task film-sentiment --basis reachability --order 16"
     parser = command(commands, gains, example)
     add_experiment(parser)
-    parser.add_argument("--basis", default="reachability", help="krylov, reachability (default) or random")
+    parser.add_argument(
+        "--basis",
+        default="reachability",
+        help="reachability (default), balanced, krylov, krylov-shifted, pca or random",
+    )
     parser.add_argument("--order", type="count", help="order d of the surrogate (default 32, or H if less)")
     parser.add_argument("--amplitude", type="length", default=0.1, help="length of the measured push (default 0.1)")
     add_files(parser, "the profile", "the surrogate (safetensors); LLV.load reads it")

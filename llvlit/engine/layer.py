@@ -321,6 +321,10 @@ class DenseLayer:
             return images.unflatten(0, self.jacobians.shape[:2]).transpose(1, 2)
         return tangents @ self.jacobians.transpose(1, 2)
 
+    def vjp(self, cotangents: torch.Tensor) -> torch.Tensor:
+        """Products A_l^T w ``(n_prompts, k, hidden_size)``."""
+        return cotangents @ self.jacobians
+
 
 def rows_per_call(device: torch.device, hidden_size: int, *, jvp: bool = False) -> int:
     """Rows that run together on a device: tokens, candidates, or products with a Jacobian."""

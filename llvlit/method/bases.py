@@ -1,4 +1,4 @@
-"""Bases of 32 directions for a stream of hundreds: Krylov, reachability, random, principal components.
+"""Bases of 32 directions for a stream of hundreds: Krylov in two readings, reachability, random, principal components.
 
 A basis P_l has orthonormal columns, the first of them the concept direction v_l, each next one what its
 method adds, in order.  A method that finds nothing new *deflates*: the remaining columns are zero, which
@@ -18,7 +18,7 @@ from llvlit.errors import InputError, LlvlitError
 DEFLATION_TOLERANCE = 1e-8
 """Relative size under which the part of a vector outside the basis counts as rounding."""
 
-BASES = ("krylov", "reachability", "random", "pca")
+BASES = ("krylov", "krylov-shifted", "reachability", "random", "pca", "balanced")
 
 
 def orthonormal_basis(
@@ -96,15 +96,22 @@ def _padded(columns: list[np.ndarray], hidden_size: int, order: int) -> torch.Te
 
 
 def arnoldi(
-    direction: np.ndarray, order: int, tolerance: float
+    direction: np.ndarray, order: int, tolerance: float, start: np.ndarray | None = None
 ) -> Generator[np.ndarray, np.ndarray, tuple[torch.Tensor, int, torch.Tensor]]:
     """Arnoldi's iteration by turns: it gives a column q, and is sent A q; what it returns is :func:`krylov_basis`'s."""
     columns: list[np.ndarray] = []
     images: list[np.ndarray] = []
+    offsets: list[float] = []  # columns[j + 1] + offsets[j] v lies in K(A, start)
     grows = add_vector(columns, direction, tolerance=tolerance)
     while grows:
         images.append((yield columns[-1]))
-        grows = len(columns) < order and add_vector(columns, images[-1], tolerance=tolerance)
+        vector = images[-1]
+        if start is not None:
+            vector = vector + offsets[-1] * images[0] if offsets else start
+        grows = len(columns) < order and add_vector(columns, vector, tolerance=tolerance)
+        if grows and start is not None:
+            parts = np.stack(columns) @ vector
+            offsets.append(float((parts[0] - parts[1:-1] @ np.array(offsets)) / parts[-1]))
     hidden_size = len(direction)
     return _padded(columns, hidden_size, order), len(columns), _padded(images, hidden_size, order)
 
@@ -114,9 +121,10 @@ def krylov_basis(
     direction: torch.Tensor,
     *,
     order: int,
+    start: torch.Tensor | None = None,
     tolerance: float = DEFLATION_TOLERANCE,
 ) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """Basis of the Krylov space ``span{v, A v, A^2 v, ...}``, by Arnoldi's iteration (arXiv 2603.12541).
+    """Basis of the Krylov space ``span{v, A v, A^2 v, ...}``, by Arnoldi's iteration.
 
     Parameters
     ----------
@@ -124,6 +132,8 @@ def krylov_basis(
         Maps a column q ``(hidden_size,)`` to A q.  Called once per column.
     direction : (hidden_size,) tensor
         v, the first column after normalization.
+    start : (hidden_size,) tensor, optional
+        w of the *shifted* space ``span{v, w, A w, A^2 w, ...}``.
 
     Returns
     -------
@@ -143,7 +153,8 @@ def krylov_basis(
     """
     if not callable(apply):
         raise InputError("apply cannot be called; pass a function that maps q to A q.")
-    iteration = arnoldi(_checked("direction", direction, order, tolerance), order, tolerance)
+    first = _checked("direction", direction, order, tolerance)
+    iteration = arnoldi(first, order, tolerance, None if start is None else array("start", start, first.shape))
     image = None
     try:
         while True:

@@ -42,14 +42,21 @@ def most_orders(n_layers: int) -> int:
     return (n_layers + 1) // 2
 
 
-def balance(matrix: np.ndarray) -> Balanced:
+def hankel_svd(matrix: np.ndarray, state: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """U, S and V^T of the Hankel block ``H_k = G[:k, k:]^T`` at a state."""
+    u, sizes, vt = np.linalg.svd(np.swapaxes(matrix[..., :state, state:], -1, -2), full_matrices=False)
+    return u, sizes, vt
+
+
+def balance(matrix: np.ndarray, *, tolerance: float = 0.0) -> Balanced:
     """Time-varying Ho-Kalman realization in balanced coordinates, of matrices ``(..., n_layers, n_layers + 1)``.
 
     With ``H_k = U S V^T`` at each state, outputs see the state through ``O_k = U S^(1/2)`` and inputs reach it through
     ``R_k = S^(1/2) V^T``.  Then ``C_k`` is the first row of O_k, ``B_k`` the last column of R_{k+1}, and ``A_k`` maps
     R_k to the rest of R_{k+1}: ``A_k = S_{k+1}^(-1/2) U_{k+1}^T H_k[1:] V_k S_k^(-1/2)``.  Both Gramians of the result
     are S_k, and cutting it to an order errs by at most twice the sum of all singular values that are cut, in the norm
-    of the map from inputs to outputs (Sandberg and Rantzer 2004; Lall and Beck 2003).
+    of the map from inputs to outputs (Sandberg and Rantzer 2004; Lall and Beck 2003).  Singular values that are no more
+    than ``tolerance`` of their state's largest count as zero.
     """
     n_layers = matrix.shape[-2]
     batch, most = matrix.shape[:-2], most_orders(n_layers)
@@ -59,9 +66,9 @@ def balance(matrix: np.ndarray) -> Balanced:
     before: tuple[np.ndarray, ...] | None = None
     for state in range(1, n_layers + 1):
         block = np.swapaxes(matrix[..., :state, state:], -1, -2)
-        left, sizes, right = np.linalg.svd(block, full_matrices=False)
+        left, sizes, right = hankel_svd(matrix, state)
         rank = sizes.shape[-1]
-        rounding = np.finfo(float).eps * max(block.shape) * sizes[..., :1]
+        rounding = max(np.finfo(float).eps * max(block.shape), tolerance) * sizes[..., :1]
         roots = np.sqrt(np.where(sizes > rounding, sizes, 0))
         inverse = np.divide(1, roots, out=np.zeros_like(roots), where=roots > 0)
         values[..., state, :rank] = sizes

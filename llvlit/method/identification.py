@@ -12,10 +12,11 @@ import torch
 from llvlit.checks import array, choice, integer
 from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import sweep
-from llvlit.engine.layer import DenseLayer, LinearizedLayer
+from llvlit.engine.layer import DenseLayer, FrozenLayer, LinearizedLayer
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import InputError, NumericalError
+from llvlit.method.balancing import Balancing
 from llvlit.method.bases import BASES, arnoldi, principal_basis, random_basis, reachability_basis
 from llvlit.method.concepts import DirectionsLike, as_directions
 from llvlit.method.gains import Gains, make_gains, origin
@@ -91,8 +92,14 @@ def identify(
     order
         d, from 1 to the hidden size.
     basis
-        ``krylov`` (``v, J v, J^2 v, ...`` with each layer's own mean Jacobian), ``reachability`` (v and what
-        earlier inputs have become, newest first), ``random``, or ``pca`` (v and the states' principal components).
+        With J_l the layer's mean Jacobian and K(J, v) the span of ``v, J v, J^2 v, ...``: ``krylov`` is
+        ``P_l = K(J_l, v_l)``; ``krylov-shifted`` ``P_{l+1} = [v_{l+1}, K(J_{l+1}, J_l v_l)]``, P_0 as before;
+        ``reachability`` ``P_{l+1} = [v_{l+1}, J_l P_l]``, so v and what earlier inputs have become, newest first;
+        ``pca`` v and the states' principal components; ``random`` v and random directions.  The first three are
+        readings of one sentence of arXiv 2603.12541; at the last state, which no layer follows, all three are the
+        third.  ``balanced`` weighs what inputs reach against what outputs at every state see of it, and projects
+        obliquely (:class:`llvlit.method.balancing.Balancing`); its order is at most half the number of layers, further
+        columns are zero.
     operators
         ``mean``: gains of the operators averaged over the prompts. ``per prompt``: the average over the prompts of
         the gains of each one's own operators (the bases are the same).
@@ -112,8 +119,10 @@ def identify(
 
     Notes
     -----
-    Costs ``order`` Jacobian-vector products per prompt and layer.  No Jacobian is formed; one layer's context
-    is held at a time.
+    Costs ``order`` Jacobian-vector products per prompt and layer, of ``reachability`` no more than there are inputs
+    so far.  No Jacobian is formed; one layer's context is held at a time.  ``balanced`` costs three quarters of
+    ``n_layers`` products per prompt and layer at any order, and holds the contexts of all layers, as
+    :func:`depth_system` does, for its way back.
 
     Examples
     --------
@@ -158,21 +167,28 @@ def identify_all(
     if not plans:
         raise InputError("plans is empty; plan at least one surrogate.")
     choice("jacobian", jacobian, JACOBIANS)
-    reductions = {name: _Reduction(plan, model) for name, plan in plans.items()}
+    reductions = {
+        name: (_BalancedReduction if plan.basis == "balanced" else _Reduction)(plan, model)
+        for name, plan in plans.items()
+    }
     tokens = tokens_of(model, prompts, max_tokens)
     first = {  # of those whose linear gains are the same
         name: next(other for other in reductions.values() if other.has_linear_gains_of(reduction))
         for name, reduction in (reductions.items() if linear else ())
     }
     carried = list(dict.fromkeys(first.values()))
-    largest = max(plan.order for plan in plans.values())
-    products = sum(plan.order for plan in plans.values()) + len(carried) * model.n_layers // 2
-    states = []
+    balanced = [reduction for reduction in reductions.values() if isinstance(reduction, _BalancedReduction)]
+    others = [plan.order for plan in plans.values() if plan.basis != "balanced"]
+    products = sum(others) + (len(carried) + len(balanced)) * model.n_layers // 2
+    states: list[torch.Tensor] = []
+    held: list[FrozenLayer] = []  # for the way back
     for frozen in sweep(model, tokens, max_tokens=max_tokens, final_norm=final_norm, description="identify"):
         forms = products > model.hidden_size
+        largest = max(others, default=frozen.index + 1)
         layer: Linearization = frozen.dense(method=jacobian) if forms else frozen.linearize(largest)
         states.append(frozen.states)
-        krylov = [reduction for reduction in reductions.values() if reduction.plan.basis == "krylov"]
+        held += [frozen] if balanced else []
+        krylov = [reduction for reduction in reductions.values() if reduction.plan.basis.startswith("krylov")]
         columns = _krylov_columns(krylov, frozen.index, layer, jacobian)
         for reduction in reductions.values():
             reduction.take(layer, jacobian, columns.get(reduction))
@@ -180,6 +196,10 @@ def identify_all(
             reduction.carry(frozen.index, layer, jacobian)
         del layer  # its graphs hold the layer's weights
     states.append(frozen.next_states)
+    while held:
+        frozen = held.pop()
+        for reduction in balanced:
+            reduction.look_back(frozen, jacobian)
     metadata = {**origin(model, tokens), "jacobian": jacobian, "final_norm": final_norm}
     return Identification(
         {name: reduction.finish(states[-1], metadata) for name, reduction in reductions.items()},
@@ -242,21 +262,28 @@ class _Reduction:
     def finish(self, last_states: torch.Tensor, metadata: dict[str, Any]) -> LLV:
         """Basis and operator at the last state, and all of it as a surrogate."""
         self._add(*self._basis(last_states))
-        operators = torch.stack(self.operators)
-        if not torch.isfinite(operators).all():  # nor is a mean, where one prompt's operator is not
-            raise NumericalError(
-                f"The surrogate of {self.name} is not finite. Check the model's weights and directions."
-            )
         return LLV(
-            A=operators.numpy(),
+            A=self._finite(torch.stack(self.operators)).numpy(),
             C=(self.bases[-1].T @ self.readout.to("cpu", torch.float64)).numpy(),
             bases=torch.stack(self.bases).numpy(),
             orders=np.array(self.orders),
             per_prompt=torch.stack(self.transposed).permute(1, 0, 3, 2).numpy(),
-            metadata={"basis": self.plan.basis, "order": self.plan.order, "seed": self.plan.seed, **metadata},
-            borrowed=tuple(np.flatnonzero(self.directions.borrowed).tolist()),
-            operators=self.plan.operators,
+            **self._facts(metadata),
         )
+
+    def _finite(self, means: torch.Tensor) -> torch.Tensor:
+        if not torch.isfinite(means).all():  # nor is a mean, where one prompt's product is not
+            raise NumericalError(
+                f"The surrogate of {self.name} is not finite. Check the model's weights and directions."
+            )
+        return means
+
+    def _facts(self, metadata: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "metadata": {"basis": self.plan.basis, "order": self.plan.order, "seed": self.plan.seed, **metadata},
+            "borrowed": tuple(np.flatnonzero(self.directions.borrowed).tolist()),
+            "operators": self.plan.operators,
+        }
 
     def has_linear_gains_of(self, other: _Reduction) -> bool:
         """Whether both have the same directions and the same readout."""
@@ -275,6 +302,61 @@ class _Reduction:
         return np.asarray(gains.cpu().numpy())
 
 
+class _BalancedReduction(_Reduction):
+    """One that goes through depth twice: forward with what pushes reach, and back with what outputs see."""
+
+    def __init__(self, plan: Plan, model: LanguageModel) -> None:
+        super().__init__(plan, model)
+        inputs = self.vectors[:-1].to("cpu", torch.float64).numpy()
+        outputs = np.vstack([inputs, self.readout.to("cpu", torch.float64).numpy()])
+        self.factors = Balancing(inputs, outputs, self.tolerance)
+
+    def take(self, layer: Linearization, jacobian: str, krylov: object) -> None:
+        """Products with the Jacobians of a layer, of all that arrives there."""
+        pushed = torch.from_numpy(self.factors.pushed)
+        images = layer.mean @ pushed if isinstance(layer, DenseLayer) else _mean(_images(layer, pushed, jacobian)).T
+        self.factors.reach(self._finite(images).numpy())
+
+    def look_back(self, frozen: FrozenLayer, jacobian: str) -> None:
+        """Products with the transposed Jacobians of a layer, after the last; and with them each prompt's operators."""
+        layer = frozen if jacobian == "jvp" else frozen.dense(method=jacobian)
+        index, order = frozen.index, self.plan.order
+        seen = torch.from_numpy(self.factors.observed[-1].T).to(layer.states)
+        images = layer.vjp(seen.expand(len(layer.states), -1, -1))  # (n_prompts, rank, hidden_size)
+        right = np.column_stack([_padded(self.factors.right(index), (None, order)), self.factors.inputs[index]])
+        sizes = torch.from_numpy(self.factors.sizes(index + 1)[:order]).to(images)
+        own = images[:, :order] @ torch.from_numpy(right).to(images) / sizes.unsqueeze(-1)
+        self.transposed.append(own.to("cpu", torch.float32))
+        self.factors.observe(self._finite(_mean(images)).T.numpy())
+
+    def finish(self, last_states: torch.Tensor, metadata: dict[str, Any]) -> LLV:
+        """The realization in these coordinates."""
+        order, balanced = self.plan.order, self.factors.balanced
+        assert balanced is not None
+        own = np.stack([_padded(each.numpy(), (None, order, None)) for each in reversed(self.transposed)], axis=1)
+        outputs = _padded(balanced.C, (None, order))
+        states = range(len(self.vectors))
+        return LLV(
+            A=_padded(balanced.A, (None, order, order)),
+            B=_padded(balanced.B, (None, order)),
+            C=outputs[-1],
+            outputs=outputs,
+            bases=np.stack([_padded(self.factors.right(state), (None, order)) for state in states]),
+            left_bases=np.stack([_padded(self.factors.left(state), (None, order)) for state in states]),
+            orders=np.minimum(self.factors.ranks, order),
+            per_prompt=own[..., :order],
+            per_prompt_inputs=own[..., order],
+            **self._facts(metadata),
+        )
+
+
+def _padded(values: np.ndarray, sizes: tuple[int | None, ...]) -> np.ndarray:
+    """An array cut, or filled with zeros, to some sizes of its axes."""
+    shape = tuple(have if want is None else want for have, want in zip(values.shape, sizes, strict=True))
+    values = values[tuple(slice(size) for size in shape)]
+    return np.pad(values, [(0, want - have) for want, have in zip(shape, values.shape, strict=True)])
+
+
 def _krylov_columns(
     reductions: list[_Reduction], index: int, layer: Linearization, jacobian: str
 ) -> dict[_Reduction, tuple[torch.Tensor, int, Images]]:
@@ -283,7 +365,12 @@ def _krylov_columns(
     A plan asks for one product at a time; those of all plans and all prompts go out together.
     """
     iterations = {
-        each: arnoldi(each.vectors[index].to("cpu", torch.float64).numpy(), each.plan.order, each.tolerance)
+        each: arnoldi(
+            each.vectors[index].to("cpu", torch.float64).numpy(),
+            each.plan.order,
+            each.tolerance,
+            each.mean_images[:, 0].numpy() if index and each.plan.basis == "krylov-shifted" else None,
+        )
         for each in reductions
     }
     asked: dict[_Reduction, np.ndarray] = {}

@@ -29,7 +29,8 @@ class Trajectory:
     Attributes
     ----------
     states : (..., n_layers + 1, order) float64 array
-        Reduced states r_0 = 0, r_1, ..., r_L; the first coordinate is the one along the concept direction.
+        Reduced states r_0 = 0, r_1, ..., r_L; in all but the balanced basis the first coordinate is the one along the
+        concept direction.
     output : (...) float64 array
         ``y = C^T r_L``.
 
@@ -51,12 +52,13 @@ class LLV:
     Attributes
     ----------
     A : (n_layers, order, order) float64 array
-        ``A_l = P_{l+1}^T J_l P_l``, with J_l the Jacobian averaged over the prompts.
+        ``A_l = Q_{l+1}^T J_l P_l``, with J_l the Jacobian averaged over the prompts.
     C : (order,) float64 array
         ``P_L^T c``.
     bases : (n_layers + 1, hidden_size, order) float64 array
-        P_l: orthonormal columns, the first v_l; columns beyond ``orders[l]`` are zero.  Of a hidden size of 0 where the
-        surrogate was found from experiments (:func:`llvlit.realize`), and there is none.
+        P_l, whose columns span the states that the surrogate stands for, ``P_l r``; columns beyond ``orders[l]`` are
+        zero.  Orthonormal, the first v_l, but for the balanced basis, whose columns are neither.  Of a hidden size of 0
+        where the surrogate was found from experiments (:func:`llvlit.realize`), and there is none.
     orders : (n_layers + 1,) int array
         Order after deflation.
     per_prompt : (n_prompts, n_layers, order, order) float32 array
@@ -66,11 +68,14 @@ class LLV:
     borrowed : tuple of int
         States whose direction, the first column of their basis, is that of a later state.
     B : (n_layers, order) float64 array
-        Input vectors ``P_{l+1}^T J_l v_l``; A's first columns unless given, as P_l starts at v_l.
+        Input vectors ``Q_{l+1}^T J_l v_l``; A's first columns unless given, as P_l starts at v_l.
     outputs : (n_layers + 1, order) float64 array
         C_l, which reads the concept at every state, ``P_l^T v_l``: the first unit vector unless given; C at the end.
     per_prompt_inputs : (n_prompts, n_layers, order) float32 array
         Input vectors of the single prompts' operators; their first columns unless given.
+    left_bases : (n_layers + 1, hidden_size, order) float64 array
+        Q_l, which give a deviation of the state its coordinates, ``r = Q_l^T dx``; ``Q_l^T P_l = I``.  Unless given,
+        they are P_l.
     operators : str
         ``mean``: :meth:`gains` and :meth:`simulate` are those of A.  ``per prompt``: means over the prompts of what
         each one's own operators give; a product of means is no mean of products.
@@ -101,6 +106,7 @@ class LLV:
     B: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))
     outputs: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))
     per_prompt_inputs: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))
+    left_bases: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))
 
     def __post_init__(self) -> None:
         choice("operators", self.operators, OPERATORS)
@@ -121,6 +127,8 @@ class LLV:
             "orders": (n_layers + 1,),
         }.items():
             object.__setattr__(self, name, array(name, getattr(self, name), shape))
+        left = array("left_bases", self.left_bases, self.bases.shape) if np.size(self.left_bases) else self.bases
+        object.__setattr__(self, "left_bases", left)
         if (self.orders % 1).any() or self.orders.min() < 0 or self.orders.max() > order:
             raise InputError(f"orders={self.orders.tolist()} must be whole numbers from 0 to {order}.")
         object.__setattr__(self, "orders", self.orders.astype(int))
@@ -184,6 +192,7 @@ class LLV:
             C=self.C[:order],
             outputs=self.outputs[:, :order],
             bases=self.bases[:, :, :order],
+            left_bases=self.left_bases[:, :, :order],
             orders=np.minimum(self.orders, order),
             per_prompt=self.per_prompt[:, :, :order, :order],
             per_prompt_inputs=self.per_prompt_inputs[:, :, :order],
@@ -214,6 +223,8 @@ class LLV:
     def save(self, path: str | Path) -> None:
         """Write the surrogate as safetensors, and what computed it; FileError if it cannot be written."""
         arrays = {name: getattr(self, name) for name in ARRAYS}
+        if not np.array_equal(self.left_bases, self.bases):
+            arrays["left_bases"] = self.left_bases
         header: dict[str, Any] = {"kind": "llv", "borrowed": self.borrowed, "operators": self.operators}
         header["metadata"] = {**environment(), **self.metadata}
         save_tensors(checked_path("path", path), arrays, header)
@@ -223,7 +234,8 @@ class LLV:
         """Read what :meth:`save` wrote; FileError if it is cut short, changed, of another kind or version."""
         tensors, header = load_tensors(checked_path("path", path), kind="llv")
         with own_content(path):
-            parts: dict[str, Any] = {name: tensors[name].numpy() for name in ARRAYS}
+            names = (*ARRAYS, *({"left_bases"} & {*tensors}))
+            parts: dict[str, Any] = {name: tensors[name].numpy() for name in names}
             parts |= {"borrowed": header["borrowed"], "operators": header.get("operators", "mean")}
             return cls(**parts, metadata=header["metadata"])
 

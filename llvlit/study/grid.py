@@ -104,7 +104,7 @@ class Settings:
     max_tokens: Annotated[int, Meta(ge=2, le=10**9)] = MAX_TOKENS
     chat: bool = False
     directions: Annotated[tuple[str, ...], Meta(min_length=1)] = ("mean_difference",)
-    bases: Annotated[tuple[str, ...], Meta(min_length=1)] = BASES
+    bases: Annotated[tuple[str, ...], Meta(min_length=1)] = ("krylov", "reachability", "random", "pca")
     operators: Annotated[tuple[str, ...], Meta(min_length=1)] = OPERATORS
     orders: Annotated[tuple[Count, ...], Meta(min_length=1)] = (32,)
     amplitudes: Annotated[tuple[Amplitude, ...], Meta(min_length=1)] = (0.1,)
