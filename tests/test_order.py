@@ -19,6 +19,7 @@ from llvlit.method.gain_matrix import GainMatrix, gain_matrix, noise_floor, real
 from llvlit.method.gains import adjoint_gains, measured_gains
 from llvlit.method.hankel import gains_between
 from llvlit.method.identification import identify
+from llvlit.method.rivals import dynamic_modes, identity_matrix
 from llvlit.tasks.task import load_task
 
 
@@ -121,7 +122,9 @@ def test_time_invariant_systems_are_those_of_the_eigensystem_realization():
     rng = np.random.default_rng(4)
     A, B, C = rng.standard_normal((3, 3)), rng.standard_normal(3), rng.standard_normal(3)
     A *= 0.9 / np.abs(np.linalg.eigvals(A)).max()
-    responses = np.array([0.0, *(C @ np.linalg.matrix_power(A, lag) @ B for lag in range(21))])  # nothing passes at once
+    responses = np.array(
+        [0.0, *(C @ np.linalg.matrix_power(A, lag) @ B for lag in range(21))]
+    )  # nothing passes at once
     matrix = np.array([[responses[max(state - layer, 0)] for state in range(22)] for layer in range(21)])
     theirs, values = control.eigensys_realization(responses[None, None], 3, m=10, n=10)
     block = of(matrix[:20, :21][:19, :20])
@@ -267,3 +270,27 @@ def test_reading_on_the_way_costs_next_to_nothing():
             call(model, prompts, along)
         spent[name] = counted.total
     assert spent["gains"] <= spent["matrix"] <= 1.05 * spent["gains"]
+
+
+def test_layers_that_change_nothing_have_the_identitys_matrix(directions):
+    affine = gain_matrix(affine_model(), PROMPTS, directions).mean
+    assert np.allclose(identity_matrix(directions), affine, atol=1e-10)
+
+
+def test_one_linear_map_for_all_layers_is_found_from_states():
+    """Where a single map A moves all states, dynamic modes give ``v_k^T A^(k - l) v_l``, and are nested."""
+    rng = np.random.default_rng(0)
+    operator, offset = rng.standard_normal((6, 6)) / 2, rng.standard_normal((6, 6))
+    states = [rng.standard_normal((9, 6))]
+    for layer in range(5):  # each with an offset of its own, which no gain sees
+        states.append(states[-1] @ operator.T + offset[layer])
+    states, vectors = torch.from_numpy(np.stack(states, axis=1)), random_directions(6, 6, seed=1)
+    found = dynamic_modes(states, vectors, order=6)
+    for layer in range(5):
+        for state in range(layer + 1, 6):
+            gain = vectors[state].numpy() @ np.linalg.matrix_power(operator, state - layer) @ vectors[layer].numpy()
+            assert np.isclose(found.matrix()[layer, state], gain, rtol=1e-9, atol=1e-12)
+    cut, alone = found.truncate(3), dynamic_modes(states, vectors, order=3)
+    assert np.allclose(cut.A, alone.A, atol=1e-10) and np.allclose(cut.bases, alone.bases, atol=1e-10)
+    with pytest.raises(InputError, match="the same for all prompts"):
+        dynamic_modes(states[:1].repeat(3, 1, 1), vectors, order=2)

@@ -98,7 +98,7 @@ def identify(
         ``pca`` v and the states' principal components; ``random`` v and random directions.  The first three are
         readings of one sentence of arXiv 2603.12541; at the last state, which no layer follows, all three are the
         third.  ``balanced`` weighs what inputs reach against what outputs at every state see of it, and projects
-        obliquely (:class:`llvlit.method.balancing.Balancing`); its order is at most half the number of layers, further
+        obliquely (``llvlit.method.balancing``); its order is at most half the number of layers, further
         columns are zero.
     operators
         ``mean``: gains of the operators averaged over the prompts. ``per prompt``: the average over the prompts of
