@@ -93,7 +93,7 @@ def _both(row: pd.Series) -> str:
 
 
 def _of_basis(study: StudyTables, paper: Paper) -> pd.DataFrame:
-    """Agreements of the paper's basis at the paper's setting."""
+    """Agreements of ``krylov``, a reading of the paper's basis, at the paper's setting."""
     rows = at_setting(study, paper)
     return rows[rows["predictor"] == paper["setting"]["basis"]]
 
