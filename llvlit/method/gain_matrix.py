@@ -285,7 +285,7 @@ def realize(matrix: GainMatrix | np.ndarray, *, order: int | None = None, tolera
     """A surrogate from experiments alone: the balanced time-varying Ho-Kalman realization of a gain matrix.
 
     No Jacobian is taken and no basis chosen: the matrix's Hankel blocks ``H_k = U S V^T`` give the state its
-    coordinates (:func:`llvlit.method.hankel.balance`).  Cut to an order, the map from inputs to outputs errs by at most
+    coordinates (``llvlit.method.hankel``).  Cut to an order, the map from inputs to outputs errs by at most
     twice the sum of the singular values that are cut (Sandberg and Rantzer 2004).
 
     Parameters
