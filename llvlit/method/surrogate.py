@@ -45,6 +45,10 @@ class Trajectory:
     output: np.ndarray
 
 
+def _is_left_out(values: object) -> bool:
+    return isinstance(values, np.ndarray) and not values.size
+
+
 @dataclass(frozen=True)
 class LLV:
     """Linear layer-variant surrogate ``r_{l+1} = A_l r_l + B_l u_l``, ``y = C^T r_L`` (arXiv 2603.12541).
@@ -113,10 +117,10 @@ class LLV:
         n_layers, order, _ = array("A", self.A, ("n_layers", "order", "order")).shape
         array("A", self.A, (n_layers, order, order))
         array("C", self.C, (order,))
-        hidden_size = 0 if np.shape(self.bases)[1:2] == (0,) else "hidden_size"
-        if not np.size(self.B):
+        hidden_size = 0 if array("bases", self.bases).shape[1:2] == (0,) else "hidden_size"
+        if _is_left_out(self.B):
             object.__setattr__(self, "B", np.asarray(self.A)[:, :, 0])
-        if not np.size(self.outputs):
+        if _is_left_out(self.outputs):
             object.__setattr__(self, "outputs", np.concatenate([np.eye(order)[[0] * n_layers], [self.C]]))
         for name, shape in {
             "A": (n_layers, order, order),
@@ -127,8 +131,8 @@ class LLV:
             "orders": (n_layers + 1,),
         }.items():
             object.__setattr__(self, name, array(name, getattr(self, name), shape))
-        left = array("left_bases", self.left_bases, self.bases.shape) if np.size(self.left_bases) else self.bases
-        object.__setattr__(self, "left_bases", left)
+        left = self.bases if _is_left_out(self.left_bases) else self.left_bases
+        object.__setattr__(self, "left_bases", array("left_bases", left, self.bases.shape))
         if (self.orders % 1).any() or self.orders.min() < 0 or self.orders.max() > order:
             raise InputError(f"orders={self.orders.tolist()} must be whole numbers from 0 to {order}.")
         object.__setattr__(self, "orders", self.orders.astype(int))
@@ -138,7 +142,7 @@ class LLV:
         object.__setattr__(self, "per_prompt", per_prompt)
         if per_prompt.shape[1:] != self.A.shape or not len(per_prompt) or not np.isfinite(per_prompt).all():
             raise InputError(f"per_prompt has shape {per_prompt.shape}; expected one finite A for each prompt.")
-        inputs = self.per_prompt_inputs if np.size(self.per_prompt_inputs) else per_prompt[..., 0]
+        inputs = per_prompt[..., 0] if _is_left_out(self.per_prompt_inputs) else self.per_prompt_inputs
         inputs = array("per_prompt_inputs", inputs, per_prompt.shape[:-1]).astype(np.float32)
         object.__setattr__(self, "per_prompt_inputs", inputs)
         instance("metadata", self.metadata, dict, "a dict")
