@@ -33,7 +33,7 @@ def mount(commands: Any) -> None:
     parser.add_argument(
         "--basis",
         default="reachability",
-        help="reachability (default), balanced, krylov, krylov-shifted, pca or random",
+        help="krylov, krylov-shifted, reachability (default), balanced, pca or random",
     )
     parser.add_argument("--order", type="count", help="order d of the surrogate (default 32, or H if less)")
     parser.add_argument("--amplitude", type="length", default=0.1, help="length of the measured push (default 0.1)")
