@@ -37,7 +37,7 @@ def mount(commands: Any) -> None:
     )
     parser.add_argument("--order", type="count", help="order d of the surrogate (default 32, or H if less)")
     parser.add_argument("--amplitude", type="length", default=0.1, help="length of the measured push (default 0.1)")
-    add_files(parser, "the profile", "the surrogate (safetensors); LLV.load reads it")
+    add_files(parser, "it", "the surrogate (safetensors); LLV.load reads it")
 
 
 def gains(options: argparse.Namespace) -> None:

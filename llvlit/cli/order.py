@@ -42,7 +42,7 @@ def mount(commands: Any) -> None:
     )
     parser.add_argument("--amplitude", type="length", default=0.1, help="length of the measured push (default 0.1)")
     parser.add_argument("--nulls", action="store_true", help="also of random directions, and of untrained weights")
-    add_files(parser, "the singular values", "the gain matrix (safetensors); GainMatrix.load reads it")
+    add_files(parser, "it", "the gain matrix (safetensors); GainMatrix.load reads it")
 
 
 def order(options: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ class FeedbackLaw:
     """Inputs that depend on the state: ``u_l = k_l - K_l r_l``.
 
     The state r_l is read off the deviation ``dx_l = x_l - xbar_l`` from the prompt's own run without inputs.  Where
-    the surrogate has bases, ``r_l = P_l^T dx_l``; where it has none (:func:`llvlit.realize`), a time-varying Kalman
+    the surrogate has bases, ``r_l = Q_l^T dx_l``; where it has none (:func:`llvlit.realize`), a time-varying Kalman
     filter finds it from the output ``y_l = v_l^T dx_l`` alone:
     ``r_l = r + M_l (y_l - C_l r)``, ``r = A_{l-1} r_{l-1} + B_{l-1} u_{l-1}``.
 
@@ -281,7 +281,7 @@ def closed_loop(
     vectors = as_directions(directions).vectors.detach().to(states)
     array("directions", vectors, (n_states, hidden_size))
     array("law.gains", law.gains, (n_states - 1, surrogate.order))
-    bases = surrogate.bases
+    bases = surrogate.left_bases
     if bases.shape[1] not in (0, hidden_size):
         raise InputError(f"law has bases of {bases.shape[1]} rows; the states of this system have {hidden_size}.")
     added = states.new_zeros(n_states - 1, hidden_size)
