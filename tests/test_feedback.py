@@ -202,6 +202,20 @@ def test_on_a_model_small_targets_are_reached_and_disturbances_repaired(gpt2):
     assert closed < 0.8 * opened
 
 
+def test_balanced_states_are_read_through_their_left_bases(gpt2):
+    """At state 3 of 4 layers they hold all that later outputs see of a disturbance, as the adjoint does."""
+    vectors, one = random_directions(5, 24, seed=5), PROMPTS.select([0])
+    system, disturbance = depth_system(gpt2, one), torch.zeros(4, 24, dtype=torch.float64)
+    disturbance[3] = 1e-6 * torch.from_numpy(np.random.default_rng(0).standard_normal(24))
+    balanced = identify(gpt2, one, vectors, order=24, basis="balanced")
+    inputs, expected = (
+        closed_loop(system, lqr(surrogate, 1e-6, tightness=1.0), vectors, disturbance=disturbance).inputs
+        for surrogate in (balanced, adjoint_surrogate(gpt2, one, vectors))
+    )
+    assert np.allclose(inputs, expected, rtol=1e-3, atol=1e-10)
+    assert not np.allclose(expected[0], lqr(balanced, 1e-6, tightness=1.0).plan(), rtol=0.1, atol=1e-10)
+
+
 def test_the_outputs_of_a_plan_are_those_of_the_full_model_under_its_inputs(gpt2):
     vectors = random_directions(5, 24, seed=5)
     system = depth_system(gpt2, PROMPTS)
