@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from llvlit.method.gains import Gains, adjoint_gains, measured_gains
     from llvlit.method.identification import identify
     from llvlit.method.several_concepts import GainTensor, gain_tensor
+    from llvlit.method.skipping import concept_effects, fit_layers, logit_effects, replace_layers
     from llvlit.method.steering import steer
     from llvlit.method.surrogate import LLV
     from llvlit.method.verification import RequiredEnergy, required_energy
@@ -84,6 +85,12 @@ _MODULES = {
         "GainTensor",
         "gain_tensor",
     ),
+    "method.skipping": (
+        "concept_effects",
+        "fit_layers",
+        "logit_effects",
+        "replace_layers",
+    ),
     "method.steering": ("steer",),
     "method.surrogate": ("LLV",),
     "method.verification": (
@@ -119,17 +126,21 @@ __all__ = [
     "check_architecture",
     "closed_loop",
     "concept_directions",
+    "concept_effects",
     "depth_system",
+    "fit_layers",
     "gain_matrix",
     "gain_tensor",
     "identify",
     "load_model",
     "load_task",
+    "logit_effects",
     "lqr",
     "measured_gains",
     "minimum_energy",
     "noise_floor",
     "realize",
+    "replace_layers",
     "required_energy",
     "schedules",
     "steer",
