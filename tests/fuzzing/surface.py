@@ -209,6 +209,7 @@ RIGHT = {
     "weights": "np.array([1.0, 2.0, 3.0, 4.0])",
     "where": "np.array([0, 1])",
     "width": "3.0",
+    "replacements": "{1: None}",
     "x": "'layer'",
     "y": "'layer'",
     "predictions": "{'krylov': [1.0, 2, 3]}",
@@ -316,6 +317,11 @@ OWN = {
     "summarize_energies.frame": "energies",
     "task_rows.pretrained": "()",
     "Trajectory.states": "states",
+    "fit_layers.layers": "[1]",
+    "LowOrderLayer.U": "np.eye(8)[:, :2]",
+    "LowOrderLayer.V": "np.eye(8)[:, :2]",
+    "LowOrderLayer.constant": "np.zeros(8)",
+    "LowOrderLayer.mean": "np.zeros(8)",
 }
 
 UNDEFINED = {
