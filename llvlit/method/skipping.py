@@ -243,6 +243,7 @@ def replace_layers(model: LanguageModel, replacements: Replacements) -> Iterator
     >>> torch.equal(without, model.module(**prompt).logits)
     False
     """
+    instance("model", model, LanguageModel, "a model, as load_model gives it")
     given = instance("replacements", replacements, Mapping, "a mapping from layers to what stands in their places")
     changes = {}
     for layer, replacement in given.items():

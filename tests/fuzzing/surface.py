@@ -389,7 +389,7 @@ GENERIC = {
         "Collection": "sequence",
     },
 }
-ALIASES = {"DirectionsLike": {"Directions", "array", "tensor", "sequence"}}
+ALIASES = {"DirectionsLike": {"Directions", "array", "tensor", "sequence"}, "Replacements": {"mapping"}}
 KNOWN = {
     *(
         "LanguageModel",
