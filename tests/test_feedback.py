@@ -55,7 +55,8 @@ def full_order(matrices: torch.Tensor, vectors: torch.Tensor) -> LLV:
 
 
 def without_bases(surrogate: LLV) -> LLV:
-    return replace(surrogate, bases=np.zeros((surrogate.n_layers + 1, 0, surrogate.order)))
+    none = np.zeros((surrogate.n_layers + 1, 0, surrogate.order))
+    return replace(surrogate, bases=none, left_bases=none)
 
 
 def stacked(gains: np.ndarray, offset: np.ndarray, law: FeedbackLaw, weights: np.ndarray) -> np.ndarray:
