@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from llvlit.method.several_concepts import GainTensor, gain_tensor
     from llvlit.method.steering import steer
     from llvlit.method.surrogate import LLV
+    from llvlit.method.trust import TrustRadius, trust_radius
     from llvlit.method.verification import RequiredEnergy, required_energy
     from llvlit.prompts import Prompts
     from llvlit.tasks.splits import Splits
@@ -86,6 +87,10 @@ _MODULES = {
     ),
     "method.steering": ("steer",),
     "method.surrogate": ("LLV",),
+    "method.trust": (
+        "TrustRadius",
+        "trust_radius",
+    ),
     "method.verification": (
         "RequiredEnergy",
         "required_energy",
@@ -114,6 +119,7 @@ __all__ = [
     "RequiredEnergy",
     "Splits",
     "Task",
+    "TrustRadius",
     "adjoint_gains",
     "agreement",
     "check_architecture",
@@ -134,6 +140,7 @@ __all__ = [
     "schedules",
     "steer",
     "tokenize",
+    "trust_radius",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Limited inputs are the cheapest of all that are allowed; gains of pushes at every token are the model's own."""
+"""Limited inputs are the cheapest that are allowed; pushes at every token, optima and radii are the full model's."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ import pytest
 import torch
 from scipy.optimize import brentq, minimize
 
-from conftest import ARCHITECTURES, PROMPTS, WHOLE_PROMPTS, tiny_model
+from conftest import ARCHITECTURES, PROMPTS, WHOLE_PROMPTS, affine_model, tiny_model
+from llvlit.engine.depth import depth_system
 from llvlit.engine.replay import first_output
 from llvlit.errors import InputError, NumericalError
-from llvlit.method import limits
+from llvlit.method import limits, trust
 from llvlit.method.concepts import random_directions
 from llvlit.method.control import energy, minimum_energy
 from llvlit.method.gains import adjoint_gains
+from llvlit.method.optimum import mean_shift, true_optimum
 from llvlit.method.steering import steer
+from llvlit.method.trust import TrustRadius, trust_radius
+from llvlit.method.verification import output_shifts
 
 
 def drawn(generator: np.random.Generator, n_layers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -288,3 +292,112 @@ def test_positions_that_are_none_are_named(gpt2):
         adjoint_gains(gpt2, PROMPTS, vectors, positions="every")
     with pytest.raises(InputError, match="positions='first'"), steer(gpt2, vectors, np.ones(4), positions="first"):
         pass
+
+
+def test_the_gradient_along_a_push_is_that_of_differences(gpt2):
+    """Far from rest, where the gains are others."""
+    system, vectors = depth_system(gpt2, PROMPTS), random_directions(5, 24, seed=3)
+    at, step = np.array([0.5, -1.0, 0.3, 2.0]), 1e-5
+    shift, gradient = mean_shift(system, vectors, at)
+    assert shift == pytest.approx(output_shifts(system, vectors, np.tile(at, (6, 1, 1))).mean(), rel=1e-12)
+    ends = [[mean_shift(system, vectors, at + sign * push)[0] for push in step * np.eye(4)] for sign in (1, -1)]
+    assert np.allclose(gradient, np.subtract(*ends) / (2 * step), rtol=1e-7, atol=1e-8)
+    assert not np.allclose(gradient, adjoint_gains(gpt2, PROMPTS, vectors).mean, rtol=0.1)
+
+
+def test_the_true_optimum_of_an_affine_model_is_the_linear_one():
+    model, vectors = affine_model(), random_directions(5, 24, seed=3)
+    gains, weights = (vectors[:-1] @ vectors[-1]).numpy(), np.array([1.0, 4.0, 0.5, 2.0])
+    best = true_optimum(depth_system(model, PROMPTS), vectors, 2.0, weights=weights)
+    assert np.allclose(best.inputs, minimum_energy(gains, 2.0, weights=weights), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("target", [1.0, -2.0])
+def test_no_inputs_near_the_true_optimum_are_cheaper(gpt2, target):
+    """Each of many neighbours is scaled until it meets the target on the full model, too."""
+    system, vectors = depth_system(gpt2, PROMPTS), random_directions(5, 24, seed=3)
+    weights, generator = np.array([1.0, 2.0, 0.5, 1.0]), np.random.default_rng(0)
+    linear = minimum_energy(adjoint_gains(gpt2, PROMPTS, vectors), target, weights=weights)
+    best = true_optimum(system, vectors, target, weights=weights, starts=np.stack([linear, linear / 2]))
+    assert best.shift == pytest.approx(target, rel=1e-6) and best.energy == min(best.local)
+    _, gradient = mean_shift(system, vectors, best.inputs)
+    pull = weights * best.inputs
+    assert abs(pull @ gradient) == pytest.approx(np.linalg.norm(pull) * np.linalg.norm(gradient), rel=1e-4)
+    for size in (0.01, 0.1):
+        near = best.inputs * (1 + size * generator.standard_normal((30, 4)))
+        scales = np.linspace(0.5, 2, 151)
+        inputs = np.tile((near[:, None] * scales[:, None]).reshape(1, -1, 4), (6, 1, 1))
+        shifts = output_shifts(system, vectors, inputs).mean(axis=0).reshape(30, -1) / target
+        for one, along in zip(near, shifts, strict=True):
+            first = np.interp(1.0, along[: along.argmax() + 1], scales[: along.argmax() + 1])
+            assert energy(first * one, weights=weights) > best.energy * (1 - 1e-4)
+
+
+def test_a_target_that_no_inputs_reach_is_an_error(gpt2):
+    system = depth_system(gpt2, PROMPTS, final_norm=True)
+    with pytest.raises(NumericalError, match="no start led to inputs that reach it; the nearest missed it by"):
+        true_optimum(system, random_directions(5, 24, seed=5), 1e3, starts=np.ones((1, 4)), most_steps=5)
+
+
+def test_the_series_is_that_of_a_polynomial_of_fourth_order():
+    coefficients, steps = np.array([3.0, -2.0, 0.5, 4.0]), np.array([0.1, 0.7])
+    at = steps[:, None] * np.array([1, -1, 2, -2])
+    found = trust._coefficients(steps, sum(c * at ** (i + 1) for i, c in enumerate(coefficients)))
+    assert np.allclose(np.stack(found), coefficients[:3, None], rtol=1e-10)
+
+
+def test_the_radius_is_where_the_curve_of_the_full_model_leaves_the_line(gpt2):
+    """Prompt by prompt, both signs, slopes from one backward pass; a tolerance for which three orders are enough."""
+    vectors, inputs = random_directions(5, 24, seed=5), np.array([[0.0, 1.0, 0.5, 0.2], [0.0, 0.0, 0.0, 3.0]])
+    bent = trust_radius(gpt2, PROMPTS, vectors, inputs, tolerance=0.005, coverage=0.5)
+    slopes = adjoint_gains(gpt2, PROMPTS, vectors).per_prompt @ inputs.T
+    assert np.allclose(bent.slope, slopes, rtol=1e-2, atol=1e-2)
+    system = depth_system(gpt2, PROMPTS)
+    for prompt, shape in np.ndindex(6, 2):
+        radius = bent.per_prompt[prompt, shape]
+        for factor, inside in ((0.8, True), (1.25, False)):
+            scales = factor * radius * np.array([1, -1])
+            pushed = np.zeros((6, 2, 4))
+            pushed[prompt] = scales[:, None] * inputs[shape]
+            error = output_shifts(system, vectors, pushed)[prompt] / (scales * slopes[prompt, shape]) - 1
+            assert (np.abs(error).max() <= 0.005) == inside, (prompt, shape, factor)
+    half = trust_radius(gpt2, PROMPTS, vectors, 2 * inputs[0], tolerance=0.005, coverage=0.5)
+    assert half.radius == pytest.approx(bent.radius[0] / 2, rel=1e-9)
+    assert half.of_mean == pytest.approx(bent.of_mean[0] / 2, rel=1e-9)
+
+
+def test_nothing_bends_in_an_affine_model():
+    bent = trust_radius(affine_model(), PROMPTS, random_directions(5, 24, seed=3), np.ones(4), coverage=0.5)
+    assert (bent.per_prompt > 1e3).all()
+    straight = TrustRadius(np.array([2.0, 0.0]), np.zeros(2), np.zeros(2), 0.1, 0.5)
+    assert straight.per_prompt.tolist() == [np.inf, 0.0]
+
+
+@pytest.mark.parametrize(("n_units", "coverage"), [(19, 0.95), (30, 0.9), (10, 0.8)])
+def test_the_radius_covers_new_prompts_as_often_as_it_promises(n_units, coverage):
+    """Twins of one unit alike up to a little; the promise is on the average over the prompts that it was found from."""
+    generator, pairs = np.random.default_rng(n_units), tuple(np.repeat(range(n_units), 2).tolist())
+    inside = []
+    for _ in range(1000):
+        drawn_radii = np.exp(generator.standard_normal((n_units + 100, 1)) + generator.normal(0, 0.1, (1, 2)))
+        known, new = drawn_radii[:n_units].ravel(), drawn_radii[n_units:].min(axis=1)
+        bent = TrustRadius(np.ones(2 * n_units), 0.1 / known, np.zeros(2 * n_units), 0.1, coverage, pairs)
+        inside.append((new >= bent.radius).mean())
+    assert coverage - 0.01 < np.mean(inside) < coverage + 1 / n_units
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"inputs": np.ones(3)}, r"inputs has shape \(3,\); expected \(4,\) or \(k, 4\)"),
+        ({"inputs": np.zeros((2, 4))}, "inputs holds a shape that is zero"),
+        ({"inputs": np.array([1, np.nan, 0, 0])}, "inputs holds a number that is not finite"),
+        ({"tolerance": 0.0}, "tolerance=0.0 must be above 0"),
+        ({"coverage": 1.0}, "coverage=1.0 must be at most"),
+        ({"coverage": 0.95}, r"coverage=0.95 needs 19 independent prompts or more; there are 6"),
+    ],
+)
+def test_what_no_radius_can_be_found_of_is_named(gpt2, changed, message):
+    options = {"inputs": np.ones(4), "coverage": 0.5, **changed}
+    with pytest.raises(InputError, match=message):
+        trust_radius(gpt2, PROMPTS, random_directions(5, 24), options.pop("inputs"), **options)

@@ -26,8 +26,7 @@ def minimum_energy(
 
     The least-norm solution ``u* = target W^-1 h / (h^T W^-1 h)``; without weights, ``target h / |h|^2``
     (arXiv 2603.12541; Cauchy and Schwarz).  With limits, the cheapest inputs within them, to rounding: layers that
-    would go beyond their limit stay there, and the others share the rest in the same proportion as before
-    (:func:`llvlit.method.limits.cheapest_within`).
+    would go beyond their limit stay there, and the others share the rest in the same proportion as before.
 
     Parameters
     ----------
