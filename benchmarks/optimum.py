@@ -81,7 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = ["embedded/small", "embedded/medium", "embedded/large", "smollm2-135m"]
     parser.add_argument("--models", nargs="+", default=models, help="names that load_model knows")
-    parser.add_argument("--tasks", nargs="+", default=["film-sentiment", "tense"], help="names that load_task knows")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["film-sentiment", "hostility"], help="names that load_task knows"
+    )
     parser.add_argument("--targets", nargs="+", type=float, default=[0.1, 0.5, 1.0, 2.0], help="in class gaps")
     parser.add_argument("--prompts", type=int, default=8, help="of each class, operating and held out (default 8)")
     parser.add_argument("--concept", type=int, default=200, help="of each class, for directions (default 200)")

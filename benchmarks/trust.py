@@ -104,7 +104,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = ["embedded/small", "embedded/medium", "embedded/large", "smollm2-135m"]
     parser.add_argument("--models", nargs="+", default=models, help="names that load_model knows")
-    parser.add_argument("--tasks", nargs="+", default=["film-sentiment", "tense"], help="names that load_task knows")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["film-sentiment", "hostility"], help="names that load_task knows"
+    )
     parser.add_argument("--prompts", type=int, default=20, help="of each class, for radii and held out (default 20)")
     parser.add_argument("--concept", type=int, default=200, help="of each class, for directions (default 200)")
     options = parser.parse_args()

@@ -35,7 +35,7 @@ def minimum_energy(
     weights : (n_layers,) array, optional
         Diagonal of W, positive.
     limit : number or (n_layers,) array, optional
-        Largest size of each input.
+        Largest size of each input; infinite for none.
     sign : str, optional
         ``+``: no input below zero; ``-``: none above.
     layers : two whole numbers, optional

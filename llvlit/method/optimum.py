@@ -13,6 +13,7 @@ from llvlit.engine.depth import DepthSystem
 from llvlit.errors import NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions
 from llvlit.method.control import energy, minimum_energy, schedules
+from llvlit.method.gains import check_resolution
 
 MET = 1e-3
 """Relative distance from the target that counts as there."""
@@ -107,7 +108,7 @@ def true_optimum(
     Raises
     ------
     InputError
-        If the arguments do not fit.
+        If the arguments do not fit, or the target drowns in the rounding of the states.
     NumericalError
         If no start leads to the target.
 
@@ -119,16 +120,18 @@ def true_optimum(
     >>> bool(abs(best.shift / 5.0 - 1) < 1e-3)
     True
     """
+    n_layers = instance("system", system, DepthSystem, "a system, as depth_system gives it").n_layers
     target, most_steps = number("target", target, nonzero=True), integer("most_steps", most_steps, at_least=1)
-    _, gains = mean_shift(system, directions, np.zeros(instance("system", system, DepthSystem, "a system").n_layers))
+    weights = np.ones(n_layers) if weights is None else array("weights", weights, (n_layers,), positive=True)
+    check_resolution("target", target, system.states[:, -1].norm(dim=-1).mean().item(), system.states.dtype)
+    _, gains = mean_shift(system, directions, np.zeros(n_layers))
     linear = minimum_energy(gains, target, weights=weights)
+    scale = np.sqrt(energy(linear, weights=weights))
     if starts is None:
         uniform = schedules(gains, weights=weights)["uniform"]
-        uniform = uniform * np.sign(gains @ uniform * target) * np.sqrt(energy(linear, weights=weights))
-        starts = np.stack([linear, linear / 2, uniform])
-    starts = array("starts", starts, ("n_starts", system.n_layers))
-    scale = np.sqrt(energy(linear, weights=weights))
-    units = scale / np.sqrt(np.ones(system.n_layers) if weights is None else weights)  # u = units z, energy |scale z|^2
+        starts = np.stack([linear, linear / 2, uniform * scale * np.sign(gains @ uniform * target)])
+    starts = array("starts", starts, ("n_starts", n_layers))
+    units = scale / np.sqrt(weights)  # inputs u = units z have the energy |scale z|^2
     seen: dict[bytes, tuple[float, np.ndarray]] = {}
 
     def at(z: np.ndarray) -> tuple[float, np.ndarray]:
@@ -146,7 +149,7 @@ def true_optimum(
     for start in starts:
         found = minimize(
             lambda z: z @ z,
-            start / units,
+            np.clip(start, -1e6 * units, 1e6 * units) / units,
             jac=lambda z: 2 * z,
             constraints={"type": "eq", "fun": lambda z: at(z)[0], "jac": lambda z: at(z)[1]},
             method="SLSQP",

@@ -10,7 +10,7 @@ from llvlit.checks import array, number
 from llvlit.engine.depth import depth_system
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
-from llvlit.errors import InputError
+from llvlit.errors import InputError, NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions, numbers_of
 from llvlit.method.gains import check_resolution, in_parts
 from llvlit.method.verification import output_shifts
@@ -152,6 +152,8 @@ def trust_radius(
     ------
     InputError
         If the inputs do not fit or are zero, or there are too few independent prompts for the coverage.
+    NumericalError
+        If the inputs are so large or small that the coefficients are beyond the range of numbers.
 
     Examples
     --------
@@ -182,13 +184,16 @@ def trust_radius(
         shifts = output_shifts(system, vectors, pushed.reshape(len(part), -1, model.n_layers))
         parts.append(_coefficients(steps, shifts.reshape(scales.shape)))
     slope, second, third = (np.concatenate(each).reshape(-1, *shapes.shape[:-1]) for each in zip(*parts, strict=True))
+    if not np.isfinite([slope, second, third]).all():
+        raise NumericalError(f"inputs of up to {np.abs(rows).max():.3g} bend beyond the range of numbers; scale them.")
     return TrustRadius(slope, second, third, tolerance, coverage, tokens.prompts.pairs)
 
 
 def _coefficients(steps: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First three of the series, from shifts ``(..., 4)`` at steps a, -a, 2a, -2a; the next order of each drops out."""
     odd, even = (shifts[..., ::2] - shifts[..., 1::2]) / 2, (shifts[..., ::2] + shifts[..., 1::2]) / 2
-    third = (odd[..., 1] - 2 * odd[..., 0]) / (6 * steps**3)
-    slope = (8 * odd[..., 0] - odd[..., 1]) / (6 * steps)
-    second = (16 * even[..., 0] - even[..., 1]) / (12 * steps**2)
+    with np.errstate(all="ignore"):
+        slope = (8 * odd[..., 0] - odd[..., 1]) / (6 * steps)
+        second = (16 * even[..., 0] - even[..., 1]) / (12 * steps**2)
+        third = (odd[..., 1] - 2 * odd[..., 0]) / (6 * steps**3)
     return slope, second, third
