@@ -128,6 +128,22 @@ def test_sorting_is_not_enough_where_they_do_not():
     assert np.flatnonzero(minimum_energy(gains, 1.0, limit=limit, most_layers=2)).tolist() == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("worth", "reach"),
+    [
+        ([4.7, 0.5, 0.7, 0.6], [0.3, 0.6, 0.9, 0.7]),
+        ([0.7, 3.8, 0.6, 0.4], [0.9, 0.3, 0.6, 0.2]),
+        ([0.6, 0.8, 0.9, 1.8], [0.7, 0.5, 0.2, 0.4]),
+    ],
+)
+def test_bounds_that_are_not_exact_are_branched_on(worth, reach):
+    """Problems whose first bound is below the least energy, and its layers not the cheapest."""
+    worth, reach = np.array(worth), np.array(reach)
+    shares = limits.cheapest_shares(worth, reach, 2)
+    least = by_enumeration(np.ones(4), 1 / worth, 1.0, np.zeros(4), reach, 2)
+    assert shares.sum() == pytest.approx(1) and (shares**2 / worth).sum() == pytest.approx(least, rel=1e-9)
+
+
 def test_the_search_stays_small():
     """Forty layers, of which eight: 77 million subsets, some dozens of bounds."""
     generator, counts, bound = np.random.default_rng(4), [], limits._bound
