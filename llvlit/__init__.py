@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from llvlit.method.skipping import concept_effects, fit_layers, logit_effects, replace_layers
     from llvlit.method.steering import steer
     from llvlit.method.surrogate import LLV
+    from llvlit.method.trust import TrustRadius, trust_radius
     from llvlit.method.verification import RequiredEnergy, required_energy
     from llvlit.prompts import Prompts
     from llvlit.tasks.splits import Splits
@@ -93,6 +94,10 @@ _MODULES = {
     ),
     "method.steering": ("steer",),
     "method.surrogate": ("LLV",),
+    "method.trust": (
+        "TrustRadius",
+        "trust_radius",
+    ),
     "method.verification": (
         "RequiredEnergy",
         "required_energy",
@@ -121,6 +126,7 @@ __all__ = [
     "RequiredEnergy",
     "Splits",
     "Task",
+    "TrustRadius",
     "adjoint_gains",
     "agreement",
     "check_architecture",
@@ -145,6 +151,7 @@ __all__ = [
     "schedules",
     "steer",
     "tokenize",
+    "trust_radius",
 ]
 
 

@@ -172,6 +172,44 @@ def _side_by_side(readings: list[torch.Tensor]) -> torch.Tensor:
     return together
 
 
+def all_token_adjoints(
+    model: LanguageModel, tokenized: TokenizedPrompts, outputs: torch.Tensor, *, final_norm: bool = False
+) -> torch.Tensor:
+    """Adjoints ``dy / dx_l`` before every layer, summed over the tokens of a prompt.
+
+    Each layer runs once more, on all tokens of a batch, when the backward pass comes to it, so that the graph of one
+    layer is held at a time.
+
+    Parameters
+    ----------
+    outputs : (k, hidden_size) tensor
+        What y reads of the last token's final state.
+
+    Returns
+    -------
+    (n_prompts, n_layers, k, hidden_size) tensor
+    """
+    sums = outputs.new_empty(len(tokenized), model.n_layers, *outputs.shape)
+    with exclusive(model):
+        style = check_replay(model, tokenized)
+        for members, tokens, last in progress(list(_batches(model, tokenized, style)), "gains at all tokens"):
+            recording, rows = record(model, tokens, last, style), torch.arange(len(last), device=last.device)
+            hidden = [recording.hidden]
+            for index, module in enumerate(model.layers[:-1]):
+                with torch.no_grad():
+                    hidden.append(run_all_tokens(module, hidden[-1], recording.calls[index], recording.cache)[0])
+            adjoints = list(outputs.unsqueeze(1).expand(-1, len(rows), -1))
+            for index in reversed(range(model.n_layers)):
+                with torch.enable_grad():
+                    before = hidden.pop().detach().requires_grad_()
+                    after = run_all_tokens(model.layers[index], before, recording.calls[index], recording.cache)[0]
+                    if index + 1 == model.n_layers:
+                        after = apply_modules(model.after_layers if final_norm else (), after[rows, last])
+                adjoints = [torch.autograd.grad(after, before, each, retain_graph=True)[0] for each in adjoints]
+                sums[members, index] = torch.stack([each.sum(dim=1) for each in adjoints], dim=1)
+    return sums
+
+
 def last_token_states(
     model: LanguageModel,
     prompts: Prompts | TokenizedPrompts,

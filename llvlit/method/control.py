@@ -9,13 +9,24 @@ from llvlit.checks import array, integer, number
 from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.gains import Gains, profile
+from llvlit.method.limits import cheapest_within, checked_limits
 
 
-def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndarray | None = None) -> np.ndarray:
+def minimum_energy(
+    gains: Gains | np.ndarray,
+    target: float,
+    *,
+    weights: np.ndarray | None = None,
+    limit: float | np.ndarray | None = None,
+    sign: str | None = None,
+    layers: tuple[int, int] | None = None,
+    most_layers: int | None = None,
+) -> np.ndarray:
     """Inputs u* ``(n_layers,)`` of least energy ``u^T W u`` among all with ``h^T u = target``.
 
     The least-norm solution ``u* = target W^-1 h / (h^T W^-1 h)``; without weights, ``target h / |h|^2``
-    (arXiv 2603.12541; Cauchy and Schwarz).
+    (arXiv 2603.12541; Cauchy and Schwarz).  With limits, the cheapest inputs within them, to rounding: layers that
+    would go beyond their limit stay there, and the others share the rest in the same proportion as before.
 
     Parameters
     ----------
@@ -23,11 +34,20 @@ def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndar
         h: predicted, adjoint or measured.
     weights : (n_layers,) array, optional
         Diagonal of W, positive.
+    limit : number or (n_layers,) array, optional
+        Largest size of each input; infinite for none.
+    sign : str, optional
+        ``+``: no input below zero; ``-``: none above.
+    layers : two whole numbers, optional
+        First and last layer that may be pushed.
+    most_layers : int, optional
+        How many layers may be pushed.
 
     Raises
     ------
     InputError
-        If the target, the gains or the weights are not finite, or a weight is not positive.
+        If the target, the gains or the weights are not finite, a weight is not positive, or the target is out of reach
+        within the limits: the message says how far they reach, and how far without each of them.
     NumericalError
         If all gains are zero, so that no input moves the output; or the inputs are beyond the largest number.
 
@@ -35,15 +55,21 @@ def minimum_energy(gains: Gains | np.ndarray, target: float, *, weights: np.ndar
     --------
     >>> llvlit.minimum_energy(np.array([3.0, 4.0, 0.0]), 5.0)
     array([0.6, 0.8, 0. ])
+    >>> llvlit.minimum_energy(np.array([3.0, 4.0, 1.0]), 5.0, limit=0.75)
+    array([0.6 , 0.75, 0.2 ])
     """
     h, target = profile("gains", gains), number("target", target)
-    inverse = 1 / _weights(weights, "gains", h)
+    diagonal = _weights(weights, "gains", h)
+    limits = checked_limits(len(h), limit, sign, layers, most_layers)
     size = np.abs(h).max()
     if size == 0:
         raise NumericalError("All gains are zero: no input moves the output, and no target but 0 can be reached.")
-    h = h / size  # so that no square of them is beyond the range of numbers
     with np.errstate(over="ignore", invalid="ignore"):
-        inputs = np.asarray(target / size * inverse * h / (h @ (inverse * h)))
+        if limits.names():
+            inputs = cheapest_within(h, diagonal, target, limits)
+        else:
+            h, inverse = h / size, 1 / diagonal  # so that no square of the gains is beyond the range of numbers
+            inputs = np.asarray(target / size * inverse * h / (h @ (inverse * h)))
     if not np.isfinite(inputs).all():
         raise NumericalError(f"target={target:g} needs inputs beyond the largest number; gains reach {size:g}.")
     return inputs

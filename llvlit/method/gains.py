@@ -14,7 +14,7 @@ import torch
 from llvlit.checks import array, choice, flag, instance, integer, number
 from llvlit.checks import path as checked_path
 from llvlit.checks import seed as checked_seed
-from llvlit.engine.depth import propagate_beside, sweep
+from llvlit.engine.depth import all_token_adjoints, propagate_beside, sweep
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import FileError, InputError, NumericalError
@@ -27,6 +27,8 @@ from llvlit.provenance import environment
 
 PROMPTS_AT_ONCE = 32
 """Whose layers' contexts are held together."""
+POSITIONS = ("last", "all")
+"""Which of a prompt's tokens are pushed."""
 
 
 @dataclass(frozen=True)
@@ -299,6 +301,7 @@ def adjoint_gains(
     prompts: Prompts | TokenizedPrompts,
     directions: DirectionsLike | Sequence[DirectionsLike],
     *,
+    positions: str = "last",
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
 ) -> Any:
@@ -311,6 +314,10 @@ def adjoint_gains(
     ----------
     directions
         One set, or a list of several, whose outputs share the backward pass.
+    positions
+        ``last``: pushes at the last token.  ``all``: the same push at every token of the prompt, as
+        ``steer(..., positions="all")`` makes it; the gain is the sum over the tokens, start token and massive
+        activations included, of ``(dy / dx_l)^T v_l``, from one backward pass through the whole prompt.
 
     Returns
     -------
@@ -331,6 +338,14 @@ def adjoint_gains(
     several = _several(directions)
     vectors = torch.stack([one.on(model) for one in several], dim=1)  # (n_layers + 1, n_sets, hidden_size)
     tokens = tokens_of(model, prompts, max_tokens)
+    flag("final_norm", final_norm)
+    if choice("positions", positions, POSITIONS) == "all":
+        sums = all_token_adjoints(model, tokens, vectors[-1], final_norm=final_norm).to(torch.float64)
+        at_all = torch.einsum("nlkh,lkh->knl", sums, vectors[:-1].to(sums)).cpu().numpy()
+        results = [make_gains(model, tokens, each, one) for each, one in zip(at_all, several, strict=True)]
+        for result in results:
+            result.metadata["positions"] = positions
+        return results if isinstance(directions, list | tuple) else results[0]
     gains = np.empty((len(several), len(tokens), model.n_layers))
     for members, part in in_parts(tokens):
         layers = tuple(sweep(model, part, max_tokens=max_tokens, final_norm=final_norm, description="adjoint gains"))

@@ -1,4 +1,4 @@
-"""Steering: inputs that act on a model's last token while it runs or generates, and leave no trace."""
+"""Steering: inputs that act on a model's tokens, the last or all, while it runs or generates, and leave no trace."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from llvlit.checks import array
+from llvlit.checks import array, choice
 from llvlit.engine.exclusive import lock_of
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError, ModelError, NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions
+from llvlit.method.gains import POSITIONS
 
 
 @contextmanager
-def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) -> Iterator[LanguageModel]:
-    """Context manager: inputs act on the last token of every forward pass inside, ``generate`` included.
+def steer(
+    model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray, *, positions: str = "last"
+) -> Iterator[LanguageModel]:
+    """Context manager: inputs act on the last token of every forward pass inside, ``generate`` included; or on all.
 
     Before layer l, u_l v_l is added to the residual stream at each prompt's last token that the attention mask
     ``(n_prompts, n_tokens)`` calls real, so that padding may stand on either side; a prompt of which the pass holds
@@ -33,6 +36,10 @@ def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) 
     ----------
     inputs : (n_layers,) array
         u, such as :func:`minimum_energy` gives.
+    positions
+        ``last``: the last real token alone.  ``all``: u_l v_l is added at every real token of the pass; in generation
+        that is the whole prompt, then each new token.  The gains of such inputs are
+        ``adjoint_gains(..., positions="all")``.
 
     Raises
     ------
@@ -56,6 +63,7 @@ def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) 
     """
     vectors = as_directions(directions).on(model)
     inputs = array("inputs", inputs, (model.n_layers,))
+    pushed = {"last": _last_tokens, "all": _real_tokens}[choice("positions", positions, POSITIONS)]
     pushes = torch.as_tensor(inputs).to(vectors).unsqueeze(-1) * vectors[:-1]
 
     running = local()  # in each thread: what runs and holds the layers, and the mask that it was given
@@ -69,20 +77,20 @@ def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) 
         if running.module is module:
             running.module = running.mask = None
 
-    def last_tokens(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return _last_tokens(hidden, getattr(running, "mask", None))
+    def pushed_tokens(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return pushed(hidden, getattr(running, "mask", None))
 
     def hook(layer: int) -> Any:
         def push(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden = args[0].clone()
-            hidden[last_tokens(hidden)] += pushes[layer]
+            hidden[pushed_tokens(hidden)] += pushes[layer]
             return (hidden, *args[1:])
 
         return push
 
     def check_finite(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
-        if not torch.isfinite(hidden[last_tokens(hidden)]).all():
+        if not torch.isfinite(hidden[pushed_tokens(hidden)]).all():
             raise NumericalError(f"Inputs of up to {np.abs(inputs).max():.3g} overflow {model.name}; lower them.")
 
     entered = False
@@ -109,24 +117,31 @@ def steer(model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray) 
             _remove_hooks(model)
 
 
-def _last_tokens(hidden: torch.Tensor, mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and positions of the last real tokens in ``(n_prompts, n_tokens, hidden_size)``.
+def _real_tokens(hidden: torch.Tensor, mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and positions of the real tokens in ``(n_prompts, n_tokens, hidden_size)``.
 
     The mask is that of the pass, or none; it may begin with tokens that passed before and lie in the cache.
     """
     n_prompts, n_tokens = hidden.shape[:2]
-    rows = torch.arange(n_prompts, device=hidden.device)
     if mask is None or (n_tokens == 1 and getattr(mask, "ndim", 0) != 2):
-        return rows, torch.full_like(rows, n_tokens - 1)
+        rows, positions = hidden.new_ones(n_prompts, n_tokens).nonzero(as_tuple=True)
+        return rows, positions
     if getattr(mask, "ndim", 0) != 2 or mask.shape[1] < n_tokens:
         came = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
         raise InputError(
-            f"attention_mask={came} does not tell which of {n_tokens} tokens are padding, and steer acts on the last "
-            "one that is none. Pass the mask of the prompts, (n_prompts, n_tokens), or none."
+            f"attention_mask={came} does not tell which of {n_tokens} tokens are padding, and steer acts on those "
+            "that are none. Pass the mask of the prompts, (n_prompts, n_tokens), or none."
         )
-    real = (mask[:, -n_tokens:] != 0).to(hidden.device)
-    last = (real * torch.arange(1, n_tokens + 1, device=hidden.device)).amax(dim=1).expand(n_prompts) - 1
-    return rows[last >= 0], last[last >= 0]
+    real = (mask[:, -n_tokens:] != 0).to(hidden.device).expand(n_prompts, n_tokens)
+    rows, positions = real.nonzero(as_tuple=True)
+    return rows, positions
+
+
+def _last_tokens(hidden: torch.Tensor, mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last of each row's real tokens."""
+    rows, positions = _real_tokens(hidden, mask)
+    is_last = torch.cat([rows[1:] != rows[:-1], rows.new_ones(1, dtype=torch.bool)])[: len(rows)]
+    return rows[is_last], positions[is_last]
 
 
 def _holders(model: LanguageModel) -> list[nn.Module]:

@@ -28,6 +28,7 @@ MADE = {
         "FeedbackLaw",
         "FrozenLayer",
         "LanguageModel",
+        "Optimum",
         "RequiredEnergy",
         "StudyTables",
         "TokenizedPrompts",
@@ -54,6 +55,7 @@ INSTANCES = {
     "StudyTables": "llvlit.study.tables.read_study('real', start=ROOT)",
     "Task": "task",
     "TokenizedPrompts": "llvlit.engine.tokens.tokenize(model, prompts)",
+    "TrustRadius": "llvlit.TrustRadius(*np.ones((3, 6)), 0.1, 0.5)",
 }
 
 RIGHT = {
@@ -82,6 +84,7 @@ RIGHT = {
     "column": "'predictor'",
     "concept": "3",
     "cotangents": "system.states[:, :1]",
+    "coverage": "0.5",
     "data_dir": "None",
     "description": "'words'",
     "device": "'cpu'",
@@ -120,6 +123,7 @@ RIGHT = {
     "layers": "'all'",
     "less": "'worse'",
     "level": "0.9",
+    "limit": "0.5",
     "limits": "(0.0, 1.0)",
     "linestyle": "'--'",
     "log": "False",
@@ -133,6 +137,8 @@ RIGHT = {
     "models": "('gpt2',)",
     "module": "model.module",
     "more": "'better'",
+    "most_layers": "3",
+    "most_steps": "30",
     "n_columns": "2",
     "n_layers": "4",
     "n_pairs": "2",
@@ -159,6 +165,7 @@ RIGHT = {
     "path": "'saved.safetensors'",
     "per_prompt": "gains.per_prompt",
     "per_task": "{'a': {'concept': 3}}",
+    "positions": "'all'",
     "predicted": "surrogate.gains()",
     "pretrained": "None",
     "previous_images": "matrix[:, :3]",
@@ -179,8 +186,10 @@ RIGHT = {
     "shape": "shape",
     "shapes": "{'a': shape}",
     "sign": "'+'",
+    "slope": "np.ones(6)",
     "source": "'here'",
     "start": "0",
+    "starts": "llvlit.minimum_energy(gains, 0.1)[None]",
     "states": "states",
     "stop": "3",
     "stream": "False",
@@ -197,6 +206,7 @@ RIGHT = {
     "texts": "('a good film', 'a dull film')",
     "theirs": "None",
     "tightness": "10.0",
+    "third": "np.zeros(6)",
     "title": "'a title'",
     "tokenizer": "model.tokenizer",
     "tokens_per_batch": "100",
@@ -301,6 +311,7 @@ OWN = {
     "load_task.name": "'film-sentiment'",
     "markov_parameters.output": "surrogate.C",
     "orthonormal_basis.vectors": "torch.eye(8)[:3]",
+    "minimum_energy.layers": "(0, 2)",
     "output_shifts.inputs": "np.zeros((6, 1, 4))",
     "paper_command.model": "'gpt2'",
     "paper_command.task": "'ag_news'",
@@ -316,6 +327,9 @@ OWN = {
     "steer.inputs": "shape",
     "summarize_energies.frame": "energies",
     "task_rows.pretrained": "()",
+    "TrustRadius.pairs": "gains.pairs",
+    "TrustRadius.second": "np.ones(6)",
+    "TrustRadius.tolerance": "0.1",
     "Trajectory.states": "states",
     "fit_layers.layers": "[1]",
     "LowOrderLayer.U": "np.eye(8)[:, :2]",
@@ -339,16 +353,20 @@ UNDEFINED = {
 }
 """Callables whose documentation says where NaN, or an infinite energy, is the answer."""
 
-MAY_BE_NAN = {"Directions(gaps)", "heatmap(values)"}
-"""Arguments whose documentation says what NaN means."""
+MAY_BE_NAN = {"Directions(gaps)", "heatmap(values)", "minimum_energy(limit)"}
+"""Arguments whose documentation says what NaN, or infinity, means."""
 
 LIMITS = {  # least and largest value, bounds included
     "amplitude": (5e-324, None),
     "concept": (1, None),
+    "coverage": (5e-324, 1 - 1e-12),
     "evaluation": (1, None),
     "index": (0, None),
     "layer": (0, None),
     "level": (1e-12, 1 - 1e-12),
+    "limit": (0, None),
+    "most_layers": (1, None),
+    "most_steps": (1, None),
     "max_tokens": (1, None),
     "n_prompts": (1, None),
     "n_states": (1, None),
