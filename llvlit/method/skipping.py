@@ -152,7 +152,7 @@ def token_losses(
     Parameters
     ----------
     replacements
-        What stands in some layers' places; see :func:`replace_layers`.
+        What stands in some layers' places; see :func:`llvlit.replace_layers`.
 
     Examples
     --------
