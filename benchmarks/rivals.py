@@ -74,8 +74,9 @@ def missed_profile(matrix: GainMatrix, prediction: np.ndarray) -> float:
 def with_interval(matrix: GainMatrix, prediction: np.ndarray) -> str:
     values = matrix.per_prompt.reshape(len(matrix.pairs), -1)
     draws = resampled_means(values, matrix.pairs, seed=0).reshape(-1, *prediction.shape)
-    low, high = interval(misses(draws, prediction))
-    return f"{matrix.missed_by(prediction):.3f} ({low:.3f} to {high:.3f})"
+    missed = matrix.missed_by(prediction)
+    low, high = np.maximum(interval(2 * missed - misses(draws, prediction)), 0)  # basic: a drawn mean is noisier
+    return f"{missed:.3f} ({low:.3f} to {high:.3f})"
 
 
 def compare(model: LanguageModel, task: str, counts: list[int], n_evaluation: int, n_concept: int) -> bool:

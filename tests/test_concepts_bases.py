@@ -45,6 +45,15 @@ def planted_states(n_per_class=60, n_states=3, hidden_size=8, gap=4.0):
     return states, labels
 
 
+@pytest.mark.parametrize(("direction", "start"), [(2, 1), (1, 1)])
+def test_a_shifted_space_goes_on_where_a_power_lies_along_the_direction(direction, start):
+    """A cycle of three: the span of v, w, A w, A^2 w is everything, though A w = v or w = v."""
+    shift = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], dtype=torch.float64)
+    unit = torch.eye(3, dtype=torch.float64)
+    _, rank, _ = krylov_basis(shift.mv, unit[direction], order=3, start=unit[start])
+    assert rank == 3
+
+
 def test_mean_difference_is_the_difference_of_class_means(gpt2):
     directions = concept_directions(gpt2, PROMPTS)
     states = last_token_states(gpt2, PROMPTS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ class LinearLayer:
     """A layer that multiplies by a matrix."""
 
     matrix: torch.Tensor
+    model: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(name="linear", fingerprint=""))
+    after: tuple = ()
 
     def step(self, candidates: torch.Tensor) -> torch.Tensor:
         return candidates @ self.matrix.T
@@ -253,5 +256,10 @@ def test_bad_input_is_refused_by_name(gpt2):
             call()
     short = lqr(identify(gpt2, PROMPTS, random_directions(5, 24), order=2), 1.0)
     wide = DepthSystem(torch.ones(2, 5, 8, dtype=torch.float64), system.layers[:4], 0)
+    foreign = replace(short, surrogate=replace(short.surrogate, metadata={"model": "a", "model_fingerprint": "b"}))
+    with pytest.raises(InputError, match="law is of the model a"):
+        closed_loop(other, foreign, random_directions(5, 24))
+    with pytest.raises(InputError, match="final_norm"):
+        closed_loop(depth_system(gpt2, PROMPTS, final_norm=True), short, random_directions(5, 24))
     with pytest.raises(InputError, match="24 rows"):
         closed_loop(wide, short, random_directions(5, 8))

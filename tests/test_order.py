@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import llvlit
-from conftest import EXACT, PROMPTS, affine_model
+from conftest import EXACT, PROMPTS, affine_model, tiny_model
 from llvlit.engine.depth import depth_system
 from llvlit.engine.models import load_model
 from llvlit.errors import FileError, InputError
@@ -77,6 +77,25 @@ def test_the_last_column_is_the_gain_profile(gpt2, directions):
     linear = gain_matrix(gpt2, PROMPTS, directions, method="linear").gains()
     assert np.allclose(linear.per_prompt, adjoint_gains(gpt2, PROMPTS, directions).per_prompt, rtol=1e-10, atol=1e-12)
     assert linear.kind == "adjoint" and linear.pairs == matrix.pairs
+
+
+def test_the_final_norm_is_told_and_not_mixed(gpt2, directions):
+    plain, normed = (gain_matrix(gpt2, PROMPTS, directions, final_norm=flag) for flag in (False, True))
+    assert np.allclose(normed.gains().mean, measured_gains(gpt2, PROMPTS, directions, final_norm=True).mean)
+    with pytest.raises(InputError, match="final_norm True"):
+        plain.missed_by(realize(normed, order=2))
+
+
+def test_pushes_that_change_the_route_are_told_as_by_the_gains():
+    model = tiny_model("mixtral", num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2)
+    model.module.config._experts_implementation = "eager"
+    along = random_directions(model.n_layers + 1, model.hidden_size)
+    with pytest.warns(UserWarning, match="router of tiny-mixtral"):
+        gains = measured_gains(model, PROMPTS, along, amplitude=0.3)
+    with pytest.warns(UserWarning, match="router of tiny-mixtral"):
+        matrix = gain_matrix(model, PROMPTS, along, amplitude=0.3)
+    assert matrix.metadata["rerouted"] == gains.metadata["rerouted"]
+    assert np.allclose(matrix.gains().per_prompt, gains.per_prompt, atol=1e-9)
 
 
 def test_central_differences_of_the_matrix_have_order_two(gpt2, directions):

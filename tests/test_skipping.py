@@ -175,7 +175,7 @@ def test_generating_with_a_cache_gives_the_same_words(gpt2):
 
 
 def test_the_model_is_as_it_was_after_an_exception_and_refused_inside(gpt2, directions):
-    before = logits_of(gpt2)
+    before, hooks = logits_of(gpt2), [dict(layer._forward_hooks) for layer in gpt2.layers]
     with pytest.raises(KeyError), replace_layers(gpt2, {1: None}):
         assert not torch.equal(logits_of(gpt2), before)
         for call in (
@@ -187,7 +187,7 @@ def test_the_model_is_as_it_was_after_an_exception_and_refused_inside(gpt2, dire
                 call()
         raise KeyError
     assert torch.equal(logits_of(gpt2), before)
-    assert not any(layer._forward_hooks for layer in gpt2.layers)
+    assert [dict(layer._forward_hooks) for layer in gpt2.layers] == hooks
 
 
 WIDE = LowOrderLayer(np.ones((3, 1)), np.ones((3, 1)), np.ones(3), np.ones(3))

@@ -41,7 +41,9 @@ def mount(commands: Any) -> None:
         "--method", default="measured", help="measured (default), or linear: products with Jacobians, no pushes"
     )
     parser.add_argument("--amplitude", type="length", default=0.1, help="length of the measured push (default 0.1)")
-    parser.add_argument("--nulls", action="store_true", help="also of random directions, and of untrained weights")
+    parser.add_argument(
+        "--nulls", action="store_true", help="also of directions turned together, random ones, and untrained weights"
+    )
     add_files(parser, "it", "the gain matrix (safetensors); GainMatrix.load reads it")
 
 
@@ -64,6 +66,9 @@ def order(options: argparse.Namespace) -> None:
 
 def compute(options: argparse.Namespace) -> tuple[dict[str, Any], GainMatrix]:
     """Orders and singular values, as they are printed and drawn, and the gain matrix."""
+    import numpy as np
+
+    from llvlit.engine.tokens import tokenize
     from llvlit.method.concepts import concept_directions, random_directions
     from llvlit.method.gain_matrix import gain_matrix, noise_floor
     from llvlit.provenance import environment
@@ -77,9 +82,13 @@ def compute(options: argparse.Namespace) -> tuple[dict[str, Any], GainMatrix]:
     nulls = {}
     if options.nulls:
         shape = model.n_layers + 1, model.hidden_size
+        turn, _ = np.linalg.qr(np.random.default_rng(options.seed).standard_normal((model.hidden_size,) * 2))
+        turned = directions.vectors.double().cpu().numpy() @ turn
+        nulls["the same directions, turned together"] = gain_matrix(model, tokens, turned, **how)
         nulls["random directions"] = gain_matrix(model, tokens, random_directions(*shape, seed=options.seed), **how)
         untrained = load_subject(f"untrained:{options.model}", device=options.device)
-        nulls["untrained weights"] = gain_matrix(untrained, tokens.prompts, directions, **how)
+        own = tokenize(untrained, tokens.prompts, chat=options.chat)
+        nulls["untrained weights, the same directions"] = gain_matrix(untrained, own, directions, **how)
     return {
         "title": f"{model.name} on {options.task}",
         "n_layers": model.n_layers,
@@ -89,7 +98,7 @@ def compute(options: argparse.Namespace) -> tuple[dict[str, Any], GainMatrix]:
         "nulls": {name: _orders(null, options) for name, null in nulls.items()},
         "singular_values": [values.tolist() for values in matrix.hankel_singular_values()],
         "missed": matrix.shares_missed(),
-        "floor": noise_floor(model, tokens, directions, amplitude=options.amplitude),
+        "floor": noise_floor(model, tokens, directions, amplitude=options.amplitude) if matrix.amplitude else None,
         "borrowed": matrix.borrowed,
         "figure": None,
         "metadata": {**environment(), **matrix.metadata},
@@ -127,8 +136,10 @@ def text(found: dict[str, Any]) -> str:
     lines += ["", columns(rows, {"singular value": "{:>14.4f}", "missed": "{:>8.2%}"})]
     lines.append(
         f"\nMissed: the share of the matrix that a realization of this order misses ({found['n_prompts']} held-out "
-        f"prompts, 95 % intervals over them).\nRounding alone makes singular values of {max(found['floor']):.1g}."
+        f"prompts, 95 % intervals over them)."
     )
+    if found["floor"] is not None:
+        lines.append(f"Rounding makes singular values of {max(found['floor']):.1g} at the least.")
     borrowed = [state for state in found["borrowed"] if state < found["n_layers"]]
     return "\n".join([*lines, *borrowed_note(borrowed), *found["note"]])
 
@@ -138,7 +149,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
     from llvlit.plots import figures
 
     figure, axes = figures.new(2)
-    figures.hankel_spectrum(found["singular_values"], axes=axes[0], floor=max(found["floor"]), title=found["title"])
+    floor = None if found["floor"] is None else max(found["floor"])
+    figures.hankel_spectrum(found["singular_values"], axes=axes[0], floor=floor, title=found["title"])
     tolerances = [each["tolerance"] for each in found["orders"]]
     figures.shares_missed({"realized": found["missed"]}, axes=axes[1], tolerances=tolerances)
     figures.save(figure, path)

@@ -109,6 +109,10 @@ def arnoldi(
         if start is not None:
             vector = vector + offsets[-1] * images[0] if offsets else start
         grows = len(columns) < order and add_vector(columns, vector, tolerance=tolerance)
+        tries = len(columns) if start is not None and len(columns) < order and not grows else 0
+        while tries and not grows:  # A^j w lies in the span through its part along v; A of it need not
+            vector, tries = (np.stack(columns) @ vector) @ np.stack(images), tries - 1
+            grows = add_vector(columns, vector, tolerance=tolerance)
         if grows and start is not None:
             parts = np.stack(columns) @ vector
             offsets.append(float((parts[0] - parts[1:-1] @ np.array(offsets)) / parts[-1]))

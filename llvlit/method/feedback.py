@@ -15,6 +15,7 @@ from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions
 from llvlit.method.gains import in_parts, origin
+from llvlit.method.hankel import gains_between
 from llvlit.method.surrogate import LLV
 from llvlit.prompts import Prompts
 
@@ -97,7 +98,7 @@ def lqr(
         Of :func:`llvlit.identify` or :func:`llvlit.realize`; its mean operators count.
     setpoints
         Target of the output at the end, or outputs ``(n_layers + 1,)`` at every state; as deviations from the run
-        without inputs.
+        without inputs.  What is asked of state 0 is of no account, since no input comes before it.
     tightness
         How dear a miss is, a number or ``(n_layers + 1,)`` numbers, zero where the output is free: ``q_k = tightness /
         (h_k^T W^-1 h_k)`` with ``h_k`` column k of the surrogate's gain matrix, so that a setpoint on its own is
@@ -135,7 +136,7 @@ def lqr(
     goals, tight = array("setpoints", goals, (n_layers + 1,)), array("tightness", tight, (n_layers + 1,))
     if tight.min() < 0 or not tight[1:].any() or tight[0]:
         raise InputError("tightness must be zero at state 0, not negative, and positive at one state or more.")
-    reach = (surrogate.matrix() ** 2 / weights[:, None]).sum(axis=0)
+    reach = (gains_between(A, B, C) ** 2 / weights[:, None]).sum(axis=0)
     still = np.flatnonzero((tight > 0) & (reach == 0))
     if len(still):
         raise NumericalError(f"No input moves the output at state {still[0]}, which has a setpoint.")
@@ -163,8 +164,8 @@ def adjoint_surrogate(
     """Surrogate of order one for the output at the end: ``r_l = w_l^T dx_l``, where it will end without more inputs.
 
     With the mean adjoint w_l over the prompts, from one backward pass, ``r_{l+1} = r_l + (w_l^T v_l) u_l`` and
-    ``y = r_L``.  Its regulator for a target at the end is that of the full linear system.  Its bases are the adjoints
-    themselves, not of norm 1; outputs before the end are zero, since it does not know them.
+    ``y = r_L``.  Its regulator for a target at the end is that of the full linear system.  Its left bases are the
+    adjoints; outputs before the end are zero, since it does not know them.
 
     Raises
     ------
@@ -196,7 +197,8 @@ def adjoint_surrogate(
         B=h,
         C=np.ones(1),
         outputs=np.eye(len(v))[:, -1:],
-        bases=means[..., None],
+        bases=(means / (means**2).sum(axis=1, keepdims=True))[..., None],
+        left_bases=means[..., None],
         orders=np.ones(len(v)),
         per_prompt=ones[None],
         per_prompt_inputs=h[None],
@@ -284,6 +286,11 @@ def closed_loop(
     bases = surrogate.left_bases
     if bases.shape[1] not in (0, hidden_size):
         raise InputError(f"law has bases of {bases.shape[1]} rows; the states of this system have {hidden_size}.")
+    model, facts = system.layers[0].model, surrogate.metadata
+    if facts.get("model_fingerprint", model.fingerprint) != model.fingerprint:
+        raise InputError(f"law is of the model {facts.get('model')}; system is of {model.name}.")
+    if bool(facts.get("final_norm")) != bool(system.layers[-1].after):
+        raise InputError("law and system must both have the final norm in their last step, or neither: final_norm.")
     added = states.new_zeros(n_states - 1, hidden_size)
     if disturbance is not None:
         added = real_tensor("disturbance", disturbance).to(states)

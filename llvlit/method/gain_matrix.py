@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
 from llvlit.method.concepts import DirectionsLike, as_directions, borrowing, numbers_of
-from llvlit.method.gains import Gains, check_resolution, origin, own_content
+from llvlit.method.gains import Gains, check_resolution, origin, own_content, smallest_step
 from llvlit.method.hankel import balance, misses, most_orders, smallest_orders
 from llvlit.method.intervals import interval, resampled_means
+from llvlit.method.routing import RouteWatch, has_routes, tell_routes
 from llvlit.method.surrogate import LLV
 from llvlit.prompts import Prompts
 from llvlit.provenance import environment
@@ -151,6 +153,8 @@ class GainMatrix:
         """
         level = number("level", level, at_least=1e-12, at_most=1 - 1e-12)
         _moving(self.mean)
+        if len(set(self.pairs)) < 2:
+            raise InputError("An interval needs two independent prompts or more; this matrix is of one.")
         orders = smallest_orders(self._resampled(N_ORDER_DRAWS, seed), _tolerance(tolerance))
         low, high = interval(orders, level=level).astype(int).tolist()
         return low, high
@@ -164,10 +168,10 @@ class GainMatrix:
             If the other is of another model or number of layers.
         """
         if isinstance(other, LLV | GainMatrix):
-            names = [each.metadata.get("model_fingerprint") for each in (self, other)]
-            if all(names) and names[0] != names[1]:
-                theirs = other.metadata.get("model", "another")
-                raise InputError(f"other is of the model {theirs}; this matrix is of {self.metadata.get('model')}.")
+            ours, theirs = self.metadata, other.metadata
+            for key, name in (("model_fingerprint", "model"), ("final_norm", "final_norm")):
+                if key in ours and key in theirs and ours[key] != theirs[key]:
+                    raise InputError(f"other is of {name} {theirs.get(name)}; this matrix is of {ours.get(name)}.")
         matrix = other.mean if isinstance(other, GainMatrix) else other.matrix() if isinstance(other, LLV) else other
         return float(misses(self.mean, array("other", matrix, self.mean.shape)))
 
@@ -245,26 +249,43 @@ def gain_matrix(
     along = as_directions(directions)
     vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
     if choice("method", method, METHODS) == "linear":
+        told: dict[str, Any] = {}
         amplitude, per_prompt = 0.0, _linear(model, tokens, vectors, max_tokens, final_norm)
     else:
-        per_prompt = _measured(model, tokens, vectors, amplitude, final_norm)
+        per_prompt, told = _measured(model, tokens, vectors, amplitude, final_norm)
     if not np.isfinite(per_prompt).all():
         raise NumericalError(f"The gain matrix of {model.name} is not finite. Check the model's weights.")
     borrowed = tuple(np.flatnonzero(along.borrowed).tolist())
-    return GainMatrix(per_prompt, method, amplitude, tokens.prompts.pairs, borrowed, origin(model, tokens))
+    metadata = {**origin(model, tokens, final_norm=final_norm), **told}
+    return GainMatrix(per_prompt, method, amplitude, tokens.prompts.pairs, borrowed, metadata)
 
 
 def _measured(
     model: LanguageModel, tokens: TokenizedPrompts, vectors: torch.Tensor, amplitude: float, final_norm: bool
-) -> np.ndarray:
-    def push(layer: int, states: torch.Tensor) -> torch.Tensor:
-        check_resolution("amplitude", amplitude, states.norm(dim=-1).mean().item(), model.dtype)
-        return torch.stack([states + sign * amplitude * vectors[layer] for sign in (1, -1)], dim=1)
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The matrix of each prompt, and what is told of changed routes."""
+    routes, smallest = RouteWatch() if has_routes(model) else None, 0.0
 
-    readings = propagate_beside(
-        model, tokens, push, outputs=vectors, final_norm=final_norm, description="gain matrix"
-    ).view(len(tokens), model.n_layers, 2, -1)
-    return ((readings[:, :, 0] - readings[:, :, 1]) / (2 * amplitude)).cpu().numpy()
+    def push(layer: int, states: torch.Tensor) -> torch.Tensor:
+        nonlocal smallest
+        size = states.norm(dim=-1).mean().item()
+        check_resolution("amplitude", amplitude, size, model.dtype)
+        smallest = max(smallest, smallest_step(size, model.dtype))
+        joining = [states + sign * amplitude * vectors[layer] for sign in (1, -1)]
+        if routes:
+            routes.enter(layer, len(states), 1 + 2 * (layer + 1))
+            joining = joining if layer else [states, *joining]
+        return torch.stack(joining, dim=1)
+
+    with routes or nullcontext():
+        readings = propagate_beside(
+            model, tokens, push, outputs=vectors, final_norm=final_norm, description="gain matrix"
+        )
+    told = {}
+    if routes:
+        readings, told = readings[:, 1:], tell_routes(model.name, routes.shares(1)[0], amplitude, smallest)
+    pairs = readings.reshape(len(tokens), model.n_layers, 2, -1)
+    return ((pairs[:, :, 0] - pairs[:, :, 1]) / (2 * amplitude)).cpu().numpy(), told
 
 
 def _linear(
@@ -286,7 +307,7 @@ def realize(matrix: GainMatrix | np.ndarray, *, order: int | None = None, tolera
 
     No Jacobian is taken and no basis chosen: the matrix's Hankel blocks ``H_k = U S V^T`` give the state its
     coordinates (``llvlit.method.hankel``).  Cut to an order, the map from inputs to outputs errs by at most
-    twice the sum of the singular values that are cut (Sandberg and Rantzer 2004).
+    twice the sum of the singular values that are cut, those of all states (Sandberg and Rantzer 2004).
 
     Parameters
     ----------
@@ -344,11 +365,12 @@ def noise_floor(
     amplitude: float = 0.1,
     max_tokens: int = MAX_TOKENS,
 ) -> np.ndarray:
-    """Hankel singular values that rounding alone makes, at every state ``(n_layers + 1,)``: smaller ones mean nothing.
+    """Hankel singular values that rounding makes at the least, at every state ``(n_layers + 1,)``.
 
     A matrix of known order is measured in the same way: the same states are pushed by the same amplitude, along the
     last direction throughout, and pass layers that do no more than add what the model's layers added.  Its entries
-    are all one, its order is one, and its second singular values are what rounding in the model's type makes of zero.
+    are all one, its order is one, and its second singular values are what rounding of the stream makes of zero: smaller
+    ones of a model mean nothing.  Rounding inside of layers comes on top: in float32, some ten times as much.
 
     Examples
     --------

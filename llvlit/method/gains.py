@@ -226,7 +226,7 @@ def measured_gains(
     for place, (one, step) in enumerate(zip(several, steps, strict=True)):
         readouts = finals[:, :, place_of[place]] @ vectors[place, -1].to(torch.float64)
         per_prompt = ((readouts[..., 0] - readouts[..., 1]) / (2 * step)).cpu().numpy()
-        gains = make_gains(model, tokens, per_prompt, one, amplitude=step)
+        gains = make_gains(model, tokens, per_prompt, one, amplitude=step, final_norm=final_norm)
         if routes:
             smallest = smallest_step(torch.stack([torch.cat(norm).mean() for norm in norms]).max().item(), model.dtype)
             gains.metadata.update(tell_routes(model.name, shares[place_of[place]], step, smallest))
@@ -268,13 +268,16 @@ def make_gains(
     directions: Directions,
     *,
     amplitude: float = 0.0,
+    final_norm: bool = False,
 ) -> Gains:
     """Gains with the facts that they carry: kind, units, borrowed directions, origin."""
     kind = "measured" if amplitude else "adjoint"
     if not np.isfinite(per_prompt).all():
         raise NumericalError(f"The {kind} gains of {model.name} are not finite. Check the model's weights.")
     borrowed = tuple(np.flatnonzero(directions.borrowed[:-1]).tolist())
-    return Gains(per_prompt, kind, amplitude, tokens.prompts.pairs, borrowed, origin(model, tokens))
+    return Gains(
+        per_prompt, kind, amplitude, tokens.prompts.pairs, borrowed, origin(model, tokens, final_norm=final_norm)
+    )
 
 
 def in_parts(tokens: TokenizedPrompts) -> Iterator[tuple[np.ndarray, TokenizedPrompts]]:
@@ -283,12 +286,13 @@ def in_parts(tokens: TokenizedPrompts) -> Iterator[tuple[np.ndarray, TokenizedPr
         yield rows, tokens.select(rows)
 
 
-def origin(model: LanguageModel, tokens: TokenizedPrompts) -> dict[str, Any]:
-    """What numbers are about: the model, the prompts, and what was done to them."""
+def origin(model: LanguageModel, tokens: TokenizedPrompts, *, final_norm: bool = False) -> dict[str, Any]:
+    """What numbers are about: the model, with its final norm or without, the prompts, and what was done to them."""
     return {
         "model": model.name,
         "model_fingerprint": model.fingerprint,
         "precision": model.precision,
+        "final_norm": final_norm,
         "prompts_fingerprint": tokens.prompts.fingerprint,
         "n_prompts": len(tokens),
         **tokens.metadata,
@@ -342,7 +346,10 @@ def adjoint_gains(
     if choice("positions", positions, POSITIONS) == "all":
         sums = all_token_adjoints(model, tokens, vectors[-1], final_norm=final_norm).to(torch.float64)
         at_all = torch.einsum("nlkh,lkh->knl", sums, vectors[:-1].to(sums)).cpu().numpy()
-        results = [make_gains(model, tokens, each, one) for each, one in zip(at_all, several, strict=True)]
+        results = [
+            make_gains(model, tokens, each, one, final_norm=final_norm)
+            for each, one in zip(at_all, several, strict=True)
+        ]
         for result in results:
             result.metadata["positions"] = positions
         return results if isinstance(directions, list | tuple) else results[0]
@@ -354,5 +361,7 @@ def adjoint_gains(
             adjoints = layer.vjp(adjoints)
             products = torch.einsum("nkh,kh->kn", adjoints.to(torch.float64), vectors[layer.index].to(torch.float64))
             gains[:, members, layer.index] = products.cpu().numpy()
-    results = [make_gains(model, tokens, each, one) for each, one in zip(gains, several, strict=True)]
+    results = [
+        make_gains(model, tokens, each, one, final_norm=final_norm) for each, one in zip(gains, several, strict=True)
+    ]
     return results if isinstance(directions, list | tuple) else results[0]

@@ -103,8 +103,9 @@ def gains_between(A: np.ndarray, B: np.ndarray, C: np.ndarray) -> np.ndarray:
 
 def misses(matrix: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Share of matrices that others miss, ``|G - G'| / |G|`` in Frobenius' norm, over the last two axes."""
-    size = np.maximum(np.linalg.norm(matrix, axis=(-2, -1)), np.finfo(float).tiny)
-    return np.asarray(np.linalg.norm(matrix - other, axis=(-2, -1)) / size)
+    scale = np.maximum(np.abs(matrix).max(axis=(-2, -1), keepdims=True), np.finfo(float).tiny)  # lest squares overflow
+    size = np.maximum(np.linalg.norm(matrix / scale, axis=(-2, -1)), np.finfo(float).tiny)
+    return np.asarray(np.linalg.norm((matrix - other) / scale, axis=(-2, -1)) / size)
 
 
 def smallest_orders(matrix: np.ndarray, tolerance: float) -> np.ndarray:

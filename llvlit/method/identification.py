@@ -200,11 +200,11 @@ def identify_all(
         frozen = held.pop()
         for reduction in balanced:
             reduction.look_back(frozen, jacobian)
-    metadata = {**origin(model, tokens), "jacobian": jacobian, "final_norm": final_norm}
+    metadata = {**origin(model, tokens, final_norm=final_norm), "jacobian": jacobian}
     return Identification(
         {name: reduction.finish(states[-1], metadata) for name, reduction in reductions.items()},
         {
-            name: make_gains(model, tokens, one.linear_gains(), reductions[name].directions)
+            name: make_gains(model, tokens, one.linear_gains(), reductions[name].directions, final_norm=final_norm)
             for name, one in first.items()
         },
         torch.stack(states, dim=1),

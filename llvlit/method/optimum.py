@@ -33,6 +33,13 @@ class Optimum:
     local : tuple of float
         Energies that the single starts led to, infinite where one led nowhere.  Where they differ, there are several
         valleys, and a lower one may have been missed.
+
+    Examples
+    --------
+    >>> from llvlit.method.optimum import true_optimum
+    >>> best = true_optimum(llvlit.depth_system(model, splits.evaluation), directions, 5.0)
+    >>> best.inputs.shape, bool(best.energy <= min(best.local) * 1.001)
+    ((12,), True)
     """
 
     inputs: np.ndarray

@@ -33,7 +33,8 @@ def dynamic_modes(states: torch.Tensor, directions: DirectionsLike, *, order: in
 
     With X the states before all layers and Y those after them, of all prompts, each less its layer's mean over the
     prompts, and ``X = U S V^T`` cut to an order, the map is ``A = U^T Y V S^(-1)`` in the coordinates ``r = U^T dx``
-    (Schmid 2010).  Nested: its leading blocks are the maps of smaller orders.
+    (Schmid 2010).  Nested: A's leading blocks are the maps of smaller orders; cut to one, it keeps inputs
+    that went through the map of its own order.
 
     Parameters
     ----------
@@ -80,4 +81,5 @@ def dynamic_modes(states: torch.Tensor, directions: DirectionsLike, *, order: in
         per_prompt=A[None].astype(np.float32),
         per_prompt_inputs=B[None].astype(np.float32),
         metadata={"basis": "dynamic modes", "order": order},
+        borrowed=tuple(np.flatnonzero(as_directions(directions).borrowed).tolist()),
     )

@@ -303,7 +303,7 @@ def gain_tensor(
         a > 0, the length of the push in the residual stream's units; of no use where the method is linear.
     method
         ``measured``: ``2 n_concepts`` pushed states a layer, each read along every concept at the end.  ``linear``:
-        the outputs' adjoints, from one backward pass.
+        the outputs' adjoints, from one sweep back.
 
     Raises
     ------
@@ -332,9 +332,9 @@ def gain_tensor(
     per_prompt = np.stack([one.per_prompt for one in results], axis=1).reshape(len(tokens), m, m, model.n_layers)
     overlaps = torch.einsum("ilh,jlh->lij", vectors[:, :-1], vectors[:, :-1]).numpy()
     borrowed = tuple(tuple(np.flatnonzero(one.borrowed[:-1]).tolist()) for one in several)
-    return GainTensor(
-        per_prompt, overlaps, method, results[0].amplitude, tokens.prompts.pairs, borrowed, origin(model, tokens)
-    )
+    told = {key: results[0].metadata[key] for key in results[0].metadata if key in ("rerouted", "suggested_amplitude")}
+    metadata = {**origin(model, tokens, final_norm=final_norm), **told}
+    return GainTensor(per_prompt, overlaps, method, results[0].amplitude, tokens.prompts.pairs, borrowed, metadata)
 
 
 def _several(model: LanguageModel, directions: Sequence[DirectionsLike]) -> tuple[list[Directions], torch.Tensor]:

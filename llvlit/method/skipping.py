@@ -22,8 +22,8 @@ from llvlit.method.concepts import DirectionsLike, as_directions
 from llvlit.method.gains import in_parts
 from llvlit.prompts import Prompts
 
-TOKENS_AT_ONCE = 1024
-"""Tokens whose probabilities, one for every word of the vocabulary, are held together."""
+NUMBERS_AT_ONCE = 50_000_000
+"""Probabilities, one for every word of the vocabulary at each token, that are held together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,8 +215,9 @@ def fit_layers(
         )
     moments = {layer: _Moments() for layer in chosen}
     for _, ids, real in _batches(model, tokens):
-        with lock_of(model), _hooked(model, {layer: each.watching(real) for layer, each in moments.items()}):
-            _log_probabilities(model, ids)
+        watching = {layer: each.watching(real) for layer, each in moments.items()}
+        with lock_of(model), torch.no_grad(), _hooked(model, watching):
+            model.module.base_model(input_ids=ids, use_cache=False)
     return {layer: each.regression(order) for layer, each in moments.items()}
 
 
@@ -329,7 +330,8 @@ class _Moments:
 
 def _batches(model: LanguageModel, tokens: TokenizedPrompts) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """Rows of prompts, token ids ``(n, n_tokens)``, and where they are real: what pads them stands on the right."""
-    for members, ids, last in tokens.batches(TOKENS_AT_ONCE, model.device):
+    n_tokens = max(1, NUMBERS_AT_ONCE // model.n_embedded)
+    for members, ids, last in tokens.batches(n_tokens, model.device):
         places = torch.arange(ids.shape[1], device=ids.device)
         yield members.cpu().numpy(), ids, places <= last.unsqueeze(1)
 

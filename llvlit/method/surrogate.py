@@ -29,7 +29,7 @@ class Trajectory:
     Attributes
     ----------
     states : (..., n_layers + 1, order) float64 array
-        Reduced states r_0 = 0, r_1, ..., r_L; in all but the balanced basis the first coordinate is the one along the
+        Reduced states r_0 = 0, r_1, ..., r_L; in bases that begin with v_l the first coordinate is the one along the
         concept direction.
     output : (...) float64 array
         ``y = C^T r_L``.

@@ -190,7 +190,7 @@ def trust_radius(
 
 
 def _coefficients(steps: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First three of the series, from shifts ``(..., 4)`` at steps a, -a, 2a, -2a; the next order of each drops out."""
+    """First three of the series, from shifts ``(..., 4)`` at steps a, -a, 2a, -2a; the next of two drop out."""
     odd, even = (shifts[..., ::2] - shifts[..., 1::2]) / 2, (shifts[..., ::2] + shifts[..., 1::2]) / 2
     with np.errstate(all="ignore"):
         slope = (8 * odd[..., 0] - odd[..., 1]) / (6 * steps)

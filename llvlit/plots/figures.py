@@ -275,11 +275,11 @@ def hankel_spectrum(
     states = [np.ravel(checks.array(f"singular_values[{state}]", each)) for state, each in enumerate(given)]
     colors = mpl.colormaps["viridis"](np.linspace(0.9, 0, len(states)))
     largest = max((values.max() for values in states if len(values)), default=1.0)
-    bottom = 1e-6 * largest if floor is None else max(checks.number("floor", floor, at_least=0), 1e-12 * largest)
+    bottom = 1e-6 * largest if not floor else max(checks.number("floor", floor, at_least=0), 1e-12 * largest)
     for state, values in enumerate(states):
         axes.plot(np.arange(1, len(values) + 1), np.maximum(values, bottom / 3), color=colors[state], linewidth=1)
     axes.set_yscale("log")
-    if floor is not None:
+    if floor:
         axes.axhline(bottom, color="black", linestyle=":", label="rounding")
         axes.legend()
     axes.set(xlabel="Number", ylabel="Singular value, a line a state")
