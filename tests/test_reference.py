@@ -191,7 +191,7 @@ def test_the_index_finds_every_term_function_and_command(small_book):
 def test_types_link_and_no_path_of_the_machine_shows(small_book):
     gains = (small_book / "book" / "api_gains.html").read_text(encoding="utf-8")
     assert re.search(r'<a [^>]*href="api_models.html#llvlit.LanguageModel"', gains)
-    assert gains.count("<strong>per_prompt</strong>") == 1  # as an attribute, not as the constructor's too
+    assert gains.count("<strong>per_prompt</strong>") == 2  # attributes of two classes, not the constructors' too
     for path in (small_book / "book").glob("*.html"):
         assert str(ROOT) not in path.read_text(encoding="utf-8"), path
 

@@ -39,7 +39,7 @@ def dynamic_modes(states: torch.Tensor, directions: DirectionsLike, *, order: in
     Parameters
     ----------
     states : (n_prompts, n_layers + 1, hidden_size) tensor
-        Of :func:`llvlit.engine.depth.last_token_states`, of two prompts or more.
+        Of :func:`~llvlit.engine.depth.last_token_states`, of two prompts or more.
     order
         At most the hidden size; columns beyond the rank of X are zero.
 

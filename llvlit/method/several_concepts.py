@@ -210,7 +210,7 @@ class GainTensor:
         targets : (n_concepts,) array
             Output units, not all zero.
         weights : (n_layers,) array, optional
-            ``w_l``, positive; such as :func:`llvlit.method.control.relative_weights` gives.
+            ``w_l``, positive; such as :func:`~llvlit.method.control.relative_weights` gives.
 
         Raises
         ------
