@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,6 +145,28 @@ def test_pushes_that_change_the_route_are_counted_and_a_smaller_amplitude_is_nam
     assert abs(small.per_prompt - adjoint).max() < 1e-3 * abs(adjoint).max()
     assert abs(gains.per_prompt - adjoint).max() > 0.1 * abs(adjoint).max()
     assert gains.metadata["suggested_amplitude"] < 0.1
+
+
+def test_a_trust_radius_tells_how_many_prompts_its_pushes_send_to_other_experts() -> None:
+    model = tiny_model("mixtral", num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2)
+    model.module.config._experts_implementation = "eager"
+    directions = random_directions(model.n_layers + 1, model.hidden_size)
+    vectors = as_directions(directions).on(model)
+    states = llvlit.depth_system(model, PROMPTS).states
+    with pytest.warns(UserWarning, match="radius is that of no curve") as told:
+        radius = llvlit.trust_radius(model, PROMPTS, directions, np.eye(4), coverage=0.5)
+    assert len(told) == 1
+    ids = [tuple(model.tokenizer(text)["input_ids"]) for text in PROMPTS.texts]
+    shares = []
+    for start in range(model.n_layers):
+        changed = []
+        for row, one in enumerate(ids):
+            step = 0.02 * states[row, start].norm() * vectors[start]
+            routes = [chosen_experts(model, one, start, scale * step) for scale in (0, 1, -1, 2, -2)]
+            changed.append(any(route[start:] != routes[0][start:] for route in routes))
+        shares.append(sum(changed) / len(changed))
+    assert radius.metadata["rerouted"] == shares and max(shares) > 0
+    assert f"sends {max(shares):.0%} of the prompts" in str(told[0].message)
 
 
 def test_a_model_without_experts_has_no_routes(gpt2: llvlit.LanguageModel) -> None:

@@ -13,7 +13,7 @@ import llvlit
 from conftest import EXACT, PROMPTS, affine_model, tiny_model
 from llvlit.engine.depth import depth_system
 from llvlit.engine.models import load_model
-from llvlit.errors import FileError, InputError
+from llvlit.errors import FileError, InputError, NumericalError
 from llvlit.method.concepts import random_directions
 from llvlit.method.gain_matrix import GainMatrix, gain_matrix, noise_floor, realize
 from llvlit.method.gains import adjoint_gains, measured_gains
@@ -263,6 +263,14 @@ def test_bad_input_is_refused_by_name(gpt2, directions):
     }.items():
         with pytest.raises(InputError, match=named):
             call()
+
+
+def test_an_overflow_is_blamed_on_the_layer_where_it_happens(directions):
+    model = tiny_model("gpt2")
+    model.layers[2].forward = lambda states, *_, **__: torch.where(states.abs() > 1e3, torch.inf, states)
+    assert np.isfinite(gain_matrix(model, PROMPTS, directions).per_prompt).all()
+    with pytest.raises(NumericalError, match="not finite after layer 2 "):
+        gain_matrix(model, PROMPTS, directions, amplitude=1e6)
 
 
 class Operations(TorchDispatchMode):

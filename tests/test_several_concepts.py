@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import EXACT, PROMPTS
+from conftest import EXACT, PROMPTS, tiny_model
 from llvlit.engine.depth import depth_system
+from llvlit.engine.layer import FrozenLayer
 from llvlit.errors import FileError, InputError, NumericalError
 from llvlit.method.concepts import random_directions
 from llvlit.method.control import minimum_energy
@@ -177,6 +180,32 @@ def test_a_tensor_comes_back_from_its_file(gpt2, several, tmp_path):
     measured_gains(gpt2, PROMPTS, several[0]).save(tmp_path / "gains.safetensors")
     with pytest.raises(FileError, match="gain tensor"):
         GainTensor.load(tmp_path / "gains.safetensors")
+
+
+def test_a_linear_tensor_takes_one_adjoint_an_output(gpt2, several, monkeypatch):
+    taken, vjp = [], FrozenLayer.vjp
+    monkeypatch.setattr(FrozenLayer, "vjp", lambda self, w: taken.append(w.shape[1]) or vjp(self, w))
+    gain_tensor(gpt2, PROMPTS, several, method="linear")
+    assert taken == [3] * 4
+
+
+def test_routes_of_every_concept_are_told_once():
+    """The second concept changes other routes than the first; a warning names the worst of all."""
+    model = tiny_model("mixtral", num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2)
+    model.module.config._experts_implementation = "eager"
+    sets = [random_directions(5, 24, seed=seed) for seed in (0, 5)]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        tensor = gain_tensor(model, PROMPTS, sets, amplitude=0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = [measured_gains(model, PROMPTS, each, amplitude=0.3).metadata for each in sets]
+    assert tensor.metadata["rerouted"] == [each["rerouted"] for each in alone]
+    assert alone[0]["rerouted"] != alone[1]["rerouted"]
+    assert tensor.metadata["suggested_amplitude"] == min(each["suggested_amplitude"] for each in alone)
+    (only,) = told
+    assert f"sends {np.max(tensor.metadata['rerouted']):.0%} of the prompts" in str(only.message)
+    assert f"amplitude={tensor.metadata['suggested_amplitude']:g}," in str(only.message)
 
 
 def test_bad_input_is_refused_by_name(gpt2, several):

@@ -73,12 +73,12 @@ def test_the_concept_effect_is_the_change_of_the_chain_of_jacobians(gpt2, direct
     whole = chain(None)
     assert np.allclose(whole, gain_matrix(gpt2, PROMPTS, directions, method="linear").mean)
     expected = [np.linalg.norm(chain(layer) - whole) / np.linalg.norm(whole) for layer in range(4)]
-    assert np.allclose(concept_effects(gpt2, PROMPTS, directions), expected, rtol=1e-10)
+    assert np.allclose(concept_effects(gpt2, PROMPTS, directions).values, expected, rtol=1e-10)
 
 
 def test_a_layer_that_is_the_identity_ranks_first_and_is_not_missed(directions):
     model = without_layer(tiny_model("gpt2", seed=1), 1)
-    for effects in (concept_effects(model, PROMPTS, directions), logit_effects(model, PROMPTS).mean(axis=0)):
+    for effects in (concept_effects(model, PROMPTS, directions).mean, logit_effects(model, PROMPTS).mean):
         assert effects.argmin() == 1 and effects[1] < 1e-12 and np.delete(effects, 1).min() > 1e-6
     before = logits_of(model)
     with replace_layers(model, {1: None}):
@@ -87,8 +87,8 @@ def test_a_layer_that_is_the_identity_ranks_first_and_is_not_missed(directions):
 
 def test_layers_that_add_constants_matter_to_the_next_token_alone(directions):
     model = affine_model()
-    assert np.abs(concept_effects(model, PROMPTS, directions)).max() < 1e-12
-    assert logit_effects(model, PROMPTS).min() > 1e-6
+    assert np.abs(concept_effects(model, PROMPTS, directions).values).max() < 1e-12
+    assert logit_effects(model, PROMPTS).values.min() > 1e-6
 
 
 def test_a_dropped_layer_is_one_that_is_not_there(gpt2):
@@ -98,7 +98,7 @@ def test_a_dropped_layer_is_one_that_is_not_there(gpt2):
 
 
 def test_divergence_and_losses_are_those_of_each_prompt_alone(gpt2):
-    effects, losses = logit_effects(gpt2, PROMPTS), token_losses(gpt2, PROMPTS, {1: None})
+    effects, losses = logit_effects(gpt2, PROMPTS).values, token_losses(gpt2, PROMPTS, {1: None})
     for row, text in enumerate(PROMPTS.texts):
         ids = gpt2.tokenizer(text, return_tensors="pt").input_ids
         with torch.no_grad():

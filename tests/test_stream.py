@@ -55,6 +55,11 @@ def adjoint(model: LanguageModel, prompts: Prompts = ALIKE) -> np.ndarray:
     return np.asarray(llvlit.adjoint_gains(model, prompts, directions).per_prompt)
 
 
+def at_all_tokens(model: LanguageModel, prompts: Prompts = ALIKE) -> np.ndarray:
+    directions = random_directions(model.n_layers + 1, model.hidden_size)
+    return np.asarray(llvlit.adjoint_gains(model, prompts, directions, positions="all").per_prompt)
+
+
 def identified(model: LanguageModel, prompts: Prompts = ALIKE) -> np.ndarray:
     directions = random_directions(model.n_layers + 1, model.hidden_size)
     return np.asarray(llvlit.identify(model, prompts, directions, order=3).A)
@@ -90,6 +95,7 @@ def test_streamed_numbers_are_the_whole_models(model_type: str, options: dict[st
     for numbers in (
         lambda model: measured(model, PROMPTS),
         lambda model: adjoint(model, PROMPTS),
+        lambda model: at_all_tokens(model, PROMPTS),
         lambda model: identified(model, PROMPTS),
         lambda model: last_token_states(model, PROMPTS, final_norm=True).numpy(),
         lambda model: llvlit.concept_directions(model, PROMPTS).vectors.numpy(),
@@ -139,7 +145,7 @@ def alive(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("numbers", [measured, adjoint, identified])
+@pytest.mark.parametrize("numbers", [measured, adjoint, at_all_tokens, identified])
 def test_one_layer_is_in_memory(
     numbers: Callable[[LanguageModel], np.ndarray], streamed: LanguageModel, alive: list[int]
 ) -> None:
@@ -154,7 +160,13 @@ def test_each_layer_is_read_once_whatever_the_number_of_batches(
 ) -> None:
     monkeypatch.setattr("llvlit.engine.layer.ROWS_PER_CALL", 40)  # some tokens: a prompt or two
     assert streamed.stream is not None
-    for numbers, passes in ((measured, 1), (last_token_states, 1), (identified, 1), (adjoint, 2)):
+    for numbers, passes in (
+        (measured, 1),
+        (last_token_states, 1),
+        (identified, 1),
+        (adjoint, 2),  # there and back
+        (at_all_tokens, 2),
+    ):
         numbers(streamed, PROMPTS)  # which checks the replay
         before = streamed.stream.reads
         numbers(streamed, PROMPTS)

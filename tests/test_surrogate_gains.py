@@ -22,10 +22,16 @@ from llvlit.files import load_tensors, save_tensors
 from llvlit.method.agreement import agreement
 from llvlit.method.bases import BASES
 from llvlit.method.concepts import Directions, concept_directions, random_directions
+from llvlit.method.feedback import closed_loop, lqr
+from llvlit.method.gain_matrix import gain_matrix
 from llvlit.method.gains import Gains, adjoint_gains, measured_gains
 from llvlit.method.hankel import balance
 from llvlit.method.identification import JACOBIANS, Plan, identify, identify_all
+from llvlit.method.optimum import true_optimum
+from llvlit.method.several_concepts import gain_tensor
+from llvlit.method.skipping import concept_effects, logit_effects
 from llvlit.method.surrogate import LLV
+from llvlit.method.trust import trust_radius
 from llvlit.method.verification import required_energy
 from llvlit.prompts import Prompts
 from llvlit.tasks.task import load_task
@@ -504,6 +510,30 @@ def test_results_name_the_borrowed_directions_they_used(gpt2, directions, tmp_pa
         assert again.borrowed == (0, 2)
     linear.save(tmp_path / "result.safetensors")
     assert Gains.load(tmp_path / "result.safetensors").pairs == linear.pairs == tuple(range(6))
+
+
+def test_every_result_says_what_it_is_about_and_which_directions_it_borrowed(gpt2, directions):
+    some, other = with_borrowed(directions, [0, 2]), with_borrowed(random_directions(5, 24, seed=8), [1])
+    system, shape = depth_system(gpt2, PROMPTS), np.array([1.0, 0.5, 0.0, 0.2])  # layer 2 is not pushed
+    tensor = gain_tensor(gpt2, PROMPTS, [some, other], method="linear")
+    law = lqr(identify(gpt2, PROMPTS.select([0, 1]), some, order=3), 0.01)
+    loop = closed_loop(system, law, some)
+    effects = concept_effects(gpt2, PROMPTS, some), logit_effects(gpt2, PROMPTS)
+    found = {
+        "0": [
+            trust_radius(gpt2, PROMPTS, some, shape, coverage=0.5),
+            required_energy(gpt2, PROMPTS, some, shape, 0.01),
+        ],
+        "0, 2": [true_optimum(system, some, 0.01), loop, effects[0], gain_matrix(gpt2, PROMPTS, some)],
+        "0, 2 of concept 0; 1 of concept 1": [tensor, tensor.decoupled([0.01, 0.0])],
+        "": [effects[1]],
+    }
+    expected = measured_gains(gpt2, PROMPTS, some).metadata
+    for borrowed, results in found.items():
+        for result in results:
+            assert str(result).endswith(f"; borrowed directions: {borrowed}" if borrowed else "6 prompts"), result
+            assert expected.items() <= result.metadata.items(), result
+    assert loop.metadata["surrogate"]["n_prompts"] == 2  # other prompts than those that the law ran on
 
 
 def broken(arrays):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,10 +16,10 @@ from torch import nn
 from llvlit import checks
 from llvlit.engine.check import agrees, check_replay, not_finite, refusal
 from llvlit.engine.exclusive import exclusive
-from llvlit.engine.layer import FrozenBatch, FrozenLayer, apply_modules, real_tensor, rows_per_call
+from llvlit.engine.layer import FrozenBatch, FrozenLayer, all_finite, apply_modules, real_tensor, rows_per_call
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import Recording, ReplayStyle, record, run_all_tokens, run_together
-from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError
 from llvlit.progress import progress
 from llvlit.prompts import Prompts
@@ -130,7 +131,10 @@ def propagate_beside(
             finals = [each for one in single for each in _beside(model, one, style, join, every, after, outputs)]
         out = finals[0].new_empty(len(tokenized.ids), *finals[0].shape[1:])
         for (members, *_), candidates in zip(batches, finals, strict=True):
-            _check_finite(model, candidates.flatten(1), f"layer {model.n_layers - 1}")
+            if not all_finite(candidates):  # of readings, the first state tells the layer
+                of_states = [candidates] if outputs is None else candidates.unbind(dim=-1)
+                for state, values in enumerate(of_states, start=model.n_layers + 1 - len(of_states)):
+                    _check_finite(model, values.flatten(1), f"layer {state - 1}")
             out[members] = candidates
     return out
 
@@ -178,7 +182,8 @@ def all_token_adjoints(
     """Adjoints ``dy / dx_l`` before every layer, summed over the tokens of a prompt.
 
     Each layer runs once more, on all tokens of a batch, when the backward pass comes to it, so that the graph of one
-    layer is held at a time.
+    layer is held at a time.  Where layers are read from files, all batches pass a layer before the next is read, on
+    the way there and on the way back.
 
     Parameters
     ----------
@@ -192,22 +197,47 @@ def all_token_adjoints(
     sums = outputs.new_empty(len(tokenized), model.n_layers, *outputs.shape)
     with exclusive(model):
         style = check_replay(model, tokenized)
-        for members, tokens, last in progress(list(_batches(model, tokenized, style)), "gains at all tokens"):
-            recording, rows = record(model, tokens, last, style), torch.arange(len(last), device=last.device)
-            hidden = [recording.hidden]
+        batches = list(_batches(model, tokenized, style))
+        single = [[batch] for batch in batches]
+        for together in [batches] if model.stream else progress(single, "gains at all tokens"):
+            recordings = [record(model, tokens, last, style) for _, tokens, last in together]
+            hidden = [[recording.hidden for recording in recordings]]
             for index, module in enumerate(model.layers[:-1]):
                 with torch.no_grad():
-                    hidden.append(run_all_tokens(module, hidden[-1], recording.calls[index], recording.cache)[0])
-            adjoints = list(outputs.unsqueeze(1).expand(-1, len(rows), -1))
-            for index in reversed(range(model.n_layers)):
-                with torch.enable_grad():
-                    before = hidden.pop().detach().requires_grad_()
-                    after = run_all_tokens(model.layers[index], before, recording.calls[index], recording.cache)[0]
-                    if index + 1 == model.n_layers:
-                        after = apply_modules(model.after_layers if final_norm else (), after[rows, last])
-                adjoints = [torch.autograd.grad(after, before, each, retain_graph=True)[0] for each in adjoints]
-                sums[members, index] = torch.stack([each.sum(dim=1) for each in adjoints], dim=1)
+                    hidden.append(
+                        [
+                            run_all_tokens(module, before, each.calls[index], each.cache)[0]
+                            for before, each in zip(hidden[-1], recordings, strict=True)
+                        ]
+                    )
+            adjoints = [list(outputs.unsqueeze(1).expand(-1, len(members), -1)) for members, *_ in together]
+            after = model.after_layers if final_norm else ()
+            way_back = list(reversed(range(model.n_layers)))
+            for index in progress(way_back, "gains at all tokens") if model.stream else way_back:
+                states = hidden.pop()
+                for number, (members, _, last) in enumerate(together):
+                    cotangents, recording = adjoints[number], recordings[number]
+                    adjoints[number] = _pulled_back(model, index, states[number], recording, cotangents, last, after)
+                    sums[members, index] = torch.stack([each.sum(dim=1) for each in adjoints[number]], dim=1)
     return sums
+
+
+def _pulled_back(
+    model: LanguageModel,
+    index: int,
+    states: torch.Tensor,
+    recording: Recording,
+    cotangents: list[torch.Tensor],
+    last: torch.Tensor,
+    after: tuple[nn.Module, ...],
+) -> list[torch.Tensor]:
+    """Cotangents of all tokens before a layer, from those behind it; behind the last layer, of the last token alone."""
+    with torch.enable_grad():
+        before = states.detach().requires_grad_()
+        out = run_all_tokens(model.layers[index], before, recording.calls[index], recording.cache)[0]
+        if index + 1 == model.n_layers:
+            out = apply_modules(after, out[torch.arange(len(last), device=last.device), last])
+    return [torch.autograd.grad(out, before, each, retain_graph=True)[0] for each in cotangents]
 
 
 def last_token_states(
@@ -244,6 +274,8 @@ class DepthSystem:
     layers : tuple of FrozenLayer
     n_cut : int
         Number of prompts cut on the left to ``max_tokens``.
+    metadata : dict
+        Model and prompts, by name, fingerprint and number.
 
     Examples
     --------
@@ -258,6 +290,7 @@ class DepthSystem:
     states: torch.Tensor = field(repr=False)
     layers: tuple[FrozenLayer, ...] = field(repr=False)
     n_cut: int
+    metadata: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
     def n_layers(self) -> int:
@@ -360,4 +393,4 @@ def depth_system(
     for layer in layers:
         if not agrees(layer.next_states, layer.step(layer.states.unsqueeze(1))[:, 0], layer.states):
             raise refusal(model, layer.index, "gives another next state on replay")
-    return DepthSystem(states, layers, tokenized.n_cut)
+    return DepthSystem(states, layers, tokenized.n_cut, origin(model, tokenized, final_norm=final_norm))

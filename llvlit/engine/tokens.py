@@ -221,6 +221,20 @@ def tokens_of(model: LanguageModel, prompts: Prompts | TokenizedPrompts, max_tok
     return prompts
 
 
+def origin(model: LanguageModel, tokens: TokenizedPrompts, *, final_norm: bool = False) -> dict[str, Any]:
+    """What numbers are about: the model, with its final norm or without, the prompts, and what was done to them."""
+    return {
+        "model": model.name,
+        "model_fingerprint": model.fingerprint,
+        "precision": model.precision,
+        "final_norm": final_norm,
+        "prompts_fingerprint": tokens.prompts.fingerprint,
+        "n_prompts": len(tokens),
+        **tokens.metadata,
+        "device": str(model.device),
+    }
+
+
 def _encode(model: LanguageModel, prompts: Prompts, max_tokens: int, chat: bool) -> TokenizedPrompts:
     checks.instance("model", model, LanguageModel, "a model, as load_model gives it")
     checks.instance("prompts", prompts, Prompts, "llvlit.Prompts or what tokenize() gives")

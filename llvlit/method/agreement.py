@@ -8,9 +8,9 @@ import numpy as np
 
 from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError
-from llvlit.method.concepts import borrowing
 from llvlit.method.gains import Gains, profile
 from llvlit.method.intervals import interval, resampled_means
+from llvlit.method.results import borrowing
 from llvlit.prompts import ranks
 
 MEASURES = ("spearman", "pearson", "relative_error")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from llvlit.checks import array, choice, instance, integer, text
 from llvlit.checks import seed as checked_seed
-from llvlit.engine.depth import last_token_states
+from llvlit.engine.depth import DepthSystem, last_token_states
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts
 from llvlit.errors import ConceptNotVisibleError, InputError
@@ -80,16 +80,21 @@ class Directions:
                 f"borrowed has shape {borrowed.shape}, type {borrowed.dtype}; pass a bool for every state."
             )
 
-    def on(self, model: LanguageModel) -> torch.Tensor:
-        """Vectors in the model's type and on its device; InputError if their shape does not fit it."""
-        instance("model", model, LanguageModel, "a model, as load_model gives it")
-        expected = (model.n_layers + 1, model.hidden_size)
+    def on(self, model: LanguageModel | DepthSystem) -> torch.Tensor:
+        """Vectors in the type and on the device of a model or a system; InputError if their shape does not fit it."""
+        instance("model", model, (LanguageModel, DepthSystem), "a model, as load_model gives it, or a depth system")
+        if isinstance(model, LanguageModel):
+            name, device, dtype = model.name, model.device, model.dtype
+            expected = (model.n_layers + 1, model.hidden_size)
+        else:
+            name, device, dtype = "the system", model.states.device, model.states.dtype
+            expected = (model.n_layers + 1, model.states.shape[2])
         if tuple(self.vectors.shape) != expected:
             raise InputError(
-                f"directions have shape {tuple(self.vectors.shape)}; {model.name} needs (n_layers + 1, hidden_size), "
+                f"directions have shape {tuple(self.vectors.shape)}; {name} needs (n_layers + 1, hidden_size), "
                 f"which is {expected}."
             )
-        return self.vectors.to(model.device, model.dtype)
+        return self.vectors.detach().to(device, dtype)
 
 
 DirectionsLike = Directions | torch.Tensor | np.ndarray
@@ -111,16 +116,18 @@ def as_directions(directions: DirectionsLike) -> Directions:
     return Directions(torch.from_numpy(vectors), nothing + np.nan, nothing, nothing.astype(bool), "given")
 
 
-def borrowing(states: Iterable[int]) -> str:
-    """What a printed result adds where it used borrowed directions: which states had none of their own."""
-    numbers = ", ".join(map(str, states))
-    return f"; borrowed directions: {numbers}" if numbers else ""
+def sets_of(directions: Any) -> list[Directions]:
+    """Sets of directions, of one or several, each in the one form."""
+    several = [as_directions(one) for one in (directions if isinstance(directions, list | tuple) else [directions])]
+    if not several:
+        raise InputError("directions is empty; pass at least one set.")
+    return several
 
 
-def numbers_of(argument: str, value: object, *, last: int | None = None) -> tuple[int, ...]:
-    """Whole numbers, such as those of borrowed states or of pairs, as a tuple; with ``last``, from 0 to it."""
-    entries = instance(argument, value, (tuple, list), "a tuple of whole numbers")
-    return tuple(integer(argument, entry, at_least=None if last is None else 0, at_most=last) for entry in entries)
+def borrowed_of(directions: Directions, pushed: np.ndarray | bool | None = None) -> tuple[int, ...]:
+    """States whose direction is borrowed; with ``pushed``, which layers are ``(n_layers,)``, those of them alone."""
+    used = directions.borrowed if pushed is None else directions.borrowed[:-1] & pushed
+    return tuple(np.flatnonzero(used).tolist())
 
 
 def concept_directions(

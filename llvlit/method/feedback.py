@@ -8,14 +8,15 @@ import numpy as np
 import torch
 
 from llvlit.checks import array, instance, number
-from llvlit.engine.depth import DepthSystem, sweep
+from llvlit.engine.depth import DepthSystem
 from llvlit.engine.layer import real_tensor
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError, NumericalError
-from llvlit.method.concepts import DirectionsLike, as_directions
-from llvlit.method.gains import in_parts, origin
+from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
+from llvlit.method.gains import adjoints_of
 from llvlit.method.hankel import gains_between
+from llvlit.method.results import Result
 from llvlit.method.surrogate import LLV
 from llvlit.prompts import Prompts
 
@@ -39,8 +40,6 @@ class FeedbackLaw:
         k_l.
     filter_gains : (n_layers, order) float64 array
         M_l; of no use where the surrogate has bases.
-    setpoints : (n_layers + 1,) float64 array
-        Outputs that were asked for, with their penalties: ``penalties``, of the same shape, zero where free.
 
     Examples
     --------
@@ -54,8 +53,6 @@ class FeedbackLaw:
     gains: np.ndarray
     feedforward: np.ndarray
     filter_gains: np.ndarray = field(repr=False)
-    setpoints: np.ndarray
-    penalties: np.ndarray
 
     def plan(self) -> np.ndarray:
         """Inputs ``(n_layers,)`` that the law gives on the surrogate itself, which nothing disturbs."""
@@ -151,7 +148,7 @@ def lqr(
         penalty = penalties[layer] * C[layer]
         pull = goals[layer] * penalty + closed.T @ pull
         cost = np.outer(penalty, C[layer]) + A[layer].T @ cost @ closed
-    return FeedbackLaw(surrogate, gains, feedforward, _filter(surrogate, noise), goals, penalties)
+    return FeedbackLaw(surrogate, gains, feedforward, _filter(surrogate, noise))
 
 
 def adjoint_surrogate(
@@ -185,12 +182,8 @@ def adjoint_surrogate(
     v = vectors.to("cpu", torch.float64).numpy()
     means = np.zeros_like(v)
     means[-1] = v[-1]
-    for members, part in in_parts(tokens):
-        adjoints = vectors[-1].expand(len(members), 1, -1)
-        layers = tuple(sweep(model, part, max_tokens=max_tokens, description="adjoints"))
-        for layer in reversed(layers):
-            adjoints = layer.vjp(adjoints)
-            means[layer.index] += adjoints.to("cpu", torch.float64).sum(dim=(0, 1)).numpy() / len(tokens)
+    for _, layer, adjoints in adjoints_of(model, tokens, vectors[-1:]):
+        means[layer] += adjoints.to("cpu", torch.float64).sum(dim=(0, 1)).numpy() / len(tokens)
     h, ones = (means * v).sum(axis=1)[:-1, None], np.ones((model.n_layers, 1, 1))
     return LLV(
         A=ones,
@@ -203,7 +196,7 @@ def adjoint_surrogate(
         per_prompt=ones[None],
         per_prompt_inputs=h[None],
         metadata={**origin(model, tokens), "basis": "adjoint", "order": 1},
-        borrowed=tuple(np.flatnonzero(along.borrowed).tolist()),
+        borrowed=borrowed_of(along),
     )
 
 
@@ -221,7 +214,7 @@ def _filter(surrogate: LLV, noise: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ClosedLoop:
+class ClosedLoop(Result):
     """What a law did on the full model, prompt by prompt.
 
     Attributes
@@ -230,6 +223,10 @@ class ClosedLoop:
     outputs : (n_prompts, n_layers + 1) float64 array
         ``y_l = v_l^T (x_l - xbar_l)`` before layer l is pushed and acts, disturbances included; the last is the shift
         that was reached.
+    borrowed : tuple of int
+        States that were pushed or read along a borrowed direction.
+    metadata : dict
+        Model and prompts, by name, fingerprint and number; and under ``surrogate`` those that the law rests on.
 
     Examples
     --------
@@ -244,6 +241,10 @@ class ClosedLoop:
 
     inputs: np.ndarray
     outputs: np.ndarray
+
+    def _about(self) -> str:
+        n_prompts, n_layers = self.inputs.shape
+        return f"closed loop of {n_layers} layers, {n_prompts} prompts, mean shift {self.outputs[:, -1].mean():.3g}"
 
 
 def closed_loop(
@@ -280,8 +281,8 @@ def closed_loop(
     states = instance("system", system, DepthSystem, "a system, as depth_system gives it").states
     surrogate = instance("law", law, FeedbackLaw, "a law, as lqr gives it").surrogate
     n_prompts, n_states, hidden_size = states.shape
-    vectors = as_directions(directions).vectors.detach().to(states)
-    array("directions", vectors, (n_states, hidden_size))
+    along = as_directions(directions)
+    vectors = along.on(system)
     array("law.gains", law.gains, (n_states - 1, surrogate.order))
     bases = surrogate.left_bases
     if bases.shape[1] not in (0, hidden_size):
@@ -315,4 +316,5 @@ def closed_loop(
         x = system.step(layer, pushed[:, None])[:, 0]
         state = state @ surrogate.A[layer].T + inputs[:, layer, None] * surrogate.B[layer]
     outputs[:, -1] = ((x - states[:, -1]).to(torch.float64) @ vectors[-1].to(torch.float64)).cpu().numpy()
-    return ClosedLoop(inputs, outputs)
+    metadata = {**system.metadata, "surrogate": facts}
+    return ClosedLoop(inputs, outputs, borrowed=borrowed_of(along), metadata=metadata)

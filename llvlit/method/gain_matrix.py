@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from llvlit.checks import array, choice, flag, instance, integer, number
-from llvlit.checks import path as checked_path
+from llvlit.checks import array, choice, flag, integer, number
 from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import last_token_states, propagate_beside, sweep
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError, NumericalError
-from llvlit.files import load_tensors, save_tensors
-from llvlit.method.concepts import DirectionsLike, as_directions, borrowing, numbers_of
-from llvlit.method.gains import Gains, check_resolution, origin, own_content, smallest_step
+from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
+from llvlit.method.gains import KINDS, Gains, check_resolution, smallest_step
 from llvlit.method.hankel import balance, misses, most_orders, smallest_orders
-from llvlit.method.intervals import interval, resampled_means
+from llvlit.method.intervals import interval, mean_interval, resampled_means
+from llvlit.method.results import Result, load_result, measured_parts, save_result, settle
 from llvlit.method.routing import RouteWatch, has_routes, tell_routes
 from llvlit.method.surrogate import LLV
 from llvlit.prompts import Prompts
-from llvlit.provenance import environment
 
 METHODS = ("measured", "linear")
 N_ORDER_DRAWS = 200
@@ -33,7 +31,7 @@ N_ORDER_DRAWS = 200
 
 
 @dataclass(frozen=True)
-class GainMatrix:
+class GainMatrix(Result):
     """How a push before each layer moves the concept at every later state, prompt by prompt.
 
     Attributes
@@ -72,31 +70,21 @@ class GainMatrix:
     kind: str
     amplitude: float
     pairs: tuple[int, ...] = ()
-    borrowed: tuple[int, ...] = ()
-    metadata: dict[str, Any] = field(repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        per_prompt = array("per_prompt", self.per_prompt, ("n_prompts", "n_layers", "n_layers + 1"))
-        n_prompts, n_layers, n_states = per_prompt.shape
+        parts = measured_parts(self, ("n_prompts", "n_layers", "n_layers + 1"), METHODS)
+        per_prompt = parts["per_prompt"]
+        _, n_layers, n_states = per_prompt.shape
         if n_states != n_layers + 1:
             raise InputError(f"per_prompt has shape {per_prompt.shape}; expected (n_prompts, n_layers, n_layers + 1).")
         if np.tril(per_prompt).any():
             raise InputError("per_prompt is not zero at a state k <= l, which no push before layer l can have moved.")
-        amplitude, pairs = number("amplitude", self.amplitude, at_least=0), numbers_of("pairs", self.pairs)
-        if pairs and len(pairs) != n_prompts:
-            raise InputError(f"pairs has {len(pairs)} entries; there are {n_prompts} prompts.")
-        if (amplitude == 0) != (choice("kind", self.kind, METHODS) == "linear"):
-            raise InputError(f"amplitude={amplitude} of a {self.kind} matrix: it is 0 for linear ones and no others.")
-        object.__setattr__(self, "per_prompt", per_prompt)
-        object.__setattr__(self, "amplitude", amplitude)
-        object.__setattr__(self, "pairs", pairs or tuple(range(n_prompts)))
-        object.__setattr__(self, "borrowed", numbers_of("borrowed", self.borrowed, last=n_layers))
-        instance("metadata", self.metadata, dict, "a dict")
+        settle(self, parts, last=n_layers)
 
-    def __str__(self) -> str:
+    def _about(self) -> str:
         n_prompts, n_layers, _ = self.per_prompt.shape
         pushed = f", pushes of {self.amplitude:g}" if self.amplitude else ""
-        return f"{self.kind} gain matrix of {n_layers} layers, {n_prompts} prompts{pushed}{borrowing(self.borrowed)}"
+        return f"{self.kind} gain matrix of {n_layers} layers, {n_prompts} prompts{pushed}"
 
     @property
     def n_layers(self) -> int:
@@ -110,14 +98,13 @@ class GainMatrix:
 
     def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
         """Bootstrap interval of the mean over independent units, ``(2, n_layers, n_layers + 1)``."""
-        level = number("level", level, at_least=1e-12, at_most=1 - 1e-12)
-        return interval(self._resampled(1000, seed), level=level)
+        return mean_interval(self.per_prompt, self.pairs, level=level, seed=seed)
 
     def gains(self) -> Gains:
         """The gain profile: the last column, prompt by prompt."""
         borrowed = tuple(state for state in self.borrowed if state < self.n_layers)
-        kind = "measured" if self.amplitude else "adjoint"
-        return Gains(self.per_prompt[:, :, -1], kind, self.amplitude, self.pairs, borrowed, self.metadata)
+        values, kind = self.per_prompt[:, :, -1], KINDS[METHODS.index(self.kind)]
+        return Gains(values, kind, self.amplitude, self.pairs, borrowed=borrowed, metadata=self.metadata)
 
     def hankel_singular_values(self) -> tuple[np.ndarray, ...]:
         """Singular values, falling, of the Hankel block ``G[:k, k:]`` of the mean at every state k; empty at state 0.
@@ -155,7 +142,9 @@ class GainMatrix:
         _moving(self.mean)
         if len(set(self.pairs)) < 2:
             raise InputError("An interval needs two independent prompts or more; this matrix is of one.")
-        orders = smallest_orders(self._resampled(N_ORDER_DRAWS, seed), _tolerance(tolerance))
+        values = self.per_prompt.reshape(len(self.pairs), -1)
+        draws = resampled_means(values, self.pairs, seed=checked_seed("seed", seed))[:N_ORDER_DRAWS]
+        orders = smallest_orders(draws.reshape(-1, *self.mean.shape), _tolerance(tolerance))
         low, high = interval(orders, level=level).astype(int).tolist()
         return low, high
 
@@ -177,22 +166,12 @@ class GainMatrix:
 
     def save(self, path: str | Path) -> None:
         """Write the matrix as safetensors, and what it was computed with; FileError if it cannot be written."""
-        parts = {"matrix": self.kind, "amplitude": self.amplitude, "pairs": self.pairs, "borrowed": self.borrowed}
-        header = {"kind": "gain matrix", **parts, "metadata": {**environment(), **self.metadata}}
-        save_tensors(checked_path("path", path), {"per_prompt": self.per_prompt}, header)
+        save_result(self, path, "gain matrix")
 
     @classmethod
     def load(cls, path: str | Path) -> GainMatrix:
         """Read what :meth:`save` wrote; FileError if it is cut short, changed, of another kind or version."""
-        tensors, header = load_tensors(checked_path("path", path), kind="gain matrix")
-        names = ("matrix", "amplitude", "pairs", "borrowed", "metadata")
-        with own_content(path):
-            return cls(tensors["per_prompt"].numpy(), *(header[name] for name in names))
-
-    def _resampled(self, n_draws: int, seed: int) -> np.ndarray:
-        values = self.per_prompt.reshape(len(self.pairs), -1)
-        draws = resampled_means(values, self.pairs, seed=checked_seed("seed", seed))[:n_draws]
-        return draws.reshape(-1, *self.per_prompt.shape[1:])
+        return load_result(cls, path, "gain matrix")
 
 
 def _tolerance(tolerance: float) -> float:
@@ -255,9 +234,9 @@ def gain_matrix(
         per_prompt, told = _measured(model, tokens, vectors, amplitude, final_norm)
     if not np.isfinite(per_prompt).all():
         raise NumericalError(f"The gain matrix of {model.name} is not finite. Check the model's weights.")
-    borrowed = tuple(np.flatnonzero(along.borrowed).tolist())
     metadata = {**origin(model, tokens, final_norm=final_norm), **told}
-    return GainMatrix(per_prompt, method, amplitude, tokens.prompts.pairs, borrowed, metadata)
+    pairs, borrowed = tokens.prompts.pairs, borrowed_of(along)
+    return GainMatrix(per_prompt, method, amplitude, pairs, borrowed=borrowed, metadata=metadata)
 
 
 def _measured(
@@ -281,9 +260,9 @@ def _measured(
         readings = propagate_beside(
             model, tokens, push, outputs=vectors, final_norm=final_norm, description="gain matrix"
         )
-    told = {}
+    told: dict[str, Any] = {}
     if routes:
-        readings, told = readings[:, 1:], tell_routes(model.name, routes.shares(1)[0], amplitude, smallest)
+        readings, (told,) = readings[:, 1:], tell_routes(model.name, routes.shares(1), [amplitude], smallest)
     pairs = readings.reshape(len(tokens), model.n_layers, 2, -1)
     return ((pairs[:, :, 0] - pairs[:, :, 1]) / (2 * amplitude)).cpu().numpy(), told
 

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from llvlit.checks import array, choice, flag, instance, integer, number
-from llvlit.checks import path as checked_path
-from llvlit.checks import seed as checked_seed
+from llvlit.checks import array, choice, flag, instance, integer
 from llvlit.engine.depth import all_token_adjoints, propagate_beside, sweep
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
-from llvlit.errors import FileError, InputError, NumericalError
-from llvlit.files import load_tensors, save_tensors
-from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowing, numbers_of
-from llvlit.method.intervals import interval, resampled_means
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
+from llvlit.errors import InputError, NumericalError
+from llvlit.method.concepts import Directions, DirectionsLike, borrowed_of, sets_of
+from llvlit.method.intervals import mean_interval
+from llvlit.method.results import Result, load_result, measured_parts, save_result, settle
 from llvlit.method.routing import RouteWatch, has_routes, tell_routes
 from llvlit.prompts import Prompts
-from llvlit.provenance import environment
 
 PROMPTS_AT_ONCE = 32
 """Whose layers' contexts are held together."""
+KINDS = ("measured", "adjoint")
 POSITIONS = ("last", "all")
 """Which of a prompt's tokens are pushed."""
 
 
 @dataclass(frozen=True)
-class Gains:
+class Gains(Result):
     """Gain profiles of single prompts.
 
     Attributes
@@ -68,29 +66,15 @@ class Gains:
     kind: str
     amplitude: float
     pairs: tuple[int, ...] = ()
-    borrowed: tuple[int, ...] = ()
-    metadata: dict[str, Any] = field(repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        per_prompt = array("per_prompt", self.per_prompt, ("n_prompts", "n_layers"))
-        n_prompts, n_layers = per_prompt.shape
-        amplitude, pairs = number("amplitude", self.amplitude, at_least=0), numbers_of("pairs", self.pairs)
-        if pairs and len(pairs) != n_prompts:
-            raise InputError(f"pairs has {len(pairs)} entries; there are {n_prompts} prompts.")
-        if (amplitude == 0) != (choice("kind", self.kind, ("measured", "adjoint")) == "adjoint"):
-            raise InputError(
-                f"amplitude={amplitude} of {self.kind} gains: it is 0 for adjoint gains and for no others."
-            )
-        object.__setattr__(self, "per_prompt", per_prompt)
-        object.__setattr__(self, "amplitude", amplitude)
-        object.__setattr__(self, "pairs", pairs or tuple(range(n_prompts)))
-        object.__setattr__(self, "borrowed", numbers_of("borrowed", self.borrowed, last=n_layers - 1))
-        instance("metadata", self.metadata, dict, "a dict")
+        parts = measured_parts(self, ("n_prompts", "n_layers"), KINDS)
+        settle(self, parts, last=parts["per_prompt"].shape[1] - 1)
 
-    def __str__(self) -> str:
+    def _about(self) -> str:
         n_prompts, n_layers = self.per_prompt.shape
         pushed = f", pushes of {self.amplitude:g}" if self.amplitude else ""
-        return f"{self.kind} gains of {n_layers} layers, {n_prompts} prompts{pushed}{borrowing(self.borrowed)}"
+        return f"{self.kind} gains of {n_layers} layers, {n_prompts} prompts{pushed}"
 
     @property
     def mean(self) -> np.ndarray:
@@ -99,8 +83,7 @@ class Gains:
 
     def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
         """Bootstrap interval of the mean over independent units: lower and upper bound, ``(2, n_layers)``."""
-        level = number("level", level, at_least=1e-12, at_most=1 - 1e-12)
-        return interval(resampled_means(self.per_prompt, self.pairs, seed=checked_seed("seed", seed)), level=level)
+        return mean_interval(self.per_prompt, self.pairs, level=level, seed=seed)
 
     def select(self, layers: slice) -> Gains:
         """The same gains at some layers only, such as ``slice(1, None)`` for all but layer 0, counted anew from 0."""
@@ -115,31 +98,17 @@ class Gains:
 
     def save(self, path: str | Path) -> None:
         """Write the gains as safetensors, and what they were computed with; FileError if they cannot be written."""
-        parts = {"gains": self.kind, "amplitude": self.amplitude, "pairs": self.pairs, "borrowed": self.borrowed}
-        header = {"kind": "gains", **parts, "metadata": {**environment(), **self.metadata}}
-        save_tensors(checked_path("path", path), {"per_prompt": self.per_prompt}, header)
+        save_result(self, path, "gains")
 
     @classmethod
     def load(cls, path: str | Path) -> Gains:
         """Read what :meth:`save` wrote; FileError if it is cut short, changed, of another kind or version."""
-        tensors, header = load_tensors(checked_path("path", path), kind="gains")
-        names = ("gains", "amplitude", "pairs", "borrowed", "metadata")
-        with own_content(path):
-            return cls(tensors["per_prompt"].numpy(), *(header[name] for name in names))
+        return load_result(cls, path, "gains")
 
 
 def profile(argument: str, gains: Gains | np.ndarray) -> np.ndarray:
     """Gain profile ``(n_layers,)`` of gains, or as it was given."""
     return gains.mean if isinstance(gains, Gains) else array(argument, gains, ("n_layers",))
-
-
-@contextmanager
-def own_content(path: str | Path) -> Iterator[None]:
-    """Inside, what a file of ours holds becomes a result; where it does not fit, the file is to blame."""
-    try:
-        yield
-    except (InputError, KeyError, TypeError) as error:
-        raise FileError(f"{path} does not hold a whole result ({error}). Compute it again.") from error
 
 
 def measured_gains(
@@ -187,20 +156,14 @@ def measured_gains(
     >>> small.amplitude, large.amplitude
     (0.1, 10.0)
     """
-    several = _several(directions)
+    several = sets_of(directions)
     amplitudes = array("amplitude", amplitude, positive=True)
     if amplitudes.shape not in ((), (len(several),)):
         raise InputError(f"{len(several)} sets of directions came with {amplitudes.size} amplitudes; pass one each.")
     steps = np.broadcast_to(amplitudes, len(several)).tolist()
     flag("final_norm", final_norm)
     vectors = torch.stack([one.on(model) for one in several])  # (n_sets, n_layers + 1, hidden_size)
-    distinct: list[tuple[float, torch.Tensor]] = []  # sets that differ in their readout alone share their pushes
-    place_of = []
-    for step, along in zip(steps, vectors[:, :-1], strict=True):
-        same = (i for i, (size, other) in enumerate(distinct) if size == step and torch.equal(other, along))
-        place_of.append(next(same, len(distinct)))
-        if place_of[-1] == len(distinct):
-            distinct.append((step, along))
+    distinct, place_of = _distinct([step * along for step, along in zip(steps, vectors[:, :-1], strict=True)])
     tokens = tokens_of(model, prompts, max_tokens)
     norms: list[list[torch.Tensor]] = [[] for _ in model.layers]  # of each layer's states, batch by batch
     routes = RouteWatch() if has_routes(model) else None
@@ -210,8 +173,7 @@ def measured_gains(
         if layer == model.n_layers - 1:  # all sizes are known after the first batch: refuse no later
             size = torch.stack([torch.cat(norm).mean() for norm in norms]).max().item()
             check_resolution("amplitude", min(steps), size, model.dtype)
-        pushes = [step * along[layer] for step, along in distinct]
-        joining = [states + sign * one for one in pushes for sign in (1, -1)]
+        joining = [states + sign * push[layer] for push in distinct for sign in (1, -1)]
         if routes:
             routes.enter(layer, len(states), 1 + len(joining) * (layer + 1))
             joining = joining if layer else [states, *joining]
@@ -220,7 +182,9 @@ def measured_gains(
     with routes or nullcontext():
         pushed = propagate_beside(model, tokens, push, final_norm=final_norm, description="measured gains")
     if routes:
-        pushed, shares = pushed[:, 1:], routes.shares(len(distinct))
+        pushed, shares = pushed[:, 1:], routes.shares(len(distinct))[place_of]
+        smallest = smallest_step(torch.stack([torch.cat(norm).mean() for norm in norms]).max().item(), model.dtype)
+        told = tell_routes(model.name, shares, steps, smallest)
     finals = pushed.to(torch.float64).view(len(tokens), model.n_layers, len(distinct), 2, -1)
     results = []
     for place, (one, step) in enumerate(zip(several, steps, strict=True)):
@@ -228,18 +192,19 @@ def measured_gains(
         per_prompt = ((readouts[..., 0] - readouts[..., 1]) / (2 * step)).cpu().numpy()
         gains = make_gains(model, tokens, per_prompt, one, amplitude=step, final_norm=final_norm)
         if routes:
-            smallest = smallest_step(torch.stack([torch.cat(norm).mean() for norm in norms]).max().item(), model.dtype)
-            gains.metadata.update(tell_routes(model.name, shares[place_of[place]], step, smallest))
+            gains.metadata.update(told[place])
         results.append(gains)
     return results if isinstance(directions, list | tuple) else results[0]
 
 
-def _several(directions: Any) -> list[Directions]:
-    """Sets of directions, of one or several, each in the one form."""
-    several = [as_directions(one) for one in (directions if isinstance(directions, list | tuple) else [directions])]
-    if not several:
-        raise InputError("directions is empty; pass at least one set.")
-    return several
+def _distinct(values: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
+    """Of equal tensors one each, and which of them each is: what is equal is computed once."""
+    distinct: list[torch.Tensor] = []
+    places = []
+    for value in values:
+        places.append(next((i for i, other in enumerate(distinct) if torch.equal(other, value)), len(distinct)))
+        distinct += [value] if places[-1] == len(distinct) else []
+    return distinct, places
 
 
 def check_resolution(argument: str, value: float, size: float, dtype: torch.dtype) -> None:
@@ -271,33 +236,18 @@ def make_gains(
     final_norm: bool = False,
 ) -> Gains:
     """Gains with the facts that they carry: kind, units, borrowed directions, origin."""
-    kind = "measured" if amplitude else "adjoint"
+    kind = KINDS[0] if amplitude else KINDS[1]
     if not np.isfinite(per_prompt).all():
         raise NumericalError(f"The {kind} gains of {model.name} are not finite. Check the model's weights.")
-    borrowed = tuple(np.flatnonzero(directions.borrowed[:-1]).tolist())
-    return Gains(
-        per_prompt, kind, amplitude, tokens.prompts.pairs, borrowed, origin(model, tokens, final_norm=final_norm)
-    )
+    metadata = origin(model, tokens, final_norm=final_norm)
+    borrowed = borrowed_of(directions, True)
+    return Gains(per_prompt, kind, amplitude, tokens.prompts.pairs, borrowed=borrowed, metadata=metadata)
 
 
 def in_parts(tokens: TokenizedPrompts) -> Iterator[tuple[np.ndarray, TokenizedPrompts]]:
     """Prompts, and their rows, in even parts whose layers' contexts fit into memory together."""
     for rows in np.array_split(np.arange(len(tokens)), -(-len(tokens) // PROMPTS_AT_ONCE)):
         yield rows, tokens.select(rows)
-
-
-def origin(model: LanguageModel, tokens: TokenizedPrompts, *, final_norm: bool = False) -> dict[str, Any]:
-    """What numbers are about: the model, with its final norm or without, the prompts, and what was done to them."""
-    return {
-        "model": model.name,
-        "model_fingerprint": model.fingerprint,
-        "precision": model.precision,
-        "final_norm": final_norm,
-        "prompts_fingerprint": tokens.prompts.fingerprint,
-        "n_prompts": len(tokens),
-        **tokens.metadata,
-        "device": str(model.device),
-    }
 
 
 def adjoint_gains(
@@ -339,29 +289,46 @@ def adjoint_gains(
     >>> bool(np.allclose(linear.mean, measured.mean, rtol=0.05))
     True
     """
-    several = _several(directions)
+    several = sets_of(directions)
     vectors = torch.stack([one.on(model) for one in several], dim=1)  # (n_layers + 1, n_sets, hidden_size)
+    outputs, place_of = _distinct(list(vectors[-1]))
     tokens = tokens_of(model, prompts, max_tokens)
     flag("final_norm", final_norm)
-    if choice("positions", positions, POSITIONS) == "all":
-        sums = all_token_adjoints(model, tokens, vectors[-1], final_norm=final_norm).to(torch.float64)
-        at_all = torch.einsum("nlkh,lkh->knl", sums, vectors[:-1].to(sums)).cpu().numpy()
-        results = [
-            make_gains(model, tokens, each, one, final_norm=final_norm)
-            for each, one in zip(at_all, several, strict=True)
-        ]
-        for result in results:
-            result.metadata["positions"] = positions
-        return results if isinstance(directions, list | tuple) else results[0]
+    way = adjoints_of if choice("positions", positions, POSITIONS) == "last" else _adjoints_at_all
     gains = np.empty((len(several), len(tokens), model.n_layers))
-    for members, part in in_parts(tokens):
-        layers = tuple(sweep(model, part, max_tokens=max_tokens, final_norm=final_norm, description="adjoint gains"))
-        adjoints = vectors[-1].expand(len(members), -1, -1)
-        for layer in reversed(layers):
-            adjoints = layer.vjp(adjoints)
-            products = torch.einsum("nkh,kh->kn", adjoints.to(torch.float64), vectors[layer.index].to(torch.float64))
-            gains[:, members, layer.index] = products.cpu().numpy()
+    for members, layer, adjoints in way(model, tokens, torch.stack(outputs), final_norm=final_norm):
+        along = vectors[layer].to(torch.float64)
+        gains[:, members, layer] = torch.einsum("nkh,kh->kn", adjoints[:, place_of].to(along), along).cpu().numpy()
     results = [
         make_gains(model, tokens, each, one, final_norm=final_norm) for each, one in zip(gains, several, strict=True)
     ]
+    for result in results if positions == "all" else ():
+        result.metadata["positions"] = positions
     return results if isinstance(directions, list | tuple) else results[0]
+
+
+Adjoints = Iterator[tuple[np.ndarray, int, torch.Tensor]]
+"""Rows of some prompts, a layer, and their adjoints before it, ``(n, k, hidden_size)``; the last layer comes first."""
+
+
+def adjoints_of(
+    model: LanguageModel, tokens: TokenizedPrompts, outputs: torch.Tensor, *, final_norm: bool = False
+) -> Adjoints:
+    """Adjoints ``w_l = A_l^T w_{l+1}`` of outputs ``(k, hidden_size)`` of the last token's final state."""
+    for members, part in in_parts(tokens):
+        swept = sweep(model, part, max_tokens=part.max_tokens, final_norm=final_norm, description="adjoint gains")
+        layers = tuple(swept)
+        adjoints = outputs.expand(len(members), -1, -1)
+        for layer in reversed(layers):
+            adjoints = layer.vjp(adjoints)
+            yield members, layer.index, adjoints
+
+
+def _adjoints_at_all(
+    model: LanguageModel, tokens: TokenizedPrompts, outputs: torch.Tensor, *, final_norm: bool = False
+) -> Adjoints:
+    """The same, summed over the tokens."""
+    for members, part in in_parts(tokens):
+        sums = all_token_adjoints(model, part, outputs, final_norm=final_norm)
+        for layer in reversed(range(model.n_layers)):
+            yield members, layer, sums[:, layer]

@@ -14,12 +14,12 @@ from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import sweep
 from llvlit.engine.layer import DenseLayer, FrozenLayer, LinearizedLayer
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.balancing import Balancing
 from llvlit.method.bases import BASES, arnoldi, principal_basis, random_basis, reachability_basis
-from llvlit.method.concepts import DirectionsLike, as_directions
-from llvlit.method.gains import Gains, make_gains, origin
+from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
+from llvlit.method.gains import Gains, make_gains
 from llvlit.method.surrogate import LLV, OPERATORS
 from llvlit.prompts import Prompts
 
@@ -281,7 +281,7 @@ class _Reduction:
     def _facts(self, metadata: dict[str, Any]) -> dict[str, Any]:
         return {
             "metadata": {"basis": self.plan.basis, "order": self.plan.order, "seed": self.plan.seed, **metadata},
-            "borrowed": tuple(np.flatnonzero(self.directions.borrowed).tolist()),
+            "borrowed": borrowed_of(self.directions),
             "operators": self.plan.operators,
         }
 

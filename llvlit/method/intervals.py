@@ -11,6 +11,9 @@ from functools import lru_cache
 
 import numpy as np
 
+from llvlit.checks import number
+from llvlit.checks import seed as checked_seed
+
 N_DRAWS = 1000
 N_NESTED_DRAWS = 2000
 
@@ -68,6 +71,13 @@ def interval(draws: np.ndarray, *, level: float = 0.95) -> np.ndarray:
     last = len(draws) - 1
     bounds = np.sort(draws, axis=0)[[round((1 - level) / 2 * last), round((1 + level) / 2 * last)]]
     return np.where(np.isnan(draws).any(axis=0), np.nan, bounds)
+
+
+def mean_interval(values: np.ndarray, pairs: Sequence[int], *, level: float, seed: int) -> np.ndarray:
+    """Bootstrap interval ``(2, ...)`` of the mean of values ``(n_prompts, ...)`` over independent units."""
+    level = number("level", level, at_least=1e-12, at_most=1 - 1e-12)
+    draws = resampled_means(values.reshape(len(values), -1), pairs, seed=checked_seed("seed", seed))
+    return interval(draws, level=level).reshape(2, *values.shape[1:])
 
 
 def mean_over_tasks(

@@ -11,16 +11,17 @@ from scipy.optimize import minimize
 from llvlit.checks import array, instance, integer, number
 from llvlit.engine.depth import DepthSystem
 from llvlit.errors import NumericalError
-from llvlit.method.concepts import DirectionsLike, as_directions
+from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
 from llvlit.method.control import energy, minimum_energy, schedules
 from llvlit.method.gains import check_resolution
+from llvlit.method.results import Result
 
 MET = 1e-3
 """Relative distance from the target that counts as there."""
 
 
 @dataclass(frozen=True)
-class Optimum:
+class Optimum(Result):
     """Inputs that reach a target on the full model, and no cheaper ones near them.
 
     Attributes
@@ -33,6 +34,10 @@ class Optimum:
     local : tuple of float
         Energies that the single starts led to, infinite where one led nowhere.  Where they differ, there are several
         valleys, and a lower one may have been missed.
+    borrowed : tuple of int
+        Layers pushed along a borrowed direction.
+    metadata : dict
+        Model and prompts, by name, fingerprint and number.
 
     Examples
     --------
@@ -46,6 +51,9 @@ class Optimum:
     energy: float
     shift: float
     local: tuple[float, ...]
+
+    def _about(self) -> str:
+        return f"energy {self.energy:.3g} for a mean shift of {self.shift:.3g}, the best of {len(self.local)} starts"
 
 
 def mean_shift(system: DepthSystem, directions: DirectionsLike, inputs: np.ndarray) -> tuple[float, np.ndarray]:
@@ -70,11 +78,10 @@ def mean_shift(system: DepthSystem, directions: DirectionsLike, inputs: np.ndarr
     (True, True)
     """
     rest = instance("system", system, DepthSystem, "a system, as depth_system gives it").states
-    vectors = torch.as_tensor(as_directions(directions).vectors)
-    array("directions", vectors, rest.shape[1:])
-    pushes = array("inputs", inputs, (system.n_layers,))[:, None] * vectors[:-1].double().cpu().numpy()
-    vectors, states, before = vectors.to(rest), rest[:, 0], []
-    for layer, push in zip(system.layers, torch.as_tensor(pushes).to(rest), strict=True):
+    vectors = as_directions(directions).on(system)
+    pushes = torch.as_tensor(array("inputs", inputs, (system.n_layers,))).to(rest).unsqueeze(-1) * vectors[:-1]
+    states, before = rest[:, 0], []
+    for layer, push in zip(system.layers, pushes, strict=True):
         before.append(states + push)
         states = layer.step(before[-1].unsqueeze(1))[:, 0]
     shift = float(((states - rest[:, -1]).to(torch.float64) @ vectors[-1].to(torch.float64)).mean())
@@ -170,4 +177,7 @@ def true_optimum(
             f"target={target:g}: no start led to inputs that reach it; the nearest missed it by "
             f"{min(abs(end[2]) for end in ends):.0%}. Lower the target, or pass other starts."
         )
-    return Optimum(units * best[1], best[0], float((1 + best[2]) * target), tuple(end[0] for end in ends))
+    inputs, reached = units * best[1], float((1 + best[2]) * target)
+    borrowed = borrowed_of(as_directions(directions), inputs != 0)
+    local = tuple(end[0] for end in ends)
+    return Optimum(inputs, best[0], reached, local, borrowed=borrowed, metadata=system.metadata)

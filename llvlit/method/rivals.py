@@ -8,7 +8,7 @@ import torch
 from llvlit.checks import array, integer
 from llvlit.errors import InputError
 from llvlit.method.bases import DEFLATION_TOLERANCE
-from llvlit.method.concepts import DirectionsLike, as_directions
+from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
 from llvlit.method.surrogate import LLV
 
 
@@ -81,5 +81,5 @@ def dynamic_modes(states: torch.Tensor, directions: DirectionsLike, *, order: in
         per_prompt=A[None].astype(np.float32),
         per_prompt_inputs=B[None].astype(np.float32),
         metadata={"basis": "dynamic modes", "order": order},
-        borrowed=tuple(np.flatnonzero(as_directions(directions).borrowed).tolist()),
+        borrowed=borrowed_of(as_directions(directions)),
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
+from llvlit.engine.depth import DepthSystem
+from llvlit.engine.layer import FrozenBatch
 from llvlit.engine.models import LanguageModel, text_config
 
 RARE = 0.05
@@ -72,20 +75,46 @@ class RouteWatch(TorchFunctionMode):
         return np.asarray(every.reshape(len(every), -1, n_sets, 2).any(axis=-1).mean(axis=0).T)
 
 
-def tell_routes(name: str, shares: np.ndarray, amplitude: float, smallest: float) -> dict[str, Any]:
-    """What is told of changed routes: a warning where they are not rare, and for the metadata.
+def tell_routes(name: str, shares: np.ndarray, amplitudes: Sequence[float], smallest: float) -> list[dict[str, Any]]:
+    """What is told of routes that pushes of several sets changed, ``(n_sets, n_layers)``: metadata of each set.
 
-    The share of pushes that cross a border between routes is proportional to their length, as long as it is small.
+    Where changes are not rare, one warning speaks of the set that has most.  The share of pushes that cross a border
+    between routes is proportional to their length, as long as it is small.
     """
-    worst = float(shares.max())
-    told: dict[str, Any] = {"rerouted": [float(share) for share in shares]}
-    if worst > RARE:
-        suggested = max(smallest, float(f"{amplitude * RARE / worst:.1e}"))
-        told["suggested_amplitude"] = suggested
+    told: list[dict[str, Any]] = [{"rerouted": each.tolist()} for each in shares]
+    for one, worst, amplitude in zip(told, shares.max(axis=1), amplitudes, strict=True):
+        if worst > RARE:
+            one["suggested_amplitude"] = max(smallest, float(f"{amplitude * RARE / worst:.1e}"))
+    chosen, layer = divmod(int(shares.argmax()), shares.shape[1])
+    if shares.max() > RARE:
         warnings.warn(
-            f"The router of {name} sends {worst:.0%} of the prompts, pushed by {amplitude:g} before layer "
-            f"{int(shares.argmax())}, to other experts (mean over layers: {shares.mean():.0%}). The output jumps "
-            f"there: measured gains are no derivatives. Try amplitude={suggested:g}, or adjoint_gains.",
+            f"The router of {name} sends {shares.max():.0%} of the prompts, pushed by {amplitudes[chosen]:g} before "
+            f"layer {layer}, to other experts (mean over layers: {shares[chosen].mean():.0%}). The output jumps there: "
+            f"measured gains are no derivatives. Try amplitude={told[chosen]['suggested_amplitude']:g}, or "
+            "adjoint_gains.",
             stacklevel=3,
         )
     return told
+
+
+def rerouted(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray) -> np.ndarray:
+    """Which prompts ``(n_prompts,)`` some of their inputs ``(n_prompts, k, n_layers)`` send to other experts.
+
+    Where a layer runs whole prompts, nothing is seen.
+    """
+    changed = np.zeros(len(inputs), dtype=bool)
+    candidates = system.states[:, :1].expand(-1, inputs.shape[1], -1)
+
+    def watched(batch: FrozenBatch, piece: torch.Tensor) -> torch.Tensor:
+        rest = layer.states[batch.members].unsqueeze(1)
+        with RouteWatch() as routes:
+            out = layer._replay(batch, torch.cat([rest, piece], dim=1))
+        if routes.picks is not None and batch.context.tokens is None:
+            picks = routes.picks.sort(dim=-1).values.reshape(len(rest), 1 + piece.shape[1], -1)
+            changed[batch.members.cpu().numpy()] |= (picks[:, 1:] != picks[:, :1]).any(dim=-1).any(dim=-1).cpu().numpy()
+        return out[:, 1:]
+
+    for layer in system.layers:
+        pushes = torch.as_tensor(inputs[..., layer.index]).to(candidates).unsqueeze(-1) * vectors[layer.index]
+        candidates = layer._by_pieces(candidates + pushes, watched)
+    return changed

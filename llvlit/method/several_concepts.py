@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from llvlit.checks import array, choice, instance, number, sequence
-from llvlit.checks import path as checked_path
-from llvlit.checks import seed as checked_seed
+from llvlit.checks import array, choice, number, sequence
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError, NumericalError
-from llvlit.files import load_tensors, save_tensors
-from llvlit.method.concepts import Directions, DirectionsLike, as_directions, numbers_of
-from llvlit.method.gains import adjoint_gains, measured_gains, origin, own_content
-from llvlit.method.intervals import interval, resampled_means
+from llvlit.method.concepts import Directions, DirectionsLike, borrowed_of, sets_of
+from llvlit.method.gains import adjoint_gains, measured_gains
+from llvlit.method.intervals import mean_interval
+from llvlit.method.results import Result, load_result, measured_parts, numbers_of, save_result, settle
 from llvlit.prompts import Prompts
-from llvlit.provenance import environment
 
 METHODS = ("measured", "linear")
 PARALLEL = 1e-6
@@ -31,7 +27,7 @@ DEPENDENT = 1e-9
 
 
 @dataclass(frozen=True)
-class Decoupled:
+class Decoupled(Result):
     """The cheapest inputs with every output's shift prescribed, and what the prescription costs.
 
     Attributes
@@ -44,6 +40,8 @@ class Decoupled:
         The energy over that of ``free``; at least 1, and 1 where no target is zero.
     free : (n_concepts, n_layers) float64 array
         The cheapest inputs that reach the same targets where outputs with a target of zero may move as they like.
+    borrowed, metadata
+        Those of the tensor.
 
     Examples
     --------
@@ -58,9 +56,12 @@ class Decoupled:
     price: float
     free: np.ndarray = field(repr=False)
 
+    def _about(self) -> str:
+        return f"decoupled inputs of energy {self.energy:.3g}, {self.price:.3g} times that of the targets alone"
+
 
 @dataclass(frozen=True)
-class GainTensor:
+class GainTensor(Result):
     """Gains of every concept's output for pushes along every concept, prompt by prompt.
 
     Attributes
@@ -79,7 +80,8 @@ class GainTensor:
     borrowed : tuple of tuples of int, one for each concept
         Layers whose direction is that of a later state.
     metadata : dict
-        Model and prompts, by name, fingerprint and number.
+        Model and prompts, by name, fingerprint and number.  Of a mixture of experts, ``rerouted`` holds for each
+        concept what it holds of its gains (:func:`llvlit.measured_gains`).
 
     Raises
     ------
@@ -102,39 +104,25 @@ class GainTensor:
     kind: str
     amplitude: float
     pairs: tuple[int, ...] = ()
-    borrowed: tuple[tuple[int, ...], ...] = ()
-    metadata: dict[str, Any] = field(repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        per_prompt = array("per_prompt", self.per_prompt, ("n_prompts", "n_concepts", "n_concepts", "n_layers"))
-        n_prompts, m, _, n_layers = per_prompt.shape
-        array("per_prompt", per_prompt, (n_prompts, m, m, n_layers))
+        parts = measured_parts(self, ("n_prompts", "n_concepts", "n_concepts", "n_layers"), METHODS)
+        n_prompts, m, _, n_layers = parts["per_prompt"].shape
+        array("per_prompt", parts["per_prompt"], (n_prompts, m, m, n_layers))
         if m < 2:
             raise InputError("per_prompt holds a single concept; for one, measured_gains and adjoint_gains do it.")
         overlaps = array("overlaps", self.overlaps, (n_layers, m, m))
         if not np.allclose(overlaps, overlaps.swapaxes(1, 2)) or not np.allclose(np.diagonal(overlaps, 0, 1, 2), 1):
             raise InputError("overlaps are not cosines of unit vectors: symmetric, with ones on the diagonal.")
-        amplitude, pairs = number("amplitude", self.amplitude, at_least=0), numbers_of("pairs", self.pairs)
-        if pairs and len(pairs) != n_prompts:
-            raise InputError(f"pairs has {len(pairs)} entries; there are {n_prompts} prompts.")
-        if (amplitude == 0) != (choice("kind", self.kind, METHODS) == "linear"):
-            raise InputError(f"amplitude={amplitude} of a {self.kind} tensor: it is 0 for linear ones and no others.")
         borrowed = sequence("borrowed", self.borrowed, "a tuple of whole numbers for each concept") or [()] * m
         if len(borrowed) != m:
             raise InputError(f"borrowed has {len(borrowed)} entries; there are {m} concepts.")
-        object.__setattr__(self, "per_prompt", per_prompt)
-        object.__setattr__(self, "overlaps", overlaps)
-        object.__setattr__(self, "amplitude", amplitude)
-        object.__setattr__(self, "pairs", pairs or tuple(range(n_prompts)))
         checked = tuple(numbers_of("borrowed", one, last=n_layers - 1) for one in borrowed)
-        object.__setattr__(self, "borrowed", checked)
-        instance("metadata", self.metadata, dict, "a dict")
+        settle(self, {**parts, "overlaps": overlaps, "borrowed": checked})
 
-    def __str__(self) -> str:
+    def _about(self) -> str:
         n_prompts, m, _, n_layers = self.per_prompt.shape
-        states = sorted({layer for one in self.borrowed for layer in one})
-        borrowed = f"; borrowed directions: {', '.join(map(str, states))}" if states else ""
-        return f"{self.kind} gains among {m} concepts, {n_layers} layers, {n_prompts} prompts{borrowed}"
+        return f"{self.kind} gains among {m} concepts, {n_layers} layers, {n_prompts} prompts"
 
     @property
     def n_concepts(self) -> int:
@@ -153,10 +141,7 @@ class GainTensor:
 
     def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
         """Bootstrap interval of the mean over independent units, ``(2, n_concepts, n_concepts, n_layers)``."""
-        level = number("level", level, at_least=1e-12, at_most=1 - 1e-12)
-        values = self.per_prompt.reshape(len(self.pairs), -1)
-        draws = resampled_means(values, self.pairs, seed=checked_seed("seed", seed))
-        return interval(draws, level=level).reshape(2, *self.per_prompt.shape[1:])
+        return mean_interval(self.per_prompt, self.pairs, level=level, seed=seed)
 
     def shifts(self, inputs: np.ndarray) -> np.ndarray:
         """Predicted shift of every output ``(n_concepts,)`` under inputs ``(n_concepts, n_layers)``, to first order."""
@@ -238,23 +223,16 @@ class GainTensor:
         solved = [_least_norm(whitened, targets, rows) for rows in (np.arange(m), wanted)]
         inputs, free = (np.einsum("lik,kl->il", root, one.reshape(m, n_layers)) for one in solved)
         energy, least = (float(one @ one) for one in solved)
-        return Decoupled(inputs, energy, energy / least, free)
+        return Decoupled(inputs, energy, energy / least, free, borrowed=self.borrowed, metadata=self.metadata)
 
     def save(self, path: str | Path) -> None:
         """Write the tensor as safetensors, and what it was computed with; FileError if it cannot be written."""
-        parts = {"tensor": self.kind, "amplitude": self.amplitude, "pairs": self.pairs, "borrowed": self.borrowed}
-        header = {"kind": "gain tensor", **parts, "metadata": {**environment(), **self.metadata}}
-        arrays = {"per_prompt": self.per_prompt, "overlaps": self.overlaps}
-        save_tensors(checked_path("path", path), arrays, header)
+        save_result(self, path, "gain tensor")
 
     @classmethod
     def load(cls, path: str | Path) -> GainTensor:
         """Read what :meth:`save` wrote; FileError if it is cut short, changed, of another kind or version."""
-        tensors, header = load_tensors(checked_path("path", path), kind="gain tensor")
-        names = ("tensor", "amplitude", "pairs", "borrowed", "metadata")
-        with own_content(path):
-            parts = (header[name] for name in names)
-            return cls(tensors["per_prompt"].numpy(), tensors["overlaps"].numpy(), *parts)
+        return load_result(cls, path, "gain tensor")
 
     def _weights(self, weights: np.ndarray | None) -> np.ndarray:
         if weights is None:
@@ -320,7 +298,7 @@ def gain_tensor(
     True
     """
     number("amplitude", amplitude, above=0)
-    several, vectors = _several(model, directions)
+    several, vectors = _apart_sets(model, directions)
     m, tokens = len(several), tokens_of(model, prompts, max_tokens)
     sets = [
         torch.cat([vectors[i, :-1], vectors[j, -1:]]) for j in range(m) for i in range(m)
@@ -331,15 +309,23 @@ def gain_tensor(
         results = measured_gains(model, tokens, sets, amplitude=amplitude, max_tokens=max_tokens, final_norm=final_norm)
     per_prompt = np.stack([one.per_prompt for one in results], axis=1).reshape(len(tokens), m, m, model.n_layers)
     overlaps = torch.einsum("ilh,jlh->lij", vectors[:, :-1], vectors[:, :-1]).numpy()
-    borrowed = tuple(tuple(np.flatnonzero(one.borrowed[:-1]).tolist()) for one in several)
-    told = {key: results[0].metadata[key] for key in results[0].metadata if key in ("rerouted", "suggested_amplitude")}
-    metadata = {**origin(model, tokens, final_norm=final_norm), **told}
-    return GainTensor(per_prompt, overlaps, method, results[0].amplitude, tokens.prompts.pairs, borrowed, metadata)
+    borrowed = tuple(borrowed_of(one, True) for one in several)
+    metadata = origin(model, tokens, final_norm=final_norm)
+    told = [one.metadata for one in results[:m]]  # the first output's, of pushes along every concept
+    if "rerouted" in told[0]:
+        metadata["rerouted"] = [one["rerouted"] for one in told]
+    if suggested := [one["suggested_amplitude"] for one in told if "suggested_amplitude" in one]:
+        metadata["suggested_amplitude"] = min(suggested)
+    amplitude, pairs = results[0].amplitude, tokens.prompts.pairs
+    return GainTensor(per_prompt, overlaps, method, amplitude, pairs, borrowed=borrowed, metadata=metadata)
 
 
-def _several(model: LanguageModel, directions: Sequence[DirectionsLike]) -> tuple[list[Directions], torch.Tensor]:
-    """Sets of directions, and their vectors ``(n_concepts, n_layers + 1, hidden_size)``, float64 of exact length 1."""
-    several = [as_directions(one) for one in sequence("directions", directions, "a list of sets of directions")]
+def _apart_sets(model: LanguageModel, directions: Sequence[DirectionsLike]) -> tuple[list[Directions], torch.Tensor]:
+    """Sets of directions that differ everywhere, and their vectors ``(n_concepts, n_layers + 1, hidden_size)``.
+
+    Vectors are float64, of exact length 1.
+    """
+    several = sets_of(sequence("directions", directions, "a list of sets of directions"))
     if len(several) < 2:
         raise InputError(f"directions holds {len(several)} set; pass two or more, or use measured_gains for one.")
     for one in several:
@@ -384,7 +370,7 @@ def combined(
     >>> with llvlit.steer(model, *combined(model, both, np.ones((2, 12)))):
     ...     logits = model.module(**model.tokenizer("The plot was thin", return_tensors="pt")).logits
     """
-    _, vectors = _several(model, directions)
+    _, vectors = _apart_sets(model, directions)
     inputs = array("inputs", inputs, (len(vectors), model.n_layers))
     pushes = torch.einsum("il,ilh->lh", torch.from_numpy(inputs), vectors[:, :-1])
     lengths = pushes.norm(dim=-1, keepdim=True)

@@ -16,10 +16,11 @@ from llvlit.engine.depth import sweep
 from llvlit.engine.exclusive import exclusive, lock_of
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.replay import first_output
-from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError, NumericalError
-from llvlit.method.concepts import DirectionsLike, as_directions
+from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
 from llvlit.method.gains import in_parts
+from llvlit.method.results import Result
 from llvlit.prompts import Prompts
 
 NUMBERS_AT_ONCE = 50_000_000
@@ -59,6 +60,39 @@ class LowOrderLayer:
         return states + constant + (states - mean) @ V @ U.T
 
 
+@dataclass(frozen=True, eq=False)
+class LayerEffects(Result):
+    """How much each layer does, as something sees it.
+
+    Attributes
+    ----------
+    values : (n_layers,) or (n_prompts, n_layers) float64 array
+    seen_by : str
+        ``concept`` (:func:`llvlit.concept_effects`) or ``next token`` (:func:`llvlit.logit_effects`).
+    borrowed : tuple of int
+        States that were pushed or read along a borrowed direction.
+    metadata : dict
+        Model and prompts, by name, fingerprint and number.
+
+    Examples
+    --------
+    >>> print(llvlit.logit_effects(model, splits.operating))
+    12 layers as the next token sees them, 8 prompts
+    """
+
+    values: np.ndarray
+    seen_by: str
+
+    def _about(self) -> str:
+        n_prompts = self.metadata.get("n_prompts", "some")
+        return f"{self.values.shape[-1]} layers as the {self.seen_by} sees them, {n_prompts} prompts"
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Of each layer ``(n_layers,)``, over the prompts."""
+        return self.values.reshape(-1, self.values.shape[-1]).mean(axis=0)
+
+
 Replacements = Mapping[int, LowOrderLayer | None]
 
 
@@ -68,7 +102,7 @@ def concept_effects(
     directions: DirectionsLike,
     *,
     max_tokens: int = MAX_TOKENS,
-) -> np.ndarray:
+) -> LayerEffects:
     """How much of the gain matrix each layer's absence changes, ``(n_layers,)``: what the layer does to the concept.
 
     With A_l replaced by the identity, the other Jacobians held, the entries ``j <= l < k`` of the linear gain matrix
@@ -86,10 +120,11 @@ def concept_effects(
     No layer changes more than the first, where the last token begins to read its context:
 
     >>> effects = llvlit.concept_effects(model, splits.operating, directions)
-    >>> effects.shape, int(effects.argmax())
+    >>> effects.values.shape, int(effects.mean.argmax())
     ((12,), 0)
     """
-    vectors, tokens = as_directions(directions).on(model), tokens_of(model, prompts, max_tokens)
+    along = as_directions(directions)
+    vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
     n_layers = model.n_layers
     matrix, changes = np.zeros((n_layers, n_layers + 1)), np.zeros((n_layers, n_layers, n_layers + 1))
     for members, part in in_parts(tokens):
@@ -110,12 +145,12 @@ def concept_effects(
     effects = np.linalg.norm(changes, axis=(1, 2)) / max(np.linalg.norm(matrix), np.finfo(float).tiny)
     if not np.isfinite(effects).all():
         raise NumericalError(f"The gain matrix of {model.name} is not finite. Check the model's weights.")
-    return effects
+    return LayerEffects(effects, "concept", borrowed=borrowed_of(along), metadata=origin(model, tokens))
 
 
 def logit_effects(
     model: LanguageModel, prompts: Prompts | TokenizedPrompts, *, max_tokens: int = MAX_TOKENS
-) -> np.ndarray:
+) -> LayerEffects:
     """How much each layer matters to the next token, ``(n_prompts, n_layers)``, in nats per token.
 
     The mean over a prompt's positions of ``KL(p || p without the layer)``, the layer dropped at every position.
@@ -123,7 +158,7 @@ def logit_effects(
     Examples
     --------
     >>> effects = llvlit.logit_effects(model, splits.operating)
-    >>> effects.shape, bool((effects > 0).all())
+    >>> effects.values.shape, bool((effects.mean > 0).all())
     ((8, 12), True)
     """
     tokens = tokens_of(model, prompts, max_tokens)
@@ -137,7 +172,7 @@ def logit_effects(
                     without = _log_probabilities(model, ids)
                 divergence = (whole.exp() * (whole - without)).sum(dim=-1)
                 effects[members, layer] = _means(divergence, real)
-    return _finite(model, effects)
+    return LayerEffects(_finite(model, effects), "next token", metadata=origin(model, tokens))
 
 
 def token_losses(

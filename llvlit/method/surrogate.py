@@ -12,9 +12,8 @@ from llvlit.checks import array, choice, instance, integer
 from llvlit.checks import path as checked_path
 from llvlit.errors import InputError, NumericalError
 from llvlit.files import load_tensors, save_tensors
-from llvlit.method.concepts import borrowing, numbers_of
-from llvlit.method.gains import own_content
 from llvlit.method.hankel import gains_between
+from llvlit.method.results import borrowing, numbers_of, own_content
 from llvlit.provenance import environment
 
 ARRAYS = ("A", "B", "C", "outputs", "bases", "orders", "per_prompt", "per_prompt_inputs")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from llvlit.checks import array, number
 from llvlit.engine.depth import depth_system
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError, NumericalError
-from llvlit.method.concepts import DirectionsLike, as_directions, numbers_of
+from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
 from llvlit.method.gains import check_resolution, in_parts
+from llvlit.method.results import Result, settle, units_of
+from llvlit.method.routing import RARE, has_routes, rerouted
 from llvlit.method.verification import output_shifts
 from llvlit.progress import progress
 from llvlit.prompts import Prompts
@@ -22,7 +26,7 @@ STEP = 0.02
 
 
 @dataclass(frozen=True)
-class TrustRadius:
+class TrustRadius(Result):
     """How the output bends along shapes of inputs, prompt by prompt, and how far a straight line can be trusted.
 
     Scaled by s, a shape u shifts a prompt's output by ``slope s + second s^2 + third s^3 + ...``.  The linear
@@ -39,6 +43,11 @@ class TrustRadius:
         Share of new prompts at which it is to hold.
     pairs : tuple of int, length n_prompts
         The independent unit of each prompt; by default every prompt its own.
+    borrowed : tuple of int
+        Layers that some shape pushes along a borrowed direction.
+    metadata : dict
+        Model and prompts, by name, fingerprint and number.  Of a mixture of experts, ``rerouted`` holds for each
+        shape the share of prompts that its pushes sent to other experts.
 
     Raises
     ------
@@ -64,15 +73,21 @@ class TrustRadius:
         slope = array("slope", self.slope)
         if not slope.ndim or not len(slope):
             raise InputError(f"slope has shape {slope.shape}; expected (n_prompts,) or (n_prompts, n_shapes).")
+        parts: dict[str, Any] = {}
         for name in ("slope", "second", "third"):
-            object.__setattr__(self, name, array(name, getattr(self, name), slope.shape))
-        object.__setattr__(self, "tolerance", number("tolerance", self.tolerance, above=0))
-        object.__setattr__(self, "coverage", number("coverage", self.coverage, above=0, at_most=1 - 1e-12))
-        pairs = numbers_of("pairs", self.pairs) or tuple(range(len(slope)))
-        if len(pairs) != len(slope):
-            raise InputError(f"pairs has {len(pairs)} entries; there are {len(slope)} prompts.")
-        object.__setattr__(self, "pairs", pairs)
-        check_coverage(self.coverage, pairs)
+            parts[name] = array(name, getattr(self, name), slope.shape)
+        parts["tolerance"] = number("tolerance", self.tolerance, above=0)
+        parts["coverage"] = number("coverage", self.coverage, above=0, at_most=1 - 1e-12)
+        parts["pairs"] = units_of(self.pairs, len(slope))
+        settle(self, parts)
+        check_coverage(self.coverage, self.pairs)
+
+    def _about(self) -> str:
+        radii = ", ".join(f"{radius:.3g}" for radius in np.ravel(self.radius))
+        return (
+            f"trust radius {radii} ({100 * self.tolerance:g} % off at the most for {100 * self.coverage:g} % of new "
+            f"prompts), from {len(self.slope)} prompts"
+        )
 
     @property
     def per_prompt(self) -> np.ndarray:
@@ -162,7 +177,8 @@ def trust_radius(
     >>> trust.per_prompt.shape, bool(0 < trust.radius <= np.median(trust.per_prompt))
     ((8,), True)
     """
-    vectors = as_directions(directions).on(model)
+    along = as_directions(directions)
+    vectors = along.on(model)
     shapes = array("inputs", inputs)
     if shapes.ndim not in (1, 2) or shapes.shape[-1] != model.n_layers or not shapes.size:
         raise InputError(f"inputs has shape {shapes.shape}; expected ({model.n_layers},) or (k, {model.n_layers}).")
@@ -174,7 +190,7 @@ def trust_radius(
     tokens = tokens_of(model, prompts, max_tokens)
     check_coverage(coverage, tokens.prompts.pairs)
     check_resolution(f"a push of {STEP:g} of the state, inputs", STEP, 1.0, model.dtype)
-    parts = []
+    parts, jumps = [], []
     for _, part in progress(list(in_parts(tokens)), "trust radius"):
         system = depth_system(model, part, max_tokens=max_tokens, final_norm=final_norm)
         sizes = system.states[:, :-1].to("cpu", system.states.dtype).norm(dim=-1).double().numpy()
@@ -183,10 +199,23 @@ def trust_radius(
         pushed = scales[..., None] * rows[:, None]  # (n_prompts, n_shapes, 4, n_layers)
         shifts = output_shifts(system, vectors, pushed.reshape(len(part), -1, model.n_layers))
         parts.append(_coefficients(steps, shifts.reshape(scales.shape)))
+        if has_routes(model):
+            jumps.append(np.stack([rerouted(system, vectors, each) for each in pushed.swapaxes(0, 1)], axis=1))
     slope, second, third = (np.concatenate(each).reshape(-1, *shapes.shape[:-1]) for each in zip(*parts, strict=True))
     if not np.isfinite([slope, second, third]).all():
         raise NumericalError(f"inputs of up to {np.abs(rows).max():.3g} bend beyond the range of numbers; scale them.")
-    return TrustRadius(slope, second, third, tolerance, coverage, tokens.prompts.pairs)
+    metadata = origin(model, tokens, final_norm=final_norm)
+    if jumps:
+        metadata["rerouted"] = shares = np.concatenate(jumps).mean(axis=0).tolist()
+        if max(shares) > RARE:
+            warnings.warn(
+                f"The router of {model.name} sends {max(shares):.0%} of the prompts, pushed along shape "
+                f"{int(np.argmax(shares))} of inputs by 2 to 4 % of their states, to other experts. The output jumps "
+                "there: its radius is that of no curve. Look at output_shifts instead.",
+                stacklevel=2,
+            )
+    borrowed, pairs = borrowed_of(along, (rows != 0).any(axis=0)), tokens.prompts.pairs
+    return TrustRadius(slope, second, third, tolerance, coverage, pairs, borrowed=borrowed, metadata=metadata)
 
 
 def _coefficients(steps: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

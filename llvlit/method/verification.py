@@ -12,11 +12,12 @@ import torch
 from llvlit.checks import array, instance, number
 from llvlit.engine.depth import DepthSystem, depth_system
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError, NumericalError
-from llvlit.method.concepts import DirectionsLike, as_directions, borrowing
+from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
 from llvlit.method.control import energy
 from llvlit.method.gains import check_resolution, in_parts
+from llvlit.method.results import Result
 from llvlit.progress import progress
 from llvlit.prompts import Prompts
 
@@ -41,7 +42,7 @@ HELP = {
 
 
 @dataclass(frozen=True)
-class RequiredEnergy:
+class RequiredEnergy(Result):
     """What a shape of inputs costs on the full model.
 
     Attributes
@@ -58,6 +59,8 @@ class RequiredEnergy:
         ``reached`` if every prompt got there, else ``out of reach``.
     borrowed : tuple of int
         Layers pushed along a borrowed direction.
+    metadata : dict
+        Model and prompts, by name, fingerprint and number.
 
     Examples
     --------
@@ -72,12 +75,11 @@ class RequiredEnergy:
     reached: np.ndarray
     target: float
     status: str
-    borrowed: tuple[int, ...] = ()
 
-    def __str__(self) -> str:
+    def _about(self) -> str:
         return (
             f"median energy {self.median:.3g} for a shift of {self.target:.3g}, {len(self.scale)} prompts, "
-            f"{self.n_out_of_reach} out of reach{borrowing(self.borrowed)}"
+            f"{self.n_out_of_reach} out of reach"
         )
 
     @property
@@ -172,13 +174,13 @@ def required_energy(
         check_resolution("target", target, size, model.dtype)
         parts.append(_first_crossings(_Search(system, vectors, units, target), tolerance))
     norms, reached = (np.concatenate(column).T for column in zip(*parts, strict=True))
-    results = {}
+    results, metadata = {}, origin(model, tokens, final_norm=final_norm)
     for place, name in enumerate(arrays):
         norm, missed = norms[place], np.isnan(norms[place])
         cost = np.where(missed, np.inf, norm**2 * energies[place])
         status = OUT_OF_REACH if missed.any() else REACHED
-        borrowed = tuple(np.flatnonzero(directions.borrowed[:-1] & (units[place] != 0)).tolist())
-        results[name] = RequiredEnergy(norm / lengths[place], cost, reached[place], target, status, borrowed)
+        found = norm / lengths[place], cost, reached[place], target, status
+        results[name] = RequiredEnergy(*found, borrowed=borrowed_of(directions, units[place] != 0), metadata=metadata)
     return results if shapes is shape else results["shape"]
 
 
@@ -201,10 +203,8 @@ def output_shifts(system: DepthSystem, directions: DirectionsLike, inputs: np.nd
     ((8, 1), True)
     """
     states = instance("system", system, DepthSystem, "a system, as depth_system gives it").states
-    n_prompts, n_states, hidden_size = states.shape
-    vectors = as_directions(directions).vectors
-    array("directions", vectors, (n_states, hidden_size))
-    shifts = _shifts(system, vectors, array("inputs", inputs, (n_prompts, "k", system.n_layers)))
+    vectors = as_directions(directions).on(system)
+    shifts = _shifts(system, vectors, array("inputs", inputs, (len(states), "k", system.n_layers)))
     if not np.isfinite(shifts).all():
         raise NumericalError(f"Inputs of up to {np.abs(inputs).max():.3g} overflow the model's numbers; lower them.")
     return shifts

@@ -28,6 +28,7 @@ MADE = {
         "FeedbackLaw",
         "FrozenLayer",
         "LanguageModel",
+        "LayerEffects",
         "Optimum",
         "RequiredEnergy",
         "StudyTables",
