@@ -302,6 +302,11 @@ def test_borrowed_directions_are_told(run, tmp_path: Path) -> None:
     assert [int(layer) for layer in re.findall(r"^ +(\d+)\*", text, re.MULTILINE)] == borrowed
     told = f"Borrowed directions before layers {', '.join(map(str, borrowed))}"
     assert told in " ".join(text.split())
+    text = " ".join(run("order", *SMALL, "--no-plot").split())
+    assert (
+        f"Borrowed directions at states {', '.join(map(str, borrowed))}: the class gap there is within chance" in text
+    )
+    assert "pushes and readings there go along the next state's own direction." in text
     asked = ("steer", "A dull film", *SMALL, "--tokens", 1)
     assert run(*asked, "--json")["borrowed"] == borrowed and told in " ".join(run(*asked).split())
 

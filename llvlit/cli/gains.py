@@ -14,8 +14,9 @@ from llvlit.cli.options import (
     load_experiment,
     places_of,
     prompts_note,
+    report,
 )
-from llvlit.cli.terminal import bar, columns, show, sparkline
+from llvlit.cli.terminal import bar, columns, sparkline
 
 if TYPE_CHECKING:
     from llvlit.method.surrogate import LLV
@@ -44,17 +45,7 @@ def gains(options: argparse.Namespace) -> None:
     """Gain profile of a model on a task: measured on the full model, and predicted."""
     places = places_of(options)
     profile, surrogate = compute(options)
-    lines = [text(profile)]
-    try:
-        if "save" in places:
-            surrogate.save(places["save"])
-            lines.append(f"Saved: {options.save}")
-        if "plot" in places:
-            draw(profile, places["plot"])
-            profile["figure"] = str(places["plot"])
-            lines.append(f"Figure: {places['plot']}")
-    finally:  # also when a file could not be written
-        show(options, {key: value for key, value in profile.items() if key not in ABOUT}, "\n".join(lines))
+    report(options, places, profile, text(profile), about=ABOUT, save=surrogate.save, draw=draw)
 
 
 def compute(options: argparse.Namespace) -> tuple[dict[str, Any], LLV]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from llvlit.cli.terminal import show
 from llvlit.errors import InputError
 
 if TYPE_CHECKING:
@@ -146,8 +147,33 @@ def prompts_note(tokens: TokenizedPrompts) -> list[str]:
     return textwrap.wrap(f"Prompts as tokens: {tokens}.") if any(tokens.metadata.values()) else []
 
 
-def borrowed_note(layers: Sequence[int]) -> list[str]:
-    """A line on the layers that are pushed along a borrowed direction; none if there are none."""
-    named = f"layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}"
-    told = f"* Borrowed directions before {named}: the class gap there is within chance, so the push goes along the "
-    return textwrap.wrap(f"{told}next state's own direction, and its sign means nothing.") if layers else []
+def borrowed_note(states: Sequence[int], *, read: bool = False) -> list[str]:
+    """A line on the layers pushed along a borrowed direction, or the states pushed and read; none if there are none."""
+    named = f"{'s' * (len(states) > 1)} {', '.join(map(str, states))}: the class gap there is within chance, so"
+    pushed = f"before layer{named} the push goes along the next state's own direction, and its sign means nothing."
+    both = f"at state{named} pushes and readings there go along the next state's own direction."
+    return textwrap.wrap(f"Borrowed directions {both}" if read else f"* Borrowed directions {pushed}") if states else []
+
+
+def report(
+    options: argparse.Namespace,
+    places: dict[str, Path],
+    found: dict[str, Any],
+    text: str,
+    *,
+    about: Sequence[str],
+    save: Callable[[Path], None],
+    draw: Callable[[dict[str, Any], Path], None],
+) -> None:
+    """Write the files that were asked for, and show what was found: as text, or as JSON without what it is about."""
+    lines = [text]
+    try:
+        if "save" in places:
+            save(places["save"])
+            lines.append(f"Saved: {options.save}")
+        if "plot" in places:
+            draw(found, places["plot"])
+            found["figure"] = str(places["plot"])
+            lines.append(f"Figure: {places['plot']}")
+    finally:  # also when a file could not be written
+        show(options, {key: value for key, value in found.items() if key not in about}, "\n".join(lines))

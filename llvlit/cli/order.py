@@ -14,8 +14,9 @@ from llvlit.cli.options import (
     load_experiment,
     places_of,
     prompts_note,
+    report,
 )
-from llvlit.cli.terminal import bar, columns, show
+from llvlit.cli.terminal import bar, columns
 
 if TYPE_CHECKING:
     from llvlit.method.gain_matrix import GainMatrix
@@ -51,17 +52,7 @@ def order(options: argparse.Namespace) -> None:
     """Order of depth: the smallest number of dimensions that carries a concept's gain matrix."""
     places = places_of(options)
     found, matrix = compute(options)
-    lines = [text(found)]
-    try:
-        if "save" in places:
-            matrix.save(places["save"])
-            lines.append(f"Saved: {options.save}")
-        if "plot" in places:
-            draw(found, places["plot"])
-            found["figure"] = str(places["plot"])
-            lines.append(f"Figure: {places['plot']}")
-    finally:  # also when a file could not be written
-        show(options, {key: value for key, value in found.items() if key not in ABOUT}, "\n".join(lines))
+    report(options, places, found, text(found), about=ABOUT, save=matrix.save, draw=draw)
 
 
 def compute(options: argparse.Namespace) -> tuple[dict[str, Any], GainMatrix]:
@@ -140,8 +131,7 @@ def text(found: dict[str, Any]) -> str:
     )
     if found["floor"] is not None:
         lines.append(f"Rounding makes singular values of {max(found['floor']):.1g} at the least.")
-    borrowed = [state for state in found["borrowed"] if state < found["n_layers"]]
-    return "\n".join([*lines, *borrowed_note(borrowed), *found["note"]])
+    return "\n".join([*lines, *borrowed_note(found["borrowed"], read=True), *found["note"]])
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
