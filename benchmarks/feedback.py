@@ -18,13 +18,11 @@ Prints Markdown tables; minutes for the default models on two cores.
 
 from __future__ import annotations
 
-import argparse
 import time
-from datetime import date
-from importlib.metadata import version
 
 import numpy as np
 import torch
+from heading import begin, parser_of
 
 from llvlit.engine.depth import DepthSystem, depth_system, last_token_states
 from llvlit.engine.models import LanguageModel, load_model
@@ -37,7 +35,6 @@ from llvlit.method.intervals import interval, resampled_means
 from llvlit.method.surrogate import LLV
 from llvlit.progress import progress
 from llvlit.prompts import Prompts
-from llvlit.provenance import environment
 from llvlit.tasks.task import load_task
 
 SUFFIX = " Rating:"
@@ -45,9 +42,7 @@ MOST = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = ["embedded/small", "embedded/medium", "embedded/large", "smollm2-135m"]
-    parser.add_argument("--models", nargs="+", default=models, help="names, as load_model takes them")
+    parser = parser_of(__doc__)
     parser.add_argument("--other", default="hostility", help="task whose prompts are the third disturbance")
     parser.add_argument("--concept", type=int, default=100, help="prompts a class for directions (default: 100)")
     parser.add_argument("--operating", type=int, default=8, help="prompts a class for surrogates (default: 8)")
@@ -55,11 +50,12 @@ def main() -> None:
     parser.add_argument("--target", type=float, default=0.1, help="share of the class gap (default: 0.1)")
     parser.add_argument("--energy", choices=("relative", "absolute"), default="relative", help="what inputs cost")
     parser.add_argument("--dense", type=int, default=256, help="largest hidden size for the dense law (default: 256)")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    facts = environment()
-    print(f"llvlit {version('llvlit')} at {facts.get('commit', '?')}, torch {torch.__version__}, {date.today()}\n")
+    begin(
+        options,
+        f"film-sentiment, and prompts of {options.other}, all ending in {SUFFIX!r}; directions from {options.concept} "
+        f"prompts a class, surrogates from {options.operating}, laws carried out on {options.evaluation} others",
+    )
     reached, tracked, costs = [], [], []
     for name in progress(options.models, "models"):
         model = load_model(name, device="cpu")

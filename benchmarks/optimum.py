@@ -4,16 +4,22 @@ For each target, in class gaps at the output, the cheapest inputs whose mean shi
 target: by the gains alone (llvlit.minimum_energy), and on the full model (true_optimum: sequential quadratic
 programming through every layer, from three starts).  The price of the linear optimum: its shape is scaled until its
 mean shift is the target on the full model, too, and its energy is divided by that of the true optimum; once on the
-prompts that both were found on, once on held-out prompts, where both are scaled.  Prints a Markdown table, a row for
-each target and split of the prompts.
+prompts that both were found on, once on held-out prompts, where both are scaled.
+
+All of it is done on several splits that share no prompt.  Prices are geometric means over them, with 95 % intervals by
+Student's t of the logarithms: the independent unit is the split.  Directions are the same for all.  Prints a Markdown
+table.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from heading import begin, parser_of
+from scipy import stats
 
 from llvlit.engine.depth import DepthSystem, depth_system
 from llvlit.engine.models import load_model
@@ -47,54 +53,85 @@ def scale_to(system: DepthSystem, vectors: torch.Tensor, shape: np.ndarray, targ
     return float(high)
 
 
+@dataclass(frozen=True)
+class Findings:
+    """Of each split that reached the target: shift of the linear optimum over the target, prices, cosine, ends."""
+
+    linear: list[float] = field(default_factory=list)
+    price: list[float] = field(default_factory=list)
+    held_out: list[float] = field(default_factory=list)
+    cosine: list[float] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
+
+    def row(self, n_splits: int) -> str:
+        cells = [f"{len(self.price)} of {n_splits}"]
+        if self.price:
+            cells += [f"{np.mean(self.linear):.2f}", told(self.price), told(self.held_out)]
+            cells += [f"{np.mean(self.cosine):.2f}", f"{max(self.ends):.2f}"]
+        return " | ".join(cells)
+
+
+def told(values: list[float]) -> str:
+    """Geometric mean, and its interval."""
+    logs = np.log(values)
+    if len(logs) < 2 or not np.isfinite(logs).all():
+        return f"{np.exp(logs.mean()):.2f}"
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / np.sqrt(len(logs))
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*np.exp(logs.mean() + half * np.array([0, -1, 1])))
+
+
 def print_rows(name: str, task_name: str, options: argparse.Namespace) -> None:
-    model, task = load_model(name, device="cpu"), load_task(task_name)
-    for seed in range(options.splits):
-        sizes = {"concept": options.concept, "operating": options.prompts, "evaluation": options.prompts}
-        splits = task.split(**sizes, seed=seed)
-        directions = concept_directions(model, splits.concept)
-        gains, gap = adjoint_gains(model, splits.operating, directions), float(directions.gaps[-1])
-        system, other = (depth_system(model, each) for each in (splits.operating, splits.evaluation))
-        wanted = [(metric, fraction) for metric in ("absolute", "relative") for fraction in options.targets]
-        for metric, fraction in progress(wanted, f"{name}, {task_name}"):
+    model, n = load_model(name, device="cpu"), 2 * options.prompts
+    sizes = {"concept": options.concept, **dict.fromkeys(("operating", "evaluation"), options.prompts * options.splits)}
+    parts = load_task(task_name).split(**sizes)
+    directions = concept_directions(model, parts.concept)
+    gap, vectors = float(directions.gaps[-1]), directions.vectors
+    wanted = [(metric, fraction) for metric in options.energies for fraction in options.targets]
+    found = {each: Findings() for each in wanted}
+    for split in progress(range(options.splits), f"{name}, {task_name}"):
+        own, others = (each.select(range(n * split, n * (split + 1))) for each in (parts.operating, parts.evaluation))
+        gains = adjoint_gains(model, own, directions)
+        system, other = depth_system(model, own), depth_system(model, others)
+        for metric, fraction in wanted:
             weights = relative_weights(system.states) if metric == "relative" else None
-            target, cells = fraction * gap, [name, task_name, str(seed), metric, f"{fraction:g}"]
+            target, findings = fraction * gap, found[metric, fraction]
             linear = minimum_energy(gains, target, weights=weights)
-            cells.append(f"{float(means(system, directions.vectors, linear, np.ones(1))[0]) / target:.2f}")
             try:
                 best = true_optimum(system, directions, target, weights=weights)
             except NumericalError:
-                print(f"| {' | '.join(cells)} | not reached | | | |", flush=True)
                 continue
-            least = best.energy
-            scale = scale_to(system, directions.vectors, linear, target)
-            cells.append(f"{scale**2 * energy(linear, weights=weights) / least:.2f}")
-            held = [scale_to(other, directions.vectors, each, target) for each in (linear, best.inputs)]
-            cells.append(f"{(held[0] / held[1]) ** 2 * energy(linear, weights=weights) / least:.2f}")
+            spent = energy(linear, weights=weights) / best.energy
+            held = [scale_to(other, vectors, each, target) for each in (linear, best.inputs)]
             a, b = (each * np.sqrt(1.0 if weights is None else weights) for each in (linear, best.inputs))
-            cells.append(f"{abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b):.2f}")
-            cells.append(", ".join(f"{each / least:.2f}" for each in best.local))
-            print(f"| {' | '.join(cells)} |", flush=True)
+            findings.linear.append(float(means(system, vectors, linear, np.ones(1))[0]) / target)
+            findings.price.append(scale_to(system, vectors, linear, target) ** 2 * spent)
+            findings.held_out.append((held[0] / held[1]) ** 2 * spent)
+            findings.cosine.append(float(abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b)))
+            findings.ends.append(max(best.local) / best.energy)
+    for (metric, fraction), findings in found.items():
+        print(f"| {name} | {task_name} | {metric} | {fraction:g} | {findings.row(options.splits)} |", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = ["embedded/small", "embedded/medium", "embedded/large", "smollm2-135m"]
-    parser.add_argument("--models", nargs="+", default=models, help="names that load_model knows")
-    parser.add_argument(
-        "--tasks", nargs="+", default=["film-sentiment", "hostility"], help="names that load_task knows"
-    )
-    parser.add_argument("--targets", nargs="+", type=float, default=[0.1, 0.5, 1.0, 2.0], help="in class gaps")
+    parser = parser_of(__doc__)
+    tasks = ["film-sentiment", "food-sentiment", "tense", "hostility"]
+    parser.add_argument("--tasks", nargs="+", default=tasks, help="names that load_task knows")
+    parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 1.0, 2.0], help="in class gaps")
+    parser.add_argument("--energies", nargs="+", default=["absolute", "relative"], help="what inputs cost")
     parser.add_argument("--prompts", type=int, default=8, help="of each class, operating and held out (default 8)")
-    parser.add_argument("--concept", type=int, default=200, help="of each class, for directions (default 200)")
-    parser.add_argument("--splits", type=int, default=1, help="of the prompts, each a row (default 1)")
+    parser.add_argument("--concept", type=int, default=100, help="of each class, for directions (default 100)")
+    parser.add_argument("--splits", type=int, default=5, help="without a prompt in common (default 5)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    print(
-        "| Model | Task | Split | Energy | Target, gaps | Linear optimum's shift, targets | Its price | Price held out "
-        "| Cosine of the two | Ends of the three starts |"
+    begin(
+        options,
+        f"{', '.join(options.tasks)}; directions from {options.concept} prompts a class, {options.splits} splits of "
+        f"{options.prompts} a class, and as many held out",
     )
-    print("|---|---|---:|---|---:|---:|---:|---:|---:|---|")
+    print(
+        "| Model | Task | Energy | Target, gaps | Splits | Linear optimum's shift, targets | Its price "
+        "| Price held out | Cosine of the two | Worst end of a start |"
+    )
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for name in options.models:
         for task in options.tasks:
             print_rows(name, task, options)

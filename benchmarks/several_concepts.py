@@ -12,13 +12,12 @@ Prints Markdown tables; minutes for the default models on two cores.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from datetime import date
-from importlib.metadata import version
+from dataclasses import replace
 
 import numpy as np
 import torch
+from heading import begin, parser_of
 
 from llvlit.engine.depth import depth_system, last_token_states
 from llvlit.engine.models import LanguageModel, load_model
@@ -28,7 +27,6 @@ from llvlit.method.intervals import interval, resampled_means
 from llvlit.method.several_concepts import GainTensor, gain_tensor
 from llvlit.progress import progress
 from llvlit.prompts import Prompts
-from llvlit.provenance import environment
 from llvlit.tasks.task import load_task
 
 TASKS = ("film-sentiment", "food-sentiment", "tense", "hostility")
@@ -37,17 +35,16 @@ N_DRAWS = 200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = ["embedded/small", "embedded/medium", "embedded/large", "smollm2-135m"]
-    parser.add_argument("--models", nargs="+", default=models, help="names, as load_model takes them")
+    parser = parser_of(__doc__)
     parser.add_argument("--concept", type=int, default=100, help="prompts a class for directions (default: 100)")
     parser.add_argument("--prompts", type=int, default=20, help="prompts a class for gains, and as many held out")
     parser.add_argument("--target", type=float, default=0.1, help="share of the class gap (default: 0.1)")
-    parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    facts = environment()
-    print(f"llvlit {version('llvlit')} at {facts.get('commit', '?')}, torch {torch.__version__}, {date.today()}\n")
+    begin(
+        options,
+        f"{', '.join(TASKS)}, all ending in {SUFFIX!r}; directions from {options.concept} prompts a class, gains and "
+        f"outputs of {options.prompts} of film-sentiment a class each",
+    )
     meeting: list[str] = []
     carried: list[str] = []
     for name in progress(options.models, "models"):
@@ -82,7 +79,7 @@ def part(tensor: GainTensor, concepts: list[int]) -> GainTensor:
     chosen = np.ix_(range(len(tensor.pairs)), concepts, concepts, range(tensor.n_layers))
     overlaps = tensor.overlaps[:, concepts][:, :, concepts]
     borrowed = tuple(tensor.borrowed[i] for i in concepts)
-    return GainTensor(tensor.per_prompt[chosen], overlaps, tensor.kind, tensor.amplitude, tensor.pairs, borrowed)
+    return replace(tensor, per_prompt=tensor.per_prompt[chosen], overlaps=overlaps, borrowed=borrowed)
 
 
 def meet(name: str, other: str, pair: GainTensor, weights: np.ndarray) -> str:

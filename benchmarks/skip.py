@@ -1,4 +1,4 @@
-"""Which layers can be skipped?  ``python benchmarks/skip.py --text reviews.txt smollm2-135m``
+"""Which layers can be skipped?  ``python benchmarks/skip.py --text reviews.txt --models smollm2-135m``
 
 Prints two tables for each model.  The first says how little each layer does: as the concept sees it (the share of the
 linear gain matrix that changes when the layer's Jacobian is replaced by the identity), as the next token sees it (KL of
@@ -15,24 +15,22 @@ next token, the following ones fit the maps, the last ones are held out.
 from __future__ import annotations
 
 import argparse
-import datetime
 import gzip
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from heading import begin, parser_of
 
 from llvlit.engine.depth import last_token_states
-from llvlit.engine.models import LanguageModel, embedded_names, load_model
+from llvlit.engine.models import LanguageModel, load_model, torch_device
 from llvlit.engine.tokens import TokenizedPrompts, usable_prompts
 from llvlit.method.concepts import concept_directions
 from llvlit.method.intervals import interval, resampled_means
 from llvlit.method.skipping import LowOrderLayer, concept_effects, fit_layers, logit_effects, token_losses
 from llvlit.progress import progress
 from llvlit.prompts import Prompts
-from llvlit.provenance import environment
 from llvlit.tasks.task import load_task
 
 MOST = 4
@@ -68,8 +66,8 @@ def compare(model: LanguageModel, texts: list[str], options: argparse.Namespace)
     splits = load_task(options.task, suffix=options.suffix).split(concept=options.concept, operating=10, evaluation=1)
     directions = concept_directions(model, usable_prompts(model, splits.concept)[0])
     effects = {
-        "next token": logit_effects(model, ranking, **limit).mean(axis=0),
-        "concept": concept_effects(model, splits.operating, directions),
+        "next token": logit_effects(model, ranking, **limit).mean,
+        "concept": concept_effects(model, splits.operating, directions).mean,
         "angle": angles(model, ranking, options.tokens),
     }
     orders = {name: np.argsort(values).tolist() for name, values in effects.items()}
@@ -117,8 +115,7 @@ def compare(model: LanguageModel, texts: list[str], options: argparse.Namespace)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=list(embedded_names()))
+    parser = parser_of(__doc__)
     parser.add_argument("--text", type=Path, required=True, metavar="FILE")
     parser.add_argument("--task", default="film-sentiment", help="whose concept ranks the layers")
     parser.add_argument("--suffix", help="ends every prompt of the task; unless given, its own")
@@ -129,20 +126,23 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=128, help="a text is cut to its last ones")
     parser.add_argument("--draws", type=int, default=4, help="of random layers")
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    device = torch_device(options.device)
+    begin(
+        options,
+        f"texts of {options.text.name}, each its last {options.tokens} tokens: {options.rank} rank, {options.fit} fit, "
+        f"{options.held_out} held out; concept of {Path(options.task).name}, directions from {options.concept} prompts "
+        "a class",
+        device=device,
+    )
     texts = read_texts(options.text)
     for name in options.models:
-        model = load_model(name, device=options.device)
+        model = load_model(name, device=device)
         print(
             f"## {name}\n\n{model.n_layers} layers, hidden size {model.hidden_size}, {model.precision}.\n", flush=True
         )
         compare(model, texts, options)
-    facts = ", ".join(f"{key} {value}" for key, value in environment(model.device).items())
-    words = " ".join(word.rpartition("/")[2] if word == str(options.text) else word for word in sys.argv[1:])
-    print(f"Computed {datetime.date.today()} by `python benchmarks/skip.py {words}`: {facts}.")
 
 
 if __name__ == "__main__":

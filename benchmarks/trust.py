@@ -13,6 +13,7 @@ import argparse
 
 import numpy as np
 import torch
+from heading import begin, parser_of
 
 from llvlit.engine.depth import DepthSystem, depth_system
 from llvlit.engine.models import load_model
@@ -101,16 +102,18 @@ def rows_of(name: str, task_name: str, options: argparse.Namespace) -> list[list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = ["embedded/small", "embedded/medium", "embedded/large", "smollm2-135m"]
-    parser.add_argument("--models", nargs="+", default=models, help="names that load_model knows")
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--tasks", nargs="+", default=["film-sentiment", "hostility"], help="names that load_task knows"
     )
     parser.add_argument("--prompts", type=int, default=20, help="of each class, for radii and held out (default 20)")
     parser.add_argument("--concept", type=int, default=200, help="of each class, for directions (default 200)")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    begin(
+        options,
+        f"{', '.join(options.tasks)}; directions from {options.concept} prompts a class, radii from {options.prompts}, "
+        "and as many held out",
+    )
     summaries = [rows_of(name, task, options) for name in options.models for task in options.tasks]
     print("\n## All shapes together\n")
     print("| Model | Task | Units | Inside, % | At the edge, % | At 1.5 radii, % | At 2, % | At 4, % |")
