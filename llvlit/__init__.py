@@ -26,9 +26,12 @@ if TYPE_CHECKING:
     from llvlit.method.concepts import Directions, concept_directions
     from llvlit.method.control import minimum_energy, schedules
     from llvlit.method.feedback import FeedbackLaw, closed_loop, lqr
+    from llvlit.method.fisher import FisherMetric, fisher_metric
     from llvlit.method.gain_matrix import GainMatrix, gain_matrix, noise_floor, realize
     from llvlit.method.gains import Gains, adjoint_gains, measured_gains
     from llvlit.method.identification import identify
+    from llvlit.method.outputs import LogitReadout, TokenContrast
+    from llvlit.method.recommendation import Recommendation, load_recommendation, recommend
     from llvlit.method.several_concepts import GainTensor, gain_tensor
     from llvlit.method.skipping import concept_effects, fit_layers, logit_effects, replace_layers
     from llvlit.method.steering import steer
@@ -70,6 +73,10 @@ _MODULES = {
         "Agreement",
         "agreement",
     ),
+    "method.fisher": (
+        "FisherMetric",
+        "fisher_metric",
+    ),
     "method.gain_matrix": (
         "GainMatrix",
         "gain_matrix",
@@ -82,6 +89,15 @@ _MODULES = {
         "measured_gains",
     ),
     "method.identification": ("identify",),
+    "method.outputs": (
+        "LogitReadout",
+        "TokenContrast",
+    ),
+    "method.recommendation": (
+        "Recommendation",
+        "load_recommendation",
+        "recommend",
+    ),
     "method.several_concepts": (
         "GainTensor",
         "gain_tensor",
@@ -118,14 +134,18 @@ __all__ = [
     "DepthSystem",
     "Directions",
     "FeedbackLaw",
+    "FisherMetric",
     "GainMatrix",
     "GainTensor",
     "Gains",
     "LanguageModel",
+    "LogitReadout",
     "Prompts",
+    "Recommendation",
     "RequiredEnergy",
     "Splits",
     "Task",
+    "TokenContrast",
     "TrustRadius",
     "adjoint_gains",
     "agreement",
@@ -134,11 +154,13 @@ __all__ = [
     "concept_directions",
     "concept_effects",
     "depth_system",
+    "fisher_metric",
     "fit_layers",
     "gain_matrix",
     "gain_tensor",
     "identify",
     "load_model",
+    "load_recommendation",
     "load_task",
     "logit_effects",
     "lqr",
@@ -146,6 +168,7 @@ __all__ = [
     "minimum_energy",
     "noise_floor",
     "realize",
+    "recommend",
     "replace_layers",
     "required_energy",
     "schedules",

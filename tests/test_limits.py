@@ -358,7 +358,7 @@ def test_a_target_that_no_inputs_reach_is_an_error(gpt2):
 def test_the_series_is_that_of_a_polynomial_of_fourth_order():
     coefficients, steps = np.array([3.0, -2.0, 0.5, 4.0]), np.array([0.1, 0.7])
     at = steps[:, None] * np.array([1, -1, 2, -2])
-    found = trust._coefficients(steps, sum(c * at ** (i + 1) for i, c in enumerate(coefficients)))
+    found = trust.coefficients(steps, sum(c * at ** (i + 1) for i, c in enumerate(coefficients)))
     assert np.allclose(np.stack(found), coefficients[:3, None], rtol=1e-10)
 
 

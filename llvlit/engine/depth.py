@@ -176,8 +176,17 @@ def _side_by_side(readings: list[torch.Tensor]) -> torch.Tensor:
     return together
 
 
+Seeds = Callable[[torch.Tensor], torch.Tensor]
+"""Of final states ``(n, hidden_size)`` the gradients there of k outputs, ``(n, k, hidden_size)``."""
+
+
+def seeds_of(outputs: torch.Tensor | Seeds, states: torch.Tensor) -> torch.Tensor:
+    """Gradients ``(n, k, hidden_size)`` of outputs at final states ``(n, hidden_size)``."""
+    return outputs.expand(len(states), -1, -1) if isinstance(outputs, torch.Tensor) else outputs(states)
+
+
 def all_token_adjoints(
-    model: LanguageModel, tokenized: TokenizedPrompts, outputs: torch.Tensor, *, final_norm: bool = False
+    model: LanguageModel, tokenized: TokenizedPrompts, outputs: torch.Tensor | Seeds, *, final_norm: bool = False
 ) -> torch.Tensor:
     """Adjoints ``dy / dx_l`` before every layer, summed over the tokens of a prompt.
 
@@ -187,14 +196,14 @@ def all_token_adjoints(
 
     Parameters
     ----------
-    outputs : (k, hidden_size) tensor
-        What y reads of the last token's final state.
+    outputs : (k, hidden_size) tensor, or a function
+        What y reads of the last token's final state; or its gradients there, of those states.
 
     Returns
     -------
     (n_prompts, n_layers, k, hidden_size) tensor
     """
-    sums = outputs.new_empty(len(tokenized), model.n_layers, *outputs.shape)
+    sums: list[list[torch.Tensor]] = [[] for _ in model.layers]  # of the batches, in their order
     with exclusive(model):
         style = check_replay(model, tokenized)
         batches = list(_batches(model, tokenized, style))
@@ -210,16 +219,20 @@ def all_token_adjoints(
                             for before, each in zip(hidden[-1], recordings, strict=True)
                         ]
                     )
-            adjoints = [list(outputs.unsqueeze(1).expand(-1, len(members), -1)) for members, *_ in together]
+            adjoints: list[list[torch.Tensor]] = [[] for _ in together]
             after = model.after_layers if final_norm else ()
             way_back = list(reversed(range(model.n_layers)))
             for index in progress(way_back, "gains at all tokens") if model.stream else way_back:
                 states = hidden.pop()
-                for number, (members, _, last) in enumerate(together):
-                    cotangents, recording = adjoints[number], recordings[number]
-                    adjoints[number] = _pulled_back(model, index, states[number], recording, cotangents, last, after)
-                    sums[members, index] = torch.stack([each.sum(dim=1) for each in adjoints[number]], dim=1)
-    return sums
+                for number, (_, _, last) in enumerate(together):
+                    behind = outputs if index + 1 == model.n_layers else adjoints[number]
+                    adjoints[number] = _pulled_back(
+                        model, index, states[number], recordings[number], behind, last, after
+                    )
+                    sums[index].append(torch.stack([each.sum(dim=1) for each in adjoints[number]], dim=1))
+    members = torch.cat([members for members, *_ in batches])
+    ordered = torch.stack([torch.cat(of_layer) for of_layer in sums], dim=1)
+    return ordered[members.argsort()]
 
 
 def _pulled_back(
@@ -227,16 +240,17 @@ def _pulled_back(
     index: int,
     states: torch.Tensor,
     recording: Recording,
-    cotangents: list[torch.Tensor],
+    behind: list[torch.Tensor] | torch.Tensor | Seeds,
     last: torch.Tensor,
     after: tuple[nn.Module, ...],
 ) -> list[torch.Tensor]:
-    """Cotangents of all tokens before a layer, from those behind it; behind the last layer, of the last token alone."""
+    """Cotangents of all tokens before a layer, from those behind it; from outputs, where it is the last."""
     with torch.enable_grad():
         before = states.detach().requires_grad_()
         out = run_all_tokens(model.layers[index], before, recording.calls[index], recording.cache)[0]
         if index + 1 == model.n_layers:
             out = apply_modules(after, out[torch.arange(len(last), device=last.device), last])
+    cotangents = behind if isinstance(behind, list) else list(seeds_of(behind, out.detach()).unbind(dim=1))
     return [torch.autograd.grad(out, before, each, retain_graph=True)[0] for each in cotangents]
 
 

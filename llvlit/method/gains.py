@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from llvlit.checks import array, choice, flag, instance, integer
-from llvlit.engine.depth import all_token_adjoints, propagate_beside, sweep
+from llvlit.engine.depth import Seeds, all_token_adjoints, last_token_states, propagate_beside, seeds_of, sweep
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.concepts import Directions, DirectionsLike, borrowed_of, sets_of
 from llvlit.method.intervals import mean_interval
+from llvlit.method.outputs import Output, Reading, reading
 from llvlit.method.results import Result, load_result, measured_parts, save_result, settle
 from llvlit.method.routing import RouteWatch, has_routes, tell_routes
 from llvlit.prompts import Prompts
@@ -117,6 +118,7 @@ def measured_gains(
     directions: DirectionsLike | Sequence[DirectionsLike],
     *,
     amplitude: float | Sequence[float] = 0.1,
+    output: Output | None = None,
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
 ) -> Any:
@@ -134,6 +136,9 @@ def measured_gains(
         Rounding adds an error in inverse proportion to it.  At the smallest amplitude that is accepted (the embedded
         models, 100 prompts) it is some 0.05 of a single prompt's gain of one, at worst 0.2, and at most 0.03 of a
         mean; 32 times as large a push has 0.01 and 0.001.  Small gains of single prompts drown first.
+    output
+        What is read in place of the concept along its last direction: a :class:`~llvlit.TokenContrast` or
+        :class:`~llvlit.LogitReadout`.
 
     Returns
     -------
@@ -179,18 +184,20 @@ def measured_gains(
             joining = joining if layer else [states, *joining]
         return torch.stack(joining, dim=1)
 
+    source = _reading(model, tokens, vectors[0, -1], output, final_norm)
     with routes or nullcontext():
         pushed = propagate_beside(model, tokens, push, final_norm=final_norm, description="measured gains")
     if routes:
         pushed, shares = pushed[:, 1:], routes.shares(len(distinct))[place_of]
         smallest = smallest_step(torch.stack([torch.cat(norm).mean() for norm in norms]).max().item(), model.dtype)
         told = tell_routes(model.name, shares, steps, smallest)
-    finals = pushed.to(torch.float64).view(len(tokens), model.n_layers, len(distinct), 2, -1)
+    finals = pushed.view(len(tokens), model.n_layers, len(distinct), 2, -1)
     results = []
     for place, (one, step) in enumerate(zip(several, steps, strict=True)):
-        readouts = finals[:, :, place_of[place]] @ vectors[place, -1].to(torch.float64)
+        readouts = replace(source, readout=vectors[place, -1]).values(finals[:, :, place_of[place]])
         per_prompt = ((readouts[..., 0] - readouts[..., 1]) / (2 * step)).cpu().numpy()
         gains = make_gains(model, tokens, per_prompt, one, amplitude=step, final_norm=final_norm)
+        gains.metadata.update(source.metadata)
         if routes:
             gains.metadata.update(told[place])
         results.append(gains)
@@ -205,6 +212,22 @@ def _distinct(values: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[
         places.append(next((i for i, other in enumerate(distinct) if torch.equal(other, value)), len(distinct)))
         distinct += [value] if places[-1] == len(distinct) else []
     return distinct, places
+
+
+def _reading(
+    model: LanguageModel, tokens: TokenizedPrompts, readout: torch.Tensor, output: Output | None, final_norm: bool
+) -> Reading:
+    """How the output is read; of one that reads logits, checked on the shortest prompt."""
+    if output is None:
+        return Reading(readout)
+    shortest = tokens.select([min(range(len(tokens)), key=lambda row: len(tokens.ids[row]))])
+    states = last_token_states(model, shortest, max_tokens=tokens.max_tokens)[:, -1]
+    return reading(model, shortest, readout, output, states, final_norm=final_norm)
+
+
+def checked_positions(positions: str) -> bool:
+    """Whether all of a prompt's tokens are pushed, or the last alone."""
+    return choice("positions", positions, POSITIONS) == "all"
 
 
 def check_resolution(argument: str, value: float, size: float, dtype: torch.dtype) -> None:
@@ -256,6 +279,7 @@ def adjoint_gains(
     directions: DirectionsLike | Sequence[DirectionsLike],
     *,
     positions: str = "last",
+    output: Output | None = None,
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
 ) -> Any:
@@ -272,6 +296,8 @@ def adjoint_gains(
         ``last``: pushes at the last token.  ``all``: the same push at every token of the prompt, as
         ``steer(..., positions="all")`` makes it; the gain is the sum over the tokens, start token and massive
         activations included, of ``(dy / dx_l)^T v_l``, from one backward pass through the whole prompt.
+    output
+        What is read in place of the concept along its last direction; see :func:`measured_gains`.
 
     Returns
     -------
@@ -294,16 +320,20 @@ def adjoint_gains(
     outputs, place_of = _distinct(list(vectors[-1]))
     tokens = tokens_of(model, prompts, max_tokens)
     flag("final_norm", final_norm)
-    way = adjoints_of if choice("positions", positions, POSITIONS) == "last" else _adjoints_at_all
+    source = _reading(model, tokens, vectors[-1, 0], output, final_norm)
+    seeds: torch.Tensor | Seeds = torch.stack(outputs)
+    if output is not None:
+        seeds, place_of = lambda states: source.gradients(states).unsqueeze(1), [0] * len(several)
+    way = _adjoints_at_all if checked_positions(positions) else adjoints_of
     gains = np.empty((len(several), len(tokens), model.n_layers))
-    for members, layer, adjoints in way(model, tokens, torch.stack(outputs), final_norm=final_norm):
+    for members, layer, adjoints in way(model, tokens, seeds, final_norm=final_norm):
         along = vectors[layer].to(torch.float64)
         gains[:, members, layer] = torch.einsum("nkh,kh->kn", adjoints[:, place_of].to(along), along).cpu().numpy()
     results = [
         make_gains(model, tokens, each, one, final_norm=final_norm) for each, one in zip(gains, several, strict=True)
     ]
-    for result in results if positions == "all" else ():
-        result.metadata["positions"] = positions
+    for result in results:
+        result.metadata.update({**source.metadata, **({"positions": positions} if positions == "all" else {})})
     return results if isinstance(directions, list | tuple) else results[0]
 
 
@@ -312,20 +342,22 @@ Adjoints = Iterator[tuple[np.ndarray, int, torch.Tensor]]
 
 
 def adjoints_of(
-    model: LanguageModel, tokens: TokenizedPrompts, outputs: torch.Tensor, *, final_norm: bool = False
+    model: LanguageModel, tokens: TokenizedPrompts, outputs: torch.Tensor | Seeds, *, final_norm: bool = False
 ) -> Adjoints:
-    """Adjoints ``w_l = A_l^T w_{l+1}`` of outputs ``(k, hidden_size)`` of the last token's final state."""
+    """Adjoints ``w_l = A_l^T w_{l+1}`` of outputs ``(k, hidden_size)`` of the last token's final state; or of what is
+    made of those states, ``(n, hidden_size)``: ``(n, k, hidden_size)``.
+    """
     for members, part in in_parts(tokens):
         swept = sweep(model, part, max_tokens=part.max_tokens, final_norm=final_norm, description="adjoint gains")
         layers = tuple(swept)
-        adjoints = outputs.expand(len(members), -1, -1)
+        adjoints = seeds_of(outputs, layers[-1].next_states)
         for layer in reversed(layers):
             adjoints = layer.vjp(adjoints)
             yield members, layer.index, adjoints
 
 
 def _adjoints_at_all(
-    model: LanguageModel, tokens: TokenizedPrompts, outputs: torch.Tensor, *, final_norm: bool = False
+    model: LanguageModel, tokens: TokenizedPrompts, outputs: torch.Tensor | Seeds, *, final_norm: bool = False
 ) -> Adjoints:
     """The same, summed over the tokens."""
     for members, part in in_parts(tokens):

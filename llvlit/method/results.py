@@ -89,7 +89,8 @@ def save_result(result: Result, path: str | Path, kind: str) -> None:
     """Write a result as safetensors, and what it was computed with; FileError if it cannot be written."""
     parts = {each.name: getattr(result, each.name) for each in fields(result)}
     tensors = {name: parts.pop(name) for name in ARRAYS if name in parts}
-    header = {"kind": kind, _own_kind(kind): parts.pop("kind"), **parts}
+    own = {_own_kind(kind): parts.pop("kind")} if "kind" in parts else {}
+    header = {"kind": kind, **own, **parts}
     header["metadata"] = {**environment(), **result.metadata}
     save_tensors(checked_path("path", path), tensors, header)
 

@@ -92,7 +92,7 @@ class TrustRadius(Result):
     @property
     def per_prompt(self) -> np.ndarray:
         """Radius at each prompt, ``(n_prompts, ...)``; infinite where nothing bends."""
-        return _radius(self.slope, self.second, self.third, self.tolerance)
+        return radius(self.slope, self.second, self.third, self.tolerance)
 
     @property
     def radius(self) -> np.ndarray:
@@ -111,10 +111,10 @@ class TrustRadius(Result):
     def of_mean(self) -> np.ndarray:
         """The same of the mean shift over the prompts, ``(...)``, which is straighter than single ones."""
         slope, second, third = (each.mean(axis=0) for each in (self.slope, self.second, self.third))
-        return _radius(slope, second, third, self.tolerance)
+        return radius(slope, second, third, self.tolerance)
 
 
-def _radius(slope: np.ndarray, second: np.ndarray, third: np.ndarray, tolerance: float) -> np.ndarray:
+def radius(slope: np.ndarray, second: np.ndarray, third: np.ndarray, tolerance: float) -> np.ndarray:
     """Positive root of ``|third| s^2 + |second| s = tolerance |slope|``."""
     bend, allowed = np.abs(second), tolerance * np.abs(slope)
     slowest = bend + np.sqrt(bend**2 + 4 * np.abs(third) * allowed)
@@ -198,7 +198,7 @@ def trust_radius(
         scales = steps[..., None] * np.array([1.0, -1.0, 2.0, -2.0])
         pushed = scales[..., None] * rows[:, None]  # (n_prompts, n_shapes, 4, n_layers)
         shifts = output_shifts(system, vectors, pushed.reshape(len(part), -1, model.n_layers))
-        parts.append(_coefficients(steps, shifts.reshape(scales.shape)))
+        parts.append(coefficients(steps, shifts.reshape(scales.shape)))
         if has_routes(model):
             jumps.append(np.stack([rerouted(system, vectors, each) for each in pushed.swapaxes(0, 1)], axis=1))
     slope, second, third = (np.concatenate(each).reshape(-1, *shapes.shape[:-1]) for each in zip(*parts, strict=True))
@@ -218,7 +218,7 @@ def trust_radius(
     return TrustRadius(slope, second, third, tolerance, coverage, pairs, borrowed=borrowed, metadata=metadata)
 
 
-def _coefficients(steps: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def coefficients(steps: np.ndarray, shifts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First three of the series, from shifts ``(..., 4)`` at steps a, -a, 2a, -2a; the next of two drop out."""
     odd, even = (shifts[..., ::2] - shifts[..., 1::2]) / 2, (shifts[..., ::2] + shifts[..., 1::2]) / 2
     with np.errstate(all="ignore"):

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from decimal import Decimal
 from fractions import Fraction
@@ -210,6 +211,14 @@ shape = np.array([1.0, 2.0, 1.0, -1.0])
 matrix = torch.tensor([[0.0, 0, 1, 2], [1, 0, 0, 1], [0, 1, 0, 0], [1, 0, 1, 0]], dtype=torch.float64)
 required = llvlit.required_energy(model, prompts.select([0, 1]), directions, shape, 0.1)
 match = llvlit.agreement(surrogate.gains(), gains)
+fisher = llvlit.fisher_metric(model, prompts, directions)
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    advice = llvlit.recommend(model, prompts, directions, budget=0.02)
+others = llvlit.Prompts(("a new film", "an old play"), (1, 0))
+PLAN_FOLDER, FISHER_FILE = str(WORK / "fixed-plan"), str(WORK / "fixed-fisher.safetensors")
+advice.save(PLAN_FOLDER)
+fisher.save(FISHER_FILE)
 GAINS_FILE, LLV_FILE = str(WORK / "fixed-gains.safetensors"), str(WORK / "fixed-llv.safetensors")
 MATRIX_FILE = str(WORK / "fixed-matrix.safetensors")
 TENSOR_FILE = str(WORK / "fixed-tensor.safetensors")

@@ -1,0 +1,526 @@
+"""Which layers, how strong: a plan of inputs for a budget of divergence or a shift of the output, with its warranty.
+
+Gains h and Fisher metric F of single prompts predict, to second order, what any inputs do and cost.  Shapes of inputs
+compete: ``argmax h^T u - u^T (F + regularization) u / 2`` and what others do by hand.  Each is made from some of the
+prompts and pushed, in the full model, at the others; so its strength and what it will do are known before a new prompt
+is seen, and the metric of a few prompts, which is nearly singular, cannot flatter itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llvlit.checks import choice, instance, integer, number
+from llvlit.checks import path as checked_path
+from llvlit.engine.depth import last_token_states
+from llvlit.engine.head import Head, head_of
+from llvlit.engine.models import LanguageModel
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.errors import FileError, InputError
+from llvlit.files import finish, finished, load_tensors, replaced, save_tensors, write_json
+from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowed_of
+from llvlit.method.control import relative_weights
+from llvlit.method.effects import push_effects, with_continuations
+from llvlit.method.fisher import FisherMetric, make_metric, pulled_back, responses
+from llvlit.method.gains import Gains, checked_positions, make_gains
+from llvlit.method.outputs import LogitReadout, Output, Reading, TokenContrast, reading
+from llvlit.method.plans import (
+    Plan,
+    Prediction,
+    SecondOrder,
+    competing_plans,
+    held_out_in_turn,
+    measured,
+    scaled_plan,
+)
+from llvlit.method.results import borrowing, own_content
+from llvlit.method.trust import coefficients, radius
+from llvlit.prompts import Prompts
+from llvlit.provenance import environment
+
+KIND = "recommendation"
+TOWARDS = ("positive", "negative")
+WITHIN = 0.25
+"""Relative error of the divergence that the warranty allows."""
+MATTERS = 0.05
+"""Share of the largest relative push from which on a layer is named."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a recommendation did at other prompts, in the full model.
+
+    Attributes
+    ----------
+    shift, kl : Prediction
+        Measured means, and their 95 % intervals over independent units.
+    held : bool
+        Whether both lie where they were expected, and the divergence within 25 % of its prediction.
+    per_prompt : (2, n_prompts) float64 array
+        Shift and divergence at each prompt.
+    corrected : Recommendation
+        The same shape at the strength that these prompts ask for.
+
+    Examples
+    --------
+    >>> advice = llvlit.recommend(model, splits.operating, directions, budget=0.05)
+    >>> check = advice.verify(model, splits.evaluation)
+    >>> bool(check.kl.low <= check.kl.value <= check.kl.high)
+    True
+    """
+
+    shift: Prediction
+    kl: Prediction
+    held: bool
+    per_prompt: np.ndarray = field(repr=False)
+    corrected: Recommendation = field(repr=False)
+
+    def __str__(self) -> str:
+        n_prompts = self.per_prompt.shape[1]
+        verdict = "The warranty held" if self.held else "The warranty did NOT hold"
+        return f"{verdict} at {n_prompts} other prompts: shift {self.shift}, {self.kl} nats."
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Inputs for a budget, with what they are expected to do, and what else was considered.
+
+    Attributes
+    ----------
+    plan : Plan
+        The one that is recommended.
+    alternatives : tuple of Plan
+        The others that were considered, at the same divergence (or, for a wanted shift, the same shift), best first.
+    aim : str
+        ``kl`` or ``shift``: what the strength was set for.
+    target : float
+        In nats, or in the output's units.
+    trust_radius : float
+        How many times as strong the plan may be until the linear prediction of its mean shift is off by 10 %.
+    gains : Gains
+        Of the output, prompt by prompt.
+    fisher : FisherMetric
+    sizes : (n_layers,) float64 array
+        Length of the state before each layer (root mean square over the prompts).
+    directions : Directions
+        Their gaps are NaN where plain vectors were given.
+    positions : str
+        ``last`` or ``all``: which tokens are pushed.
+    horizon : int
+        How many tokens are read: 1, the next; else that many of the model's own continuation, each pushed as it comes.
+    output : TokenContrast, LogitReadout or None
+        None: the concept along its last direction.
+    metadata : dict
+
+    Examples
+    --------
+    >>> advice = llvlit.recommend(model, splits.evaluation, directions, budget=0.05)
+    >>> advice.inputs.shape, advice.kl.low <= 0.05 <= advice.kl.high
+    ((12,), True)
+    """
+
+    plan: Plan
+    alternatives: tuple[Plan, ...] = field(repr=False)
+    aim: str
+    target: float
+    trust_radius: float
+    gains: Gains = field(repr=False)
+    fisher: FisherMetric = field(repr=False)
+    sizes: np.ndarray = field(repr=False)
+    directions: Directions = field(repr=False)
+    positions: str = "last"
+    horizon: int = 1
+    output: Output | None = None
+    metadata: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    @property
+    def inputs(self) -> np.ndarray:
+        """U ``(n_layers,)``, as :func:`llvlit.steer` takes them."""
+        return self.plan.inputs
+
+    @property
+    def shift(self) -> Prediction:
+        """Expected shift of the output."""
+        return self.plan.shift
+
+    @property
+    def kl(self) -> Prediction:
+        """Expected divergence of the next token's distribution, in nats."""
+        return self.plan.kl
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers before which the plan pushes by at least a twentieth of its largest push, relative to the state."""
+        relative = np.abs(self.inputs) / self.sizes
+        return tuple(np.flatnonzero(relative >= MATTERS * relative.max()).tolist())
+
+    def __str__(self) -> str:
+        relative = np.abs(self.inputs) / self.sizes
+        named = list(self.layers)
+        spread = relative[named]
+        most, least = f"{spread.max():.2g}", f"{spread.min():.2g}"
+        sizes = f"{spread.max():.1%}" if most == least else f"{spread.min():.1%} to {spread.max():.1%}"
+        what = "the concept's reading" if self.output is None else f"the {self.output}"
+        moves = "rise" if self.shift.value > 0 else "fall"
+        half = (self.shift.high - self.shift.low) / 2, (self.kl.high - self.kl.low) / 2
+        where = "at every token" if self.positions == "all" else "at the last token"
+        over = "" if self.horizon == 1 else f" on average over {self.horizon} new tokens"
+        return (
+            f"Push before layer{'s' * (len(named) > 1)} {_ranges(named)} {where}, by {sizes} of the state's length; "
+            f"expect {what} to {moves} by {abs(self.shift.value):.2g} ± {half[0]:.1g} at {self.kl.value:.2g} ± "
+            f"{half[1]:.1g} nats{over}. The linear prediction holds to 10 % up to {self.trust_radius:.2g} times this "
+            f"push{borrowing(self.gains.borrowed)}."
+        )
+
+    def verify(self, model: LanguageModel, prompts: Prompts | TokenizedPrompts) -> Verification:
+        """Push other prompts as recommended, in the full model, and compare with what was expected.
+
+        Parameters
+        ----------
+        prompts
+            Others than those that the recommendation was made from.
+
+        Raises
+        ------
+        InputError
+            If the model is another one, or the prompts hold one that the recommendation was made from.
+        """
+        self._check_model(model)
+        tokens = tokens_of(model, prompts, int(self.metadata["max_tokens"]))
+        if both := [text for text in tokens.prompts.texts if _digest(text) in self.metadata["text_digests"]]:
+            raise InputError(
+                f"prompts hold {len(both)} text(s) that the recommendation was made from, such as {both[0]!r}: it "
+                "would be tested on itself. Pass others."
+            )
+        texts = with_continuations(model, tokens, self.horizon)
+        vectors = self.directions.on(model)
+        head, source = _sources(model, texts, vectors, self.output, self.horizon)
+        inputs = np.broadcast_to(self.inputs, (len(texts), 1, len(self.inputs)))
+        shifts, costs = push_effects(
+            head, texts, vectors, inputs, source, everywhere=self.positions == "all", horizon=self.horizon
+        )
+        per_prompt = np.stack([shifts[:, 0], costs[:, 0]])
+        shift, kl = (measured(values, tokens.prompts.pairs) for values in per_prompt)
+        near = abs(kl.value / self.kl.value - 1) <= WITHIN
+        held = near and all(_compatible(expected, found) for expected, found in ((self.shift, shift), (self.kl, kl)))
+        factor = np.sqrt(self.target / kl.value) if self.aim == "kl" else self.target / shift.value
+        return Verification(shift, kl, held, per_prompt, self.scaled(float(factor)))
+
+    def scaled(self, factor: float) -> Recommendation:
+        """The same shape, ``factor`` times as strong, its effects predicted to second order from those of the plan."""
+        factor = number("factor", factor, nonzero=True)
+        plan = scaled_plan(self.plan, factor)
+        target = plan.kl.value if self.aim == "kl" else plan.shift.value
+        return replace(self, plan=plan, target=target, trust_radius=self.trust_radius / abs(factor))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the recommendation into a folder of its own: safetensors, and a manifest that people can read.
+
+        Raises
+        ------
+        FileError
+            If the folder holds anything else than a recommendation, or cannot be written.
+        """
+        folder = checked_path("folder", folder)
+        plans = (self.plan, *self.alternatives)
+        arrays = {
+            "inputs": np.stack([plan.inputs for plan in plans]),
+            "gains": self.gains.per_prompt,
+            "fisher": self.fisher.per_prompt,
+            "sizes": self.sizes,
+            "directions": self.directions.vectors,
+            "gaps": self.directions.gaps,
+            "chance_gaps": self.directions.chance_gaps,
+            "borrowed": self.directions.borrowed.astype(np.uint8),
+        }
+        manifest = {
+            "kind": KIND,
+            "plans": [{"name": plan.name, "shift": vars(plan.shift), "kl": vars(plan.kl)} for plan in plans],
+            "aim": self.aim,
+            "target": self.target,
+            "trust_radius": self.trust_radius,
+            "pairs": self.gains.pairs,
+            "directions": self.directions.method,
+            "positions": self.positions,
+            "horizon": self.horizon,
+            "site": "added to the residual stream before each layer",
+            "hidden_size": int(self.directions.vectors.shape[1]),
+            "output": _output_parts(self.output),
+            "metadata": {**environment(), **self.metadata},
+        }
+        with replaced(folder, KIND) as fresh:
+            save_tensors(fresh / "plan.safetensors", arrays, manifest)
+            shown = {**manifest, "layers": self.layers, "in words": str(self), "inputs": self.inputs.tolist()}
+            write_json(fresh / "manifest.json", shown)
+            finish(fresh, KIND)
+
+    def _check_model(self, model: LanguageModel) -> None:
+        instance("model", model, LanguageModel, "a model, as load_model gives it")
+        if model.fingerprint != self.metadata["model_fingerprint"]:
+            raise InputError(
+                f"The recommendation is for {self.metadata['model']} with other weights than {model.name} has. Make "
+                "one for this model."
+            )
+
+
+def load_recommendation(folder: str | Path) -> Recommendation:
+    """Read what :meth:`llvlit.Recommendation.save` wrote.
+
+    Raises
+    ------
+    FileError
+        If the folder is no recommendation, is not complete, or was changed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> advice = llvlit.recommend(model, splits.evaluation, directions, budget=0.05)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     advice.save(f"{folder}/plan")
+    ...     loaded = llvlit.load_recommendation(f"{folder}/plan")
+    >>> str(loaded) == str(advice)
+    True
+    """
+    folder = checked_path("folder", folder)
+    if finished(folder, KIND) is None:
+        raise FileError(
+            f"{folder} is no complete recommendation of llvlit's. Make it with recommend(...).save(folder)."
+        )
+    tensors, header = load_tensors(folder / "plan.safetensors", kind=KIND)
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    with own_content(folder):
+        plans = [
+            Plan(each["name"], inputs, Prediction(**each["shift"]), Prediction(**each["kl"]))
+            for each, inputs in zip(header["plans"], arrays["inputs"], strict=True)
+        ]
+        directions = Directions(
+            tensors["directions"],
+            arrays["gaps"],
+            arrays["chance_gaps"],
+            arrays["borrowed"].astype(bool),
+            header["directions"],
+        )
+        metadata, pairs = header["metadata"], tuple(header["pairs"])
+        told = {"borrowed": borrowed_of(directions, True), "metadata": metadata}
+        return Recommendation(
+            plan=plans[0],
+            alternatives=tuple(plans[1:]),
+            aim=header["aim"],
+            target=header["target"],
+            trust_radius=header["trust_radius"],
+            gains=Gains(arrays["gains"], "adjoint", 0.0, pairs, **told),
+            fisher=FisherMetric(arrays["fisher"], pairs, **told),
+            sizes=arrays["sizes"],
+            directions=directions,
+            positions=header["positions"],
+            horizon=header["horizon"],
+            output=_output_of(header["output"]),
+            metadata=metadata,
+        )
+
+
+def recommend(
+    model: LanguageModel,
+    prompts: Prompts | TokenizedPrompts,
+    directions: DirectionsLike,
+    *,
+    budget: float = 0.2,
+    shift: float | None = None,
+    output: Output | None = None,
+    layers: tuple[int, int] | None = None,
+    positions: str = "last",
+    horizon: int = 1,
+    limit: float | None = None,
+    towards: str = "positive",
+    max_tokens: int = MAX_TOKENS,
+) -> Recommendation:
+    """Which layers to push, and how strongly, for a budget of divergence or a wanted shift.
+
+    Parameters
+    ----------
+    prompts
+        Like those that will be steered, at least four independent ones; labels are not needed.
+    budget
+        Mean ``KL(unpushed || pushed)`` of the next token's distribution, in nats.
+    shift
+        Wanted mean shift of the output in place of a budget, in its units; not zero.
+    output
+        What is to move: a :class:`~llvlit.TokenContrast`, a :class:`~llvlit.LogitReadout`, or by default the concept
+        along its last direction.
+    layers
+        First and last layer that may be pushed.  Layers without a direction of their own are left alone.
+    positions
+        ``last``: the last token is pushed, and in generation every new one.  ``all``: every token, which is what
+        llama.cpp and vLLM do.
+    horizon
+        Tokens that are read: 1, the next one; more, those of the model's own continuation, with pushes at each of
+        them, keys and values included.
+    limit
+        Largest push, relative to the length of the state that it joins.
+    towards
+        Which way a budget moves the output.
+
+    Returns
+    -------
+    Recommendation
+
+    Raises
+    ------
+    InputError
+        If the arguments do not fit, there are too few prompts, or no plan meets the aim within the limits.
+    NumericalError
+        If a pushed logit is not finite.
+
+    Warns
+    -----
+    UserWarning
+        If the plan is beyond its trust radius: the linear prediction is off by more than 10 %.  What is expected of
+        it was measured all the same.
+
+    Notes
+    -----
+    Costs, beside the responses (``n_layers / 2`` products with Jacobians a layer), a few pushed states of each prompt.
+    Read at many tokens, each pushed state is a forward pass of its text.
+
+    Examples
+    --------
+    >>> advice = llvlit.recommend(model, splits.operating, directions, budget=0.05)
+    >>> check = advice.verify(model, splits.evaluation)
+    >>> check.per_prompt.shape, check.corrected.aim
+    ((2, 8), 'kl')
+    """
+    along = as_directions(directions)
+    vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
+    everywhere = checked_positions(positions)
+    if shift is None:
+        aim, target = "kl", number("budget", budget, above=0)
+        sign = 1.0 if choice("towards", towards, TOWARDS) == "positive" else -1.0
+    else:
+        aim, target = "shift", number("shift", shift, nonzero=True)
+        sign = float(np.sign(target))
+    most = np.inf if limit is None else number("limit", limit, above=0)
+    allowed = _allowed(model, along, layers)
+    folds = held_out_in_turn(tokens.prompts.pairs)
+    texts = with_continuations(model, tokens, horizon)
+    head, source = _sources(model, texts, vectors, output, horizon)
+
+    gains = np.empty((len(texts), model.n_layers))
+    metric = np.empty((len(texts), model.n_layers, model.n_layers))
+    every = responses(model, texts, vectors, everywhere=everywhere, horizon=horizon, max_tokens=texts.max_tokens)
+    for rows, states, tangents in every:
+        slopes = source.gradients(states.flatten(0, 1)).view_as(states)
+        gains[rows] = torch.einsum("nth,ntlh->nl", slopes.double(), tangents.double()).cpu().numpy() / horizon
+        metric[rows] = pulled_back(head, states, tangents)
+    weights = relative_weights(last_token_states(model, tokens, max_tokens=max_tokens))
+    local = SecondOrder(gains, metric, weights, allowed, sign)
+
+    def effects(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return push_effects(head, texts, vectors, inputs, source, everywhere=everywhere, horizon=horizon)
+
+    plans = competing_plans(local, folds, aim, target, most, tokens.prompts.pairs, effects)
+    metadata = {
+        "budget": target if aim == "kl" else None,
+        "max_tokens": max_tokens,
+        "text_digests": [_digest(text) for text in tokens.prompts.texts],
+        **source.metadata,
+    }
+    made = make_gains(model, tokens, gains, along)
+    fisher = make_metric(model, tokens, metric, along, positions, horizon=horizon)
+    radius = _trust(plans[0].inputs, effects, len(texts))
+    found = Recommendation(
+        plan=plans[0],
+        alternatives=tuple(plans[1:]),
+        aim=aim,
+        target=target,
+        trust_radius=radius,
+        gains=made,
+        fisher=fisher,
+        sizes=1 / np.sqrt(weights),
+        directions=along,
+        positions=positions,
+        horizon=horizon,
+        output=output,
+        metadata={**fisher.metadata, **metadata},
+    )
+    if radius < 1:
+        told = f"budget={target:g} nats" if aim == "kl" else f"shift={target:g}"
+        warnings.warn(
+            f"{told} is beyond the trust radius: the linear prediction of the shift holds to 10 % up to {radius:.2g} "
+            "times this push. What is expected was measured in the full model; beyond it text suffers first. Ask for "
+            "less, or verify.",
+            stacklevel=2,
+        )
+    return found
+
+
+def _allowed(model: LanguageModel, along: Directions, layers: tuple[int, int] | None) -> np.ndarray:
+    first, last = (0, model.n_layers - 1) if layers is None else layers
+    first = integer("layers[0]", first, at_least=0, at_most=model.n_layers - 1)
+    last = integer("layers[1]", last, at_least=first, at_most=model.n_layers - 1)
+    places = np.arange(model.n_layers)
+    allowed = (places >= first) & (places <= last) & ~along.borrowed[:-1]
+    if not allowed.any():
+        raise InputError(
+            f"layers={first} to {last} have no direction of their own to push along. Name others, or find the "
+            "directions from more prompts."
+        )
+    return np.asarray(allowed)
+
+
+def _sources(
+    model: LanguageModel, texts: TokenizedPrompts, vectors: torch.Tensor, output: Output | None, horizon: int
+) -> tuple[Head, Reading]:
+    """The model's head and the output's reading, checked on the shortest text."""
+    shortest = texts.select([min(range(len(texts)), key=lambda row: len(texts.ids[row]))])
+    states = last_token_states(model, shortest, max_tokens=texts.max_tokens)[:, -1]
+    source = reading(model, shortest, vectors[-1], output, states)
+    return source.head or head_of(model, shortest, states), source
+
+
+def _compatible(expected: Prediction, found: Prediction) -> bool:
+    return expected.low <= found.value <= expected.high
+
+
+def _trust(inputs: np.ndarray, effects: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], n: int) -> float:
+    """How many times as strong inputs may be until the mean shift leaves its linear prediction by 10 %."""
+    step = 0.25
+    scales = step * np.array([1.0, -1.0, 2.0, -2.0])
+    shifts, _ = effects(np.broadcast_to(scales[:, None] * inputs, (n, 4, len(inputs))))
+    slope, second, third = coefficients(np.array(step), shifts.mean(axis=0))
+    return float(radius(slope, second, third, 0.1))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _ranges(layers: list[int]) -> str:
+    """Layers as people write them: ``3, 5 to 8``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+
+
+def _output_parts(output: Output | None) -> dict[str, Any] | None:
+    return None if output is None else {"kind": type(output).__name__, **vars(output)}
+
+
+def _output_of(parts: dict[str, Any] | None) -> Output | None:
+    if parts is None:
+        return None
+    if parts["kind"] == "TokenContrast":
+        options = {name: parts[name] for name in ("space", "first_tokens")}
+        return TokenContrast(parts["positive"], parts["negative"], **options)
+    return LogitReadout(dict(map(tuple, parts["weights"])))

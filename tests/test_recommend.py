@@ -1,0 +1,231 @@
+"""Outputs in the logits, the Fisher metric, and what is recommended from them: against the full model with hooks."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import llvlit
+from conftest import PROMPTS as SIX
+from conftest import byte_tokenizer, tiny_model
+from llvlit.engine.models import LanguageModel
+from llvlit.errors import FileError, InputError
+from llvlit.method.concepts import as_directions, random_directions
+from llvlit.method.effects import with_continuations
+from llvlit.method.fisher import responses
+from llvlit.method.recommendation import load_recommendation
+
+DIRECTIONS = random_directions(5, 24, seed=1)
+ODDS = llvlit.TokenContrast(["g", "a"], ["b", "d"], space=False)
+INPUTS = np.array([0.4, -0.3, 0.5, 0.2])
+PROMPTS = SIX.select([0, 2, 4])
+KINDS = ("gpt2", "llama", "gemma3_text")
+WORDS = ("joy", "woe", "fun", "war", "art", "mud", "ice", "tea")
+EIGHT = llvlit.Prompts([f"a film of {word}" for word in WORDS], [0, 1] * 4)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def model(request) -> LanguageModel:
+    return tiny_model(request.param)
+
+
+def log_chances(model: LanguageModel, text: str, inputs: np.ndarray, positions: str) -> torch.Tensor:
+    """Of the next token, from the model's own forward pass with hooks."""
+    ids = llvlit.tokenize(model, llvlit.Prompts([text], [1])).ids
+    with llvlit.steer(model, DIRECTIONS, inputs, positions=positions), torch.no_grad():
+        return model.module(input_ids=torch.tensor(ids)).logits[0, -1].double().log_softmax(dim=-1)
+
+
+def odds(log_chances: torch.Tensor) -> float:
+    ids = [[byte_tokenizer()(word)["input_ids"][0] for word in words] for words in ("ga", "bd")]
+    return float(log_chances[ids[0]].logsumexp(0) - log_chances[ids[1]].logsumexp(0))
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_the_metric_is_the_divergence_of_small_pushes_and_no_more(model, positions):
+    metric = llvlit.fisher_metric(model, PROMPTS, DIRECTIONS, positions=positions)
+    foretold = metric.kl(INPUTS)
+    errors = []
+    for size in (4e-2, 4e-3):
+        found = []
+        for text in PROMPTS.texts:
+            plain, pushed = (log_chances(model, text, scale * INPUTS, positions) for scale in (0.0, size))
+            found.append(float((plain.exp() * (plain - pushed)).sum()) / size**2)
+        errors.append(np.abs(np.array(found) / foretold - 1).max())
+    rounding = 1e-5 if model.name == "tiny-gpt2" else 5e-3  # the others take norms in float32
+    assert errors[0] < 0.3  # of second order in the push, with an error of third
+    assert errors[1] < 0.2 * errors[0] + rounding
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+@pytest.mark.parametrize("output", [None, ODDS, llvlit.LogitReadout({3: 1.0, 7: -2.0})], ids=["v", "odds", "sum"])
+def test_gains_of_an_output_are_the_slopes_of_the_full_model(model, output, positions):
+    gains = llvlit.adjoint_gains(model, PROMPTS, DIRECTIONS, output=output, positions=positions)
+    slopes, size = np.empty(gains.per_prompt.shape), 1e-3  # norms in float32 round at less
+    for row, text in enumerate(PROMPTS.texts):
+        for layer, unit in enumerate(np.eye(4)):
+            values = []
+            for sign in (1, -1):
+                ids = torch.tensor(llvlit.tokenize(model, llvlit.Prompts([text], [1])).ids)
+                states: list[torch.Tensor] = []
+                hook = model.layers[-1].register_forward_hook(
+                    lambda _, __, out, states=states: states.append(out[0] if isinstance(out, tuple) else out)
+                )
+                with llvlit.steer(model, DIRECTIONS, sign * size * unit, positions=positions), torch.no_grad():
+                    logits = model.module(input_ids=ids).logits[0, -1].double()
+                hook.remove()
+                last = states[0][0, -1].double() @ DIRECTIONS[-1]
+                read = {"TokenContrast": odds, "LogitReadout": lambda x: x[3] - 2 * x[7]}.get(type(output).__name__)
+                values.append(float(read(logits)) if read else float(last))
+            slopes[row, layer] = (values[0] - values[1]) / (2 * size)
+    np.testing.assert_allclose(gains.per_prompt, slopes, rtol=0, atol=2e-3 * np.abs(slopes).max())
+    if positions == "last":
+        measured = llvlit.measured_gains(model, PROMPTS, DIRECTIONS, output=output, amplitude=3e-3)
+        np.testing.assert_allclose(measured.per_prompt, gains.per_prompt, atol=5e-3 * np.abs(slopes).max())
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_gains_over_a_continuation_are_those_of_steered_generation(everywhere):
+    model, horizon, size = tiny_model("llama"), 3, 1e-3
+    prompts = llvlit.tokenize(model, llvlit.Prompts(["the film was", "a day"], [1, 0]))
+    texts = with_continuations(model, prompts, horizon)
+    assert [len(ids) for ids in texts.ids] == [len(ids) + horizon - 1 for ids in prompts.ids]
+    vectors = DIRECTIONS.to(model.dtype)
+    slopes = np.empty((2, 4))
+    for rows, _, tangents in responses(model, texts, vectors, everywhere=everywhere, horizon=horizon):
+        slopes[rows] = (tangents.double() @ vectors[-1].double()).mean(dim=1).numpy()
+    for row, ids in enumerate(texts.ids):
+        for layer, unit in enumerate(np.eye(4)):
+            ends = []
+            for sign in (1, -1):  # prompt first, then token by token through the cache, as generation goes
+                parts = [[ids]] if everywhere else [[ids[:-horizon]], *([[each]] for each in ids[-horizon:])]
+                read, cache = [], None
+                hook = model.layers[-1].register_forward_hook(lambda _, __, out, read=read: read.append(out))
+                for number, part in enumerate(parts):
+                    pushed = sign * size * unit if everywhere or number else 0 * unit
+                    with llvlit.steer(model, DIRECTIONS, pushed, positions="all"), torch.no_grad():
+                        cache = model.module(
+                            input_ids=torch.tensor(part), past_key_values=cache, use_cache=True
+                        ).past_key_values
+                hook.remove()
+                every = torch.cat([out[0] if isinstance(out, tuple) else out for out in read], dim=1)
+                ends.append(float((every[0, -horizon:].double() @ vectors[-1].double()).mean()))
+            assert slopes[row, layer] == pytest.approx((ends[0] - ends[1]) / (2 * size), rel=5e-3, abs=5e-3)
+
+
+def test_odds_are_those_of_the_next_token(gpt2):
+    expected = [odds(log_chances(gpt2, text, 0 * INPUTS, "last")) for text in PROMPTS.texts]
+    from llvlit.engine.depth import last_token_states
+    from llvlit.method.outputs import reading
+
+    tokens = llvlit.tokenize(gpt2, PROMPTS)
+    states = last_token_states(gpt2, tokens)[:, -1]
+    found = reading(gpt2, tokens, DIRECTIONS[-1], ODDS, states).values(states)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:budget=")
+@pytest.mark.parametrize("options", [{}, {"positions": "all"}, {"horizon": 2}], ids=["last", "all", "horizon"])
+def test_a_recommendation_meets_its_budget_at_prompts_like_its_own(options):
+    model = tiny_model("llama")
+    advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02, output=ODDS, **options)
+    assert advice.kl.value == pytest.approx(0.02, rel=0.15)
+    assert advice.shift.value > 0
+    assert all(advice.shift.value >= other.shift.value for other in advice.alternatives)
+    others = llvlit.Prompts([f"a film of {word}" for word in ["law", "sun", "oak", "rye"]], [0, 1] * 2)
+    check = advice.verify(model, others)
+    plain = [log_chances(model, text, 0 * INPUTS, "last") for text in others.texts]
+    if advice.horizon == 1:  # measured again by hooks
+        pushed = [log_chances(model, text, advice.inputs, advice.positions) for text in others.texts]
+        cost = [float((p.exp() * (p - q)).sum()) for p, q in zip(plain, pushed, strict=True)]
+        np.testing.assert_allclose(check.per_prompt[1], cost, rtol=1e-4)
+        moved = [odds(q) - odds(p) for p, q in zip(plain, pushed, strict=True)]
+        np.testing.assert_allclose(check.per_prompt[0], moved, rtol=1e-4)
+    again = check.corrected.verify(model, others)
+    assert again.kl.value == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*trust radius")
+def test_what_is_asked_for_is_kept():
+    model = tiny_model("llama")
+    along = replace(as_directions(DIRECTIONS), borrowed=np.array([True, False, False, False, False]))
+    advice = llvlit.recommend(model, EIGHT, along, budget=0.02, layers=(0, 2))
+    assert advice.inputs[0] == advice.inputs[3] == 0  # borrowed, and not allowed
+    assert set(advice.layers) <= {1, 2}
+    down = llvlit.recommend(model, EIGHT, along, budget=0.02, towards="negative")
+    assert down.shift.value < 0
+    half = llvlit.recommend(model, EIGHT, along, shift=down.shift.value / 2)
+    assert half.shift.value == pytest.approx(down.shift.value / 2, rel=1e-2)
+    assert half.kl.value < down.kl.value
+    free = llvlit.recommend(model, EIGHT, along, budget=0.01)
+    limit = 0.7 * (np.abs(free.inputs) / free.sizes).max()
+    bound = llvlit.recommend(model, EIGHT, along, budget=0.01, limit=limit)
+    assert (np.abs(bound.inputs) / bound.sizes).max() <= limit * (1 + 1e-9)
+    assert bound.kl.value == pytest.approx(0.01, rel=0.2)
+    with pytest.raises(InputError, match=r"limit=.*Ask for less"):
+        llvlit.recommend(model, EIGHT, along, budget=0.5, limit=1e-3)
+
+
+def test_the_optimum_of_the_second_order_beats_any_other_shape_there():
+    model = tiny_model("gpt2")
+    advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=1e-4)
+    h, F = advice.gains.mean, advice.fisher.mean
+
+    def per_nat(u):
+        return h @ u / np.sqrt(u @ F @ u)
+
+    best = per_nat(np.linalg.solve(F, h))
+    plans = (advice.plan, *advice.alternatives)
+    closest = next(plan for plan in plans if plan.name.endswith("0.001"))
+    assert per_nat(closest.inputs) >= max(per_nat(plan.inputs) for plan in plans) * (1 - 1e-9)
+    assert best * 0.9 < per_nat(closest.inputs) <= best * (1 + 1e-9)
+
+
+def test_a_saved_recommendation_is_the_same_or_refused(tmp_path):
+    model = tiny_model("gpt2")
+    advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02, output=ODDS)
+    advice.save(tmp_path / "plan")
+    loaded = load_recommendation(tmp_path / "plan")
+    assert str(loaded) == str(advice)
+    np.testing.assert_array_equal(loaded.inputs, advice.inputs)
+    assert [plan.name for plan in loaded.alternatives] == [plan.name for plan in advice.alternatives]
+    others = llvlit.Prompts([f"a film of {word}" for word in ["law", "sun", "oak", "rye"]], [0, 1] * 2)
+    np.testing.assert_array_equal(loaded.verify(model, others).per_prompt, advice.verify(model, others).per_prompt)
+    manifest = json.loads((tmp_path / "plan" / "manifest.json").read_text())
+    assert {"site", "positions", "hidden_size"} <= set(manifest)
+    stored = tmp_path / "plan" / "plan.safetensors"
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 1
+    stored.write_bytes(content)
+    with pytest.raises(FileError, match="checksum"):
+        load_recommendation(tmp_path / "plan")
+    with pytest.raises(InputError, match="other weights"):
+        advice.verify(tiny_model("gpt2", seed=1), others)
+    with pytest.raises(InputError, match="made from"):
+        advice.verify(model, EIGHT)
+
+
+def test_words_and_budgets_that_cannot_be_used_are_told(gpt2):
+    with pytest.raises(InputError, match="among the positive"):
+        llvlit.TokenContrast(["a"], ["a"])
+    with pytest.raises(InputError, match="first_tokens"):
+        llvlit.TokenContrast(["good"], ["bad"]).tokens(gpt2)
+    with pytest.raises(InputError, match="same token"):
+        llvlit.TokenContrast(["good"], ["great"], space=False, first_tokens=True).tokens(gpt2)
+    with pytest.raises(InputError, match="all zero"):
+        llvlit.LogitReadout({3: 0.0})
+    with pytest.raises(InputError, match="token 900"):
+        llvlit.adjoint_gains(gpt2, PROMPTS, DIRECTIONS, output=llvlit.LogitReadout({900: 1.0}))
+    with pytest.raises(InputError, match="final_norm"):
+        llvlit.adjoint_gains(gpt2, PROMPTS, DIRECTIONS, output=ODDS, final_norm=True)
+    for budget in (0.0, -1.0, np.nan):
+        with pytest.raises(InputError, match="budget"):
+            llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=budget)
+    with pytest.raises(InputError, match="independent"):
+        llvlit.recommend(gpt2, EIGHT.select([0, 1]), DIRECTIONS)
+    with pytest.warns(UserWarning, match="trust radius"):
+        llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=2.0)
