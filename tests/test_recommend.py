@@ -229,3 +229,19 @@ def test_words_and_budgets_that_cannot_be_used_are_told(gpt2):
         llvlit.recommend(gpt2, EIGHT.select([0, 1]), DIRECTIONS)
     with pytest.warns(UserWarning, match="trust radius"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=2.0)
+
+
+def test_every_result_reads_the_output_it_is_asked_for(gpt2):
+    gains = llvlit.adjoint_gains(gpt2, PROMPTS, DIRECTIONS, output=ODDS)
+    for method in ("linear", "measured"):
+        matrix = llvlit.gain_matrix(gpt2, PROMPTS, DIRECTIONS, output=ODDS, method=method, amplitude=1e-3)
+        plain = llvlit.gain_matrix(gpt2, PROMPTS, DIRECTIONS, method=method, amplitude=1e-3)
+        np.testing.assert_allclose(matrix.per_prompt[:, :, -1], gains.per_prompt, atol=1e-5)
+        np.testing.assert_array_equal(matrix.per_prompt[:, :, :-1], plain.per_prompt[:, :, :-1])
+    shape, target = np.array([0.0, 1.0, 1.0, 0.0]), 0.05
+    cost = llvlit.required_energy(gpt2, PROMPTS, DIRECTIONS, shape, target, output=ODDS)
+    for text, scale in zip(PROMPTS.texts, cost.scale, strict=True):
+        plain, pushed = (log_chances(gpt2, text, size * shape, "last") for size in (0.0, scale))
+        assert odds(pushed) - odds(plain) == pytest.approx(target, rel=2e-3)
+    trust = llvlit.trust_radius(gpt2, PROMPTS, DIRECTIONS, shape, coverage=0.5, output=ODDS)
+    np.testing.assert_allclose(trust.slope, gains.per_prompt @ shape, atol=1e-3)

@@ -53,7 +53,7 @@ def push_effects(
     """
     shifts, costs = np.empty((2, len(texts), inputs.shape[1]))
     for rows, columns, rest, pushed in _finals(head.model, texts, vectors, inputs, everywhere, horizon):
-        moved = source.values(pushed) - source.values(rest).unsqueeze(1)
+        moved = source.shifts(rest.unsqueeze(1), pushed)
         shifts[np.ix_(rows, columns)] = moved.mean(dim=-1).cpu().numpy()
         costs[np.ix_(rows, columns)] = _divergences(head, rest, pushed).cpu().numpy()
     if not (np.isfinite(shifts).all() and np.isfinite(costs).all()):

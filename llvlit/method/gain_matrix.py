@@ -17,9 +17,10 @@ from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
-from llvlit.method.gains import KINDS, Gains, check_resolution, smallest_step
+from llvlit.method.gains import KINDS, Gains, adjoint_gains, check_resolution, measured_gains, smallest_step
 from llvlit.method.hankel import balance, misses, most_orders, smallest_orders
 from llvlit.method.intervals import interval, mean_interval, resampled_means
+from llvlit.method.outputs import Output
 from llvlit.method.results import Result, load_result, measured_parts, save_result, settle
 from llvlit.method.routing import RouteWatch, has_routes, tell_routes
 from llvlit.method.surrogate import LLV
@@ -195,6 +196,7 @@ def gain_matrix(
     *,
     amplitude: float = 0.1,
     method: str = "measured",
+    output: Output | None = None,
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
 ) -> GainMatrix:
@@ -208,6 +210,10 @@ def gain_matrix(
         ``measured``: the pushed states pass all later states on their way to the output, so reading them there costs
         next to nothing beside :func:`measured_gains`.  ``linear``: products with the Jacobians of every prompt carry
         each push through depth, ``n_layers / 2`` products a layer.
+    output
+        What the last column reads in place of the concept along its last direction; see :func:`measured_gains`, of
+        which it costs one call more.  Its units are other ones than those of the columns before, and an order of depth
+        weighs them as they are.
 
     Raises
     ------
@@ -225,6 +231,7 @@ def gain_matrix(
     """
     amplitude = number("amplitude", amplitude, above=0)
     flag("final_norm", final_norm)
+    options: dict[str, Any] = {"output": output, "max_tokens": max_tokens, "final_norm": final_norm}
     along = as_directions(directions)
     vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
     if choice("method", method, METHODS) == "linear":
@@ -232,6 +239,13 @@ def gain_matrix(
         amplitude, per_prompt = 0.0, _linear(model, tokens, vectors, max_tokens, final_norm)
     else:
         per_prompt, told = _measured(model, tokens, vectors, amplitude, final_norm)
+    if output is not None:
+        gains = (
+            adjoint_gains(model, tokens, along, **options)
+            if method == "linear"
+            else measured_gains(model, tokens, along, amplitude=amplitude, **options)
+        )
+        per_prompt[:, :, -1], told["output"] = gains.per_prompt, str(output)
     if not np.isfinite(per_prompt).all():
         raise NumericalError(f"The gain matrix of {model.name} is not finite. Check the model's weights.")
     metadata = {**origin(model, tokens, final_norm=final_norm), **told}

@@ -162,6 +162,13 @@ class Reading:
                 values.append(self.output.values(self.head.logits(rows[part]), self.head.model))
         return torch.cat(values).reshape(states.shape[:-1]) if values else rows.new_zeros(states.shape[:-1])
 
+    def shifts(self, rest: torch.Tensor, pushed: torch.Tensor) -> torch.Tensor:
+        """How far y is from its value at rest, of states that may be broadcast, in float64."""
+        if self.output is None:  # the difference of states first: y itself may be large
+            moved = pushed.to(torch.float64) - rest.to(torch.float64)
+            return moved @ self.readout.to(moved)
+        return self.values(pushed) - self.values(rest)
+
     def gradients(self, states: torch.Tensor) -> torch.Tensor:
         """``dy / dx_L`` at final states ``(n, hidden_size)``."""
         if self.output is None or self.head is None:

@@ -15,6 +15,7 @@ from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
 from llvlit.method.gains import check_resolution, in_parts
+from llvlit.method.outputs import Output, reading
 from llvlit.method.results import Result, settle, units_of
 from llvlit.method.routing import RARE, has_routes, rerouted
 from llvlit.method.verification import output_shifts
@@ -144,6 +145,7 @@ def trust_radius(
     *,
     tolerance: float = 0.1,
     coverage: float = 0.95,
+    output: Output | None = None,
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
 ) -> TrustRadius:
@@ -162,6 +164,8 @@ def trust_radius(
         Relative error of the shift, above 0.
     coverage
         Share of new prompts at which the prediction is to hold, below 1.  0.95 needs 19 independent prompts.
+    output
+        What is to move in place of the concept along its last direction; see :func:`llvlit.measured_gains`.
 
     Raises
     ------
@@ -197,14 +201,15 @@ def trust_radius(
         steps = STEP / (np.abs(rows) / sizes[:, None]).max(axis=-1)  # (n_prompts, n_shapes)
         scales = steps[..., None] * np.array([1.0, -1.0, 2.0, -2.0])
         pushed = scales[..., None] * rows[:, None]  # (n_prompts, n_shapes, 4, n_layers)
-        shifts = output_shifts(system, vectors, pushed.reshape(len(part), -1, model.n_layers))
+        source = reading(model, part, vectors[-1], output, system.states[:, -1], final_norm=final_norm)
+        shifts = output_shifts(system, vectors, pushed.reshape(len(part), -1, model.n_layers), source=source)
         parts.append(coefficients(steps, shifts.reshape(scales.shape)))
         if has_routes(model):
             jumps.append(np.stack([rerouted(system, vectors, each) for each in pushed.swapaxes(0, 1)], axis=1))
     slope, second, third = (np.concatenate(each).reshape(-1, *shapes.shape[:-1]) for each in zip(*parts, strict=True))
     if not np.isfinite([slope, second, third]).all():
         raise NumericalError(f"inputs of up to {np.abs(rows).max():.3g} bend beyond the range of numbers; scale them.")
-    metadata = origin(model, tokens, final_norm=final_norm)
+    metadata = {**origin(model, tokens, final_norm=final_norm), **source.metadata}
     if jumps:
         metadata["rerouted"] = shares = np.concatenate(jumps).mean(axis=0).tolist()
         if max(shares) > RARE:

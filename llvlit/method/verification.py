@@ -17,6 +17,7 @@ from llvlit.errors import InputError, NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
 from llvlit.method.control import energy
 from llvlit.method.gains import check_resolution, in_parts
+from llvlit.method.outputs import Output, Reading, reading
 from llvlit.method.results import Result
 from llvlit.progress import progress
 from llvlit.prompts import Prompts
@@ -107,6 +108,7 @@ def required_energy(
     *,
     weights: np.ndarray | None = None,
     relative_tolerance: float = 1e-3,
+    output: Output | None = None,
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
 ) -> Any:
@@ -125,6 +127,8 @@ def required_energy(
         Of the energy reported.
     relative_tolerance
         Relative width of the final bracket, below 1.
+    output
+        What is to move in place of the concept along its last direction; see :func:`llvlit.measured_gains`.
 
     Returns
     -------
@@ -170,11 +174,13 @@ def required_energy(
     parts = []
     for _, part in progress(list(in_parts(tokens)), "energies"):
         system = depth_system(model, part, max_tokens=max_tokens, final_norm=final_norm)
-        size = system.states[:, -1].norm(dim=-1).mean().item()
+        states = system.states[:, -1]
+        source = reading(model, part, vectors[-1], output, states, final_norm=final_norm)
+        size = (states.norm(dim=-1) if output is None else 1 + source.values(states).abs()).mean().item()
         check_resolution("target", target, size, model.dtype)
-        parts.append(_first_crossings(_Search(system, vectors, units, target), tolerance))
+        parts.append(_first_crossings(_Search(system, vectors, units, target, source), tolerance))
     norms, reached = (np.concatenate(column).T for column in zip(*parts, strict=True))
-    results, metadata = {}, origin(model, tokens, final_norm=final_norm)
+    results, metadata = {}, {**origin(model, tokens, final_norm=final_norm), **source.metadata}
     for place, name in enumerate(arrays):
         norm, missed = norms[place], np.isnan(norms[place])
         cost = np.where(missed, np.inf, norm**2 * energies[place])
@@ -184,8 +190,15 @@ def required_energy(
     return results if shapes is shape else results["shape"]
 
 
-def output_shifts(system: DepthSystem, directions: DirectionsLike, inputs: np.ndarray) -> np.ndarray:
-    """Shift of y = v_L^T x_L on the full model, ``(n_prompts, k)``, under inputs ``(n_prompts, k, n_layers)``.
+def output_shifts(
+    system: DepthSystem, directions: DirectionsLike, inputs: np.ndarray, *, source: Reading | None = None
+) -> np.ndarray:
+    """Shift of the output on the full model, ``(n_prompts, k)``, under inputs ``(n_prompts, k, n_layers)``.
+
+    Parameters
+    ----------
+    source
+        What is read; by default ``y = v_L^T x_L``.
 
     Raises
     ------
@@ -204,13 +217,16 @@ def output_shifts(system: DepthSystem, directions: DirectionsLike, inputs: np.nd
     """
     states = instance("system", system, DepthSystem, "a system, as depth_system gives it").states
     vectors = as_directions(directions).on(system)
-    shifts = _shifts(system, vectors, array("inputs", inputs, (len(states), "k", system.n_layers)))
+    inputs = array("inputs", inputs, (len(states), "k", system.n_layers))
+    shifts = _shifts(system, vectors, inputs, source or Reading(vectors[-1]))
     if not np.isfinite(shifts).all():
         raise NumericalError(f"Inputs of up to {np.abs(inputs).max():.3g} overflow the model's numbers; lower them.")
     return shifts
 
 
-def _shifts(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray, *, careful: bool = False) -> np.ndarray:
+def _shifts(
+    system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray, source: Reading, *, careful: bool = False
+) -> np.ndarray:
     """The same of arguments that fit, not finite where the model's numbers overflow.
 
     Candidates join where their first push is.  Where one overflows, all run again ``careful``: with the operating
@@ -235,11 +251,10 @@ def _shifts(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray, *, c
             lost[:, :n_active] |= ~candidates.isfinite().all(dim=-1)
             candidates = torch.where(lost[:, :n_active, None], states[:, layer, None], candidates)
         candidates = system.layers[layer].advance(candidates)
-    rest = states[:, -1:].to(torch.float64)
-    moved = (candidates.to(torch.float64) - rest) @ vectors[-1].to(torch.float64)
+    moved = source.shifts(states[:, -1:], candidates)
     shifts = np.empty((n_prompts, k))
     shifts[:, columns] = torch.where(lost, torch.nan, moved).cpu().numpy().reshape(n_prompts, k)
-    return shifts if careful or np.isfinite(shifts).all() else _shifts(system, vectors, inputs, careful=True)
+    return shifts if careful or np.isfinite(shifts).all() else _shifts(system, vectors, inputs, source, careful=True)
 
 
 @dataclass(frozen=True)
@@ -255,6 +270,7 @@ class _Search:
     vectors: torch.Tensor
     units: np.ndarray
     target: float
+    source: Reading
 
     def shifts(self, scales: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Shifts ``(n_prompts, n_shapes, k)`` of scales, as many, where they are wanted ``(n_prompts, n_shapes)``.
@@ -266,7 +282,9 @@ class _Search:
         asked = np.where(wanted[..., None], scales, 0.0)
         asked = np.take_along_axis(asked, chosen[..., None], axis=1)  # (n_prompts, most wanted, k)
         inputs = (asked[..., None] * self.units[chosen][:, :, None]).reshape(len(scales), -1, self.units.shape[1])
-        values = _shifts(self.system, self.vectors, inputs).reshape(*chosen.shape, k) if chosen.size else asked
+        values = (
+            _shifts(self.system, self.vectors, inputs, self.source).reshape(*chosen.shape, k) if chosen.size else asked
+        )
         shifts = np.zeros(scales.shape)
         np.put_along_axis(shifts, chosen[..., None], np.where(np.isfinite(values), values, 0.0), axis=1)
         return np.where(wanted[..., None], shifts, 0.0) * np.sign(self.target)
