@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llvlit.method.agreement import Agreement, agreement
     from llvlit.method.concepts import Directions, concept_directions
     from llvlit.method.control import minimum_energy, schedules
+    from llvlit.method.exchange import SteeringVectors, export_vectors, import_vectors
     from llvlit.method.feedback import FeedbackLaw, closed_loop, lqr
     from llvlit.method.fisher import FisherMetric, fisher_metric
     from llvlit.method.gain_matrix import GainMatrix, gain_matrix, noise_floor, realize
@@ -63,6 +64,11 @@ _MODULES = {
     "method.control": (
         "minimum_energy",
         "schedules",
+    ),
+    "method.exchange": (
+        "SteeringVectors",
+        "export_vectors",
+        "import_vectors",
     ),
     "method.feedback": (
         "FeedbackLaw",
@@ -144,6 +150,7 @@ __all__ = [
     "Recommendation",
     "RequiredEnergy",
     "Splits",
+    "SteeringVectors",
     "Task",
     "TokenContrast",
     "TrustRadius",
@@ -154,11 +161,13 @@ __all__ = [
     "concept_directions",
     "concept_effects",
     "depth_system",
+    "export_vectors",
     "fisher_metric",
     "fit_layers",
     "gain_matrix",
     "gain_tensor",
     "identify",
+    "import_vectors",
     "load_model",
     "load_recommendation",
     "load_task",
