@@ -175,6 +175,7 @@ def test_numbers_beyond_float32_and_metadata_beyond_json_are_refused(gpt2: Langu
         SteeringVectors(pushes(gpt2, 2), metadata={"kl": np.nan})
     tiny = SteeringVectors(pushes(gpt2, 2) * 1e-200)
     assert np.allclose(np.linalg.norm(tiny.directions, axis=1), 1)
+    assert np.allclose(tiny.inputs[:-1, None] * tiny.directions[:-2], tiny.pushes[:-1], atol=0)
 
 
 def test_other_files_are_not_written_over(gpt2: LanguageModel, tmp_path: Path) -> None:

@@ -93,20 +93,22 @@ class SteeringVectors:
     @property
     def inputs(self) -> np.ndarray:
         """Length of each push, ``(n_layers,)``: the inputs that :func:`llvlit.steer` takes."""
-        return np.asarray(np.linalg.norm(self.pushes, axis=1))
+        largest = np.abs(self.pushes).max(axis=1)  # so that squares neither vanish nor overflow
+        scaled = self.pushes / np.where(largest > 0, largest, 1.0)[:, None]
+        return np.asarray(largest * np.linalg.norm(scaled, axis=1))
 
     @property
     def directions(self) -> np.ndarray:
         """Unit vectors ``(n_layers + 1, hidden_size)`` along the pushes; any will do where there is none."""
-        rows = np.vstack([self.pushes, np.zeros(self.pushes.shape[1])])
-        rows[~rows.any(axis=1), 0] = 1.0
-        rows /= np.abs(rows).max(axis=1, keepdims=True)  # so that no square of a tiny one is lost
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        unit = np.eye(1, self.pushes.shape[1]).repeat(len(self.pushes) + 1, axis=0)
+        pushed, lengths = self.pushes.any(axis=1), self.inputs
+        unit[:-1][pushed] = self.pushes[pushed] / lengths[pushed, None]
+        return unit
 
     def control_vector(self) -> dict[str, Any]:
-        """What makes repeng's object of these, ``repeng.ControlVector(**vectors.control_vector())``, in float32.
+        """The two arguments of ``repeng.ControlVector``, with which repeng pushes as these do; numbers in float32.
 
-        repeng acts with it on the blocks that its ``ControlModel`` was given, which must be those pushed here, or all.
+        repeng acts on the blocks that its ``ControlModel`` was given, which must be those pushed here, or all.
 
         Raises
         ------
