@@ -245,3 +245,23 @@ def test_every_result_reads_the_output_it_is_asked_for(gpt2):
         assert odds(pushed) - odds(plain) == pytest.approx(target, rel=2e-3)
     trust = llvlit.trust_radius(gpt2, PROMPTS, DIRECTIONS, shape, coverage=0.5, output=ODDS)
     np.testing.assert_allclose(trust.slope, gains.per_prompt @ shape, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*trust radius")
+def test_what_a_format_cannot_say_is_solved_away(tmp_path):
+    model = tiny_model("llama")
+    advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02, output=ODDS)
+    with pytest.raises(InputError, match="cannot say"):
+        advice.export(tmp_path / "push.gguf")
+    assert advice.export(tmp_path / "push.json", format="easysteer", model=model, prompts=EIGHT).inputs[0] == 0
+    written = advice.export(tmp_path / "push.gguf", model=model, prompts=EIGHT)
+    assert written.positions == "all"
+    assert not written.inputs[:2].any()
+    assert written.kl.value == pytest.approx(0.02, rel=0.15)
+    assert written.export(tmp_path / "again.gguf") is written
+    read = llvlit.import_vectors(tmp_path / "push.gguf")
+    for text in EIGHT.texts[:2]:
+        ids = torch.tensor(llvlit.tokenize(model, llvlit.Prompts([text], [1])).ids)
+        with llvlit.steer(model, read.directions, read.inputs, positions="all"), torch.no_grad():
+            found = model.module(input_ids=ids).logits[0, -1].double().log_softmax(dim=-1)
+        torch.testing.assert_close(found, log_chances(model, text, written.inputs, "all"), rtol=1e-4, atol=1e-4)

@@ -29,6 +29,7 @@ from llvlit.files import finish, finished, load_tensors, replaced, save_tensors,
 from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowed_of
 from llvlit.method.control import relative_weights
 from llvlit.method.effects import push_effects, with_continuations
+from llvlit.method.exchange import FIRST_LAYER, FORMATS, SteeringVectors, export_vectors
 from llvlit.method.fisher import FisherMetric, make_metric, pulled_back, responses
 from llvlit.method.gains import Gains, checked_positions, make_gains
 from llvlit.method.outputs import LogitReadout, Output, Reading, TokenContrast, reading
@@ -262,6 +263,82 @@ class Recommendation:
             write_json(fresh / "manifest.json", shown)
             finish(fresh, KIND)
 
+    @property
+    def vectors(self) -> SteeringVectors:
+        """The pushes themselves, as other runtimes take them."""
+        pushes = self.inputs[:, None] * self.directions.vectors[:-1].numpy()
+        told = {"shift": vars(self.shift), "kl": vars(self.kl), "model": self.metadata["model"]}
+        told |= {"model_fingerprint": self.metadata["model_fingerprint"], "horizon": self.horizon}
+        return SteeringVectors(pushes, self.positions, str(self.metadata["model_type"]), told)
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        format: str = "gguf",
+        model: LanguageModel | None = None,
+        prompts: Prompts | TokenizedPrompts | None = None,
+    ) -> Recommendation:
+        """Write the plan for another runtime; what its format cannot say is solved away first.
+
+        llama.cpp and repeng push every token, and not before the first layers.  Where the plan does otherwise, the
+        model and its prompts are asked for a new one that does not, for the same aim.
+
+        Parameters
+        ----------
+        format
+            ``gguf``, ``repeng`` or ``easysteer``; see :func:`llvlit.export_vectors`.
+        model, prompts
+            As for :func:`llvlit.recommend`; needed where a new plan is.
+
+        Returns
+        -------
+        Recommendation
+            Of what was written: this one, or the new one with its own predictions.
+
+        Raises
+        ------
+        InputError
+            If the format cannot say the plan and no model was given, or nothing meets the aim within it.
+        FileError
+            See :func:`llvlit.export_vectors`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> advice = llvlit.recommend(model, splits.evaluation, directions, budget=0.05)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     written = advice.export(f"{folder}/push.gguf", model=model, prompts=splits.evaluation)
+        >>> written.positions, written.inputs[:2].tolist()
+        ('all', [0.0, 0.0])
+        """
+        first = FIRST_LAYER[choice("format", format, FORMATS)]
+        positions = self.positions if format == "easysteer" else "all"
+        told = self
+        if positions != self.positions or self.inputs[:first].any():
+            if model is None or prompts is None:
+                raise InputError(
+                    f"The format {format} cannot say positions={self.positions!r} with pushes before layer "
+                    f"{self.layers[0]}. Pass model and prompts, to make a plan that it can say; or recommend with "
+                    f"layers=({first}, {len(self.inputs) - 1}) and positions={positions!r}."
+                )
+            self._check_model(model)
+            aim: dict[str, Any] = {"budget": self.target} if self.aim == "kl" else {"shift": self.target}
+            told = recommend(
+                model,
+                prompts,
+                self.directions,
+                output=self.output,
+                layers=(first, model.n_layers - 1),
+                positions=positions,
+                horizon=self.horizon,
+                towards="positive" if self.shift.value > 0 else "negative",
+                max_tokens=int(self.metadata["max_tokens"]),
+                **aim,
+            )
+        export_vectors(told.vectors, path, format=format)
+        return told
+
     def _check_model(self, model: LanguageModel) -> None:
         instance("model", model, LanguageModel, "a model, as load_model gives it")
         if model.fingerprint != self.metadata["model_fingerprint"]:
@@ -429,6 +506,7 @@ def recommend(
     metadata = {
         "budget": target if aim == "kl" else None,
         "max_tokens": max_tokens,
+        "model_type": str(getattr(model.module.config, "model_type", "")),
         "text_digests": [_digest(text) for text in tokens.prompts.texts],
         **source.metadata,
     }
