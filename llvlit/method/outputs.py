@@ -14,6 +14,8 @@ from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import TokenizedPrompts
 from llvlit.errors import InputError
 
+SHOWN = 3
+"""Words that stand in a printed output."""
 CONTEXT = "It was"
 """Stands before a word when its tokens are sought, as the middle of a sentence does."""
 
@@ -66,7 +68,7 @@ class TokenContrast:
 
     def __str__(self) -> str:
         first = " (first tokens)" if self.first_tokens else ""
-        return f"log-odds of {', '.join(self.positive)} against {', '.join(self.negative)}{first}"
+        return f"log-odds of {_some(self.positive)} against {_some(self.negative)}{first}"
 
     def tokens(self, model: LanguageModel) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Token ids of both sets; see :class:`TokenContrast` for what is raised."""
@@ -217,6 +219,12 @@ def reading(
     found = Reading(readout, output, head_of(model, tokens, states))
     found.values(states[:1])  # before anything is computed: words that the model does not know
     return found
+
+
+def _some(words: tuple[str, ...]) -> str:
+    """The first words, and how many more there are."""
+    more = f" and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return ", ".join(words[:SHOWN]) + more
 
 
 def _tokens_of(model: LanguageModel, word: str, *, space: bool) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ from llvlit.method.plans import (
     measured,
     scaled_plan,
 )
-from llvlit.method.results import borrowing, own_content
+from llvlit.method.results import own_content
 from llvlit.method.trust import coefficients, radius
 from llvlit.prompts import Prompts
 from llvlit.provenance import environment
@@ -166,19 +166,20 @@ class Recommendation:
     def __str__(self) -> str:
         relative = np.abs(self.inputs) / self.sizes
         named = list(self.layers)
-        spread = relative[named]
-        most, least = f"{spread.max():.2g}", f"{spread.min():.2g}"
-        sizes = f"{spread.max():.1%}" if most == least else f"{spread.min():.1%} to {spread.max():.1%}"
+        least, most = (f"{bound:.2g}" for bound in (100 * relative[named].min(), 100 * relative[named].max()))
+        sizes = f"{most} %" if most == least else f"{least} to {most} %"
         what = "the concept's reading" if self.output is None else f"the {self.output}"
         moves = "rise" if self.shift.value > 0 else "fall"
-        half = (self.shift.high - self.shift.low) / 2, (self.kl.high - self.kl.low) / 2
-        where = "at every token" if self.positions == "all" else "at the last token"
+        gap = float(self.directions.gaps[-1])
+        in_gaps = "" if self.output is not None or not gap > 0 else f" ({abs(self.shift.value) / gap:.2g} class gaps)"
+        where = {"all": "every token"}.get(self.positions, "each new token" if self.horizon > 1 else "the last token")
         over = "" if self.horizon == 1 else f" on average over {self.horizon} new tokens"
+        left = _ranges(list(self.gains.borrowed))
+        alone = f" Layers without a direction of their own are left alone: {left}." if left else ""
         return (
-            f"Push before layer{'s' * (len(named) > 1)} {_ranges(named)} {where}, by {sizes} of the state's length; "
-            f"expect {what} to {moves} by {abs(self.shift.value):.2g} ± {half[0]:.1g} at {self.kl.value:.2g} ± "
-            f"{half[1]:.1g} nats{over}. The linear prediction holds to 10 % up to {self.trust_radius:.2g} times this "
-            f"push{borrowing(self.gains.borrowed)}."
+            f"Push before layer{'s' * (len(named) > 1)} {_ranges(named)} at {where}, by {sizes} of the state's length; "
+            f"expect {what} to {moves} by {_with_error(self.shift)}{in_gaps} at {_with_error(self.kl)} nats{over}. "
+            f"The linear prediction holds to 10 % up to {self.trust_radius:.2g} times this push.{alone}"
         )
 
     def verify(self, model: LanguageModel, prompts: Prompts | TokenizedPrompts) -> Verification:
@@ -574,6 +575,13 @@ def _trust(inputs: np.ndarray, effects: Callable[[np.ndarray], tuple[np.ndarray,
     shifts, _ = effects(np.broadcast_to(scales[:, None] * inputs, (n, 4, len(inputs))))
     slope, second, third = coefficients(np.array(step), shifts.mean(axis=0))
     return float(radius(slope, second, third, 0.1))
+
+
+def _with_error(prediction: Prediction) -> str:
+    """Size and half its interval, which has two digits."""
+    half = (prediction.high - prediction.low) / 2
+    digits = max(0, 1 - int(np.floor(np.log10(half)))) if half > 0 else 3
+    return f"{abs(prediction.value):.{digits}f} ± {half:.{digits}f}"
 
 
 def _digest(text: str) -> str:
