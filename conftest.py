@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import gc
 import os
 from typing import Any
 
@@ -10,7 +11,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need a network
 
 import pytest
 
+gc.disable()  # until all is imported
 pytest_plugins = ["pytester"]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now lives to the end: no search for garbage goes through it again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

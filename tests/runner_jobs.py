@@ -9,6 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from llvlit.study import runner
+
 
 def note(folder: Path, name: str) -> None:
     """One more line ``NAME PID`` in the folder's list of calls, in one write."""
@@ -98,7 +100,7 @@ def raising(folder: Path, name: str) -> dict[str, object]:
 
 def raising_late(folder: Path, name: str) -> dict[str, object]:
     """Not before the bar shows."""
-    time.sleep(2.1)
+    time.sleep(runner.DELAY + 0.1)
     return raising(folder, name)
 
 

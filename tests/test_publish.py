@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,51 +19,40 @@ from urllib.parse import parse_qs, urlparse
 
 import nbformat
 import pytest
-from filelock import FileLock
-from test_book import PARAMETERS, cell, write_book
+from test_book import command_builds
 
 from llvlit.errors import BuildError, FileError, InputError
 from llvlit.files import MARK, own
-from llvlit.publishing.build import build_book
 from llvlit.publishing.notebooks import SOURCE_FOLDER, install_cell, runnable
 from llvlit.publishing.site import publish_book
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-CHAPTER = f"# A chapter\n\n{PARAMETERS}\n" + cell("print(6 * 7, profile)")
-INTRO = "# A tiny book\n\nSee {doc}`chapter`.\n"
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory):
-    """A tiny book, built once for all workers, and a copy of it for each, in a repository with one commit."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    built = shared / "built"
-    with FileLock(shared / "built.lock"):
-        if not built.exists():
-            shutil.rmtree(shared / "building", ignore_errors=True)
-            build(write_book(shared / "building", intro=INTRO, chapter=CHAPTER)).rename(built)
-    copy = shutil.copytree(built, tmp_path_factory.mktemp("published") / "book")
+def book(shared, tmp_path_factory):
+    """A copy of the tiny book, with what else is published beside it, in a repository with one commit."""
+    copy = tmp_path_factory.mktemp("published") / "book"
+    shutil.copytree(shared("secret_place", command_builds), copy, ignore=shutil.ignore_patterns("pictures"))
+    complete(copy)
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(copy)]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "One"], check=True)
     return copy
 
 
-def build(root: Path) -> Path:
-    """Build a book, and put beside it what else is published."""
-    build_book(root, device="cpu", progress=False)
-    static = root / "_build" / "html" / "_static"  # most of the bytes, none of the point
-    for part in (*(static / "mathjax").iterdir(), static / "locales"):
-        if part.name != "tex-chtml.js":
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+def complete(root: Path) -> None:
+    """Put beside a book what else is published."""
+    html = root / "_build" / "html"
+    for part in ("mathjax", "locales"):  # most of the bytes, none of the point
+        shutil.rmtree(html / "_static" / part)
+    for page in html.rglob("*.html"):
+        page.write_text(re.sub(r"<script [^>]*mathjax/[^>]*></script>", "", page.read_text(encoding="utf-8")))
     (root / "results" / "real").mkdir(parents=True)
     (root / "results" / "real" / "cells.csv").write_text("a\n1\n")
     (root / "_build" / "llvlit.pdf").write_bytes(b"%PDF-1.7 stands for the book's")
     shutil.copytree(REPOSITORY / ".binder", root / ".binder")
     shutil.copy(REPOSITORY / "constraints.txt", root)
-    return root
 
 
 @pytest.fixture(scope="module")

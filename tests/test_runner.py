@@ -357,6 +357,7 @@ def test_bar_shows_the_share_of_the_cost_the_cell_and_the_failures(tmp_path, mon
         def isatty(self) -> bool:
             return True
 
+    monkeypatch.setattr(runner, "DELAY", 0.1)
     jobs = [job(tmp_path, "big", cells.raising_late, cost=3e12), job(tmp_path, "small", cost=1e12)]
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     run_jobs(jobs, tmp_path)

@@ -142,6 +142,7 @@ def run_cells(name: str, live: str) -> tuple[dict, str]:
         patch.setattr(shown, "display", keep)
         for code in re.findall(r"^```\{code-cell\} ipython3\n(?::[^\n]*\n)*(.*?)^```$", text, re.MULTILINE | re.DOTALL):
             if not re.search(live, code):
+                code = code.replace("n_studies=500", "n_studies=5")  # simulated, whatever the results are
                 exec(compile(code, name, "exec"), names)
     return names, "\n".join(texts)
 

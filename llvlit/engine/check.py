@@ -14,7 +14,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from llvlit.engine.exclusive import parts_of
-from llvlit.engine.fast import FrozenContext, fast_layer
 from llvlit.engine.models import LanguageModel, wrap_model
 from llvlit.engine.precision import in_float32
 from llvlit.engine.replay import (
@@ -145,6 +144,8 @@ def _find_style(
     known: ReplayStyle | None,
 ) -> ReplayStyle:
     """The fastest style that is right on the new ones of two prompts, and was on those before."""
+    from llvlit.engine.fast import FrozenContext, fast_layer  # here: it loads transformers
+
     samples = [torch.tensor([ids], device=model.device) for ids in new]
     plain = [_plain_outputs(model, sample) for sample in samples]
     pushed = [_plain_outputs(model, sample, pushed=True) for sample in samples]

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import DynamicCache
 
 from llvlit.engine.models import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 class ContextCache:
@@ -177,6 +179,8 @@ def _fresh_frequencies(part: nn.Module) -> dict[str, Any]:
 
 def record(model: LanguageModel, tokens: torch.Tensor, last: torch.Tensor, style: ReplayStyle) -> Recording:
     """Recording of a batch of token ids ``(n_prompts, n_tokens)``, padded on the right."""
+    from transformers import DynamicCache  # here: whoever runs no model does without the seconds it takes to load
+
     seen: list[tuple[torch.Tensor, LayerCall]] = []
     cache = None if style.whole_prompts else DynamicCache()
     cached = {} if cache is None else {"past_key_values": cache}

@@ -41,6 +41,7 @@ PDF = "llvlit.pdf"
 _JUPYTER_BOOK = """
 import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
+sys.modules["rfc3987_syntax"] = None  # grammars that jsonschema would compile for a second, to no use here
 from jupyter_book.cli.main import main
 main()
 """

@@ -23,7 +23,6 @@ from llvlit.publishing.command_page import command_sections
 from llvlit.publishing.execution import executed_path, read_executed, status_table
 from llvlit.publishing.notebooks import exercise_table
 from llvlit.publishing.pages import Page, escaped, markdown_table, read_contents
-from llvlit.study.tables import DASH
 from llvlit.tasks.sources import HUB_READING, HUB_TASKS
 
 EQUATIONS = ("core.js", "startup.js", "loader.js", "input", "output", "a11y")
@@ -69,6 +68,8 @@ def _result(name: str, env: BuildEnvironment) -> Path:
 
 def architecture_table(path: Path) -> str:
     """Markdown of what ``llvlit architectures`` found: a row for each model type, its worst variant's numbers."""
+    from llvlit.study.tables import DASH  # here: it loads torch, which Sphinx starts without
+
     types: dict[str, list[dict[str, str]]] = {}
     for row in csv.DictReader(read_text(path, "a table of architectures").splitlines()):
         types.setdefault(row["type"], []).append(row)
