@@ -108,6 +108,11 @@ def rms(values: np.ndarray) -> float:
     return float(np.sqrt(np.nanmean(values**2)))
 
 
+def plainly(value: float) -> str:
+    """Two digits, without an exponent."""
+    return np.format_float_positional(float(f"{value:.2g}"), trim="-")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("server", help="the program llama-server")
@@ -169,10 +174,8 @@ def main() -> None:
                 with serving(options, file, "--control-vector", vector):
                     effect = theirs(options, tokens, plain.shape[1]) - unsteered
                 size, *away = (rms(effects[name, 0]), *(rms(effect - effects[name, moved]) for moved in (0, -1, 1)))
-                print(
-                    f"| {label} | {name} | {size:.2g} | {rms(unsteered - plain):.2g} | {away[0]:.2g} "
-                    f"| {' | '.join(f'{100 * each / size:.2g}' for each in away)} |"
-                )
+                values = (size, rms(unsteered - plain), away[0], *(100 * each / size for each in away))
+                print(f"| {' | '.join((label, name, *map(plainly, values)))} |")
 
 
 if __name__ == "__main__":
