@@ -197,6 +197,11 @@ def test_a_saved_recommendation_is_the_same_or_refused(tmp_path):
     np.testing.assert_array_equal(loaded.verify(model, others).per_prompt, advice.verify(model, others).per_prompt)
     manifest = json.loads((tmp_path / "plan" / "manifest.json").read_text())
     assert {"site", "positions", "hidden_size"} <= set(manifest)
+    told = (tmp_path / "plan" / "manifest.json").read_text()
+    (tmp_path / "plan" / "manifest.json").write_text(told.replace(manifest["sha256"], "0" * 64))
+    with pytest.raises(FileError, match="manifest"):
+        load_recommendation(tmp_path / "plan")
+    (tmp_path / "plan" / "manifest.json").write_text(told)
     stored = tmp_path / "plan" / "plan.safetensors"
     content = bytearray(stored.read_bytes())
     content[-1] ^= 1

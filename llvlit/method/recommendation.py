@@ -25,7 +25,16 @@ from llvlit.engine.head import Head, head_of
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import FileError, InputError
-from llvlit.files import finish, finished, load_tensors, replaced, save_tensors, write_json
+from llvlit.files import (
+    finish,
+    finished,
+    load_tensors,
+    read_bytes,
+    read_json,
+    replaced,
+    save_tensors,
+    write_json,
+)
 from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowed_of
 from llvlit.method.control import relative_weights
 from llvlit.method.effects import push_effects, with_continuations
@@ -261,6 +270,7 @@ class Recommendation:
         with replaced(folder, KIND) as fresh:
             save_tensors(fresh / "plan.safetensors", arrays, manifest)
             shown = {**manifest, "layers": self.layers, "in words": str(self), "inputs": self.inputs.tolist()}
+            shown["sha256"] = _file_digest(fresh / "plan.safetensors")
             write_json(fresh / "manifest.json", shown)
             finish(fresh, KIND)
 
@@ -372,7 +382,10 @@ def load_recommendation(folder: str | Path) -> Recommendation:
         raise FileError(
             f"{folder} is no complete recommendation of llvlit's. Make it with recommend(...).save(folder)."
         )
+    manifest = read_json(folder / "manifest.json", "a recommendation's manifest")
     tensors, header = load_tensors(folder / "plan.safetensors", kind=KIND)
+    if manifest.get("sha256") != _file_digest(folder / "plan.safetensors"):
+        raise FileError(f"{folder}/manifest.json has a checksum of another plan. Make the recommendation again.")
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     with own_content(folder):
         plans = [
@@ -575,6 +588,10 @@ def _trust(inputs: np.ndarray, effects: Callable[[np.ndarray], tuple[np.ndarray,
     shifts, _ = effects(np.broadcast_to(scales[:, None] * inputs, (n, 4, len(inputs))))
     slope, second, third = coefficients(np.array(step), shifts.mean(axis=0))
     return float(radius(slope, second, third, 0.1))
+
+
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(read_bytes(path, "a plan")).hexdigest()
 
 
 def _with_error(prediction: Prediction) -> str:
