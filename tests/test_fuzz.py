@@ -212,6 +212,7 @@ def test_whole_files_are_read(call):
 RESULTS = [
     ("Gains.load", "read_gains", "GAINS", documents.GAINS),
     ("LLV.load", "read_llv", "LLV", documents.LLV),
+    ("load_recommendation", "read_plan", "PLAN", documents.PLAN),
     ("load_results", "read_cell", "as_json(CELL)", documents.as_json(documents.CELL)),
     ("read_table", "read_csv", "AGREEMENT", documents.AGREEMENT),
 ]

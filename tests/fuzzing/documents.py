@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import shutil
@@ -19,7 +20,17 @@ from pyarrow import Table, parquet
 
 import llvlit
 from fuzzing.tampering import as_json, cut, drop, flip, header, insert, over, places, put
-from fuzzing.things import GAINS_FILE, LLV_FILE, MODEL_FOLDER, WORK, command, contents, folder_of, model_folder
+from fuzzing.things import (
+    GAINS_FILE,
+    LLV_FILE,
+    MODEL_FOLDER,
+    PLAN_FOLDER,
+    WORK,
+    command,
+    contents,
+    folder_of,
+    model_folder,
+)
 from llvlit.engine.depth import depth_system
 from llvlit.method.concepts import random_directions
 from llvlit.study.cells import Results, claim_folder, load_results, run_cell
@@ -41,10 +52,20 @@ def temporary(data: bytes, name: str) -> Path:
 
 
 GAINS, LLV = Path(GAINS_FILE).read_bytes(), Path(LLV_FILE).read_bytes()
+PLAN = (Path(PLAN_FOLDER) / "plan.safetensors").read_bytes()
 
 
 def read_gains(data: bytes) -> llvlit.Gains:
     return llvlit.Gains.load(temporary(data, "gains.safetensors"))
+
+
+def read_plan(data: bytes) -> Any:
+    """A recommendation, its manifest as if it had been written with it."""
+    folder = folder_of({path.name: path.read_bytes() for path in Path(PLAN_FOLDER).iterdir() if path.is_file()})
+    (folder / "plan.safetensors").write_bytes(data)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_bytes(as_json({**manifest, "sha256": hashlib.sha256(data).hexdigest()}))
+    return llvlit.load_recommendation(folder)
 
 
 def read_llv(data: bytes) -> Any:
