@@ -15,6 +15,7 @@ PUBLISH ?=
 DATA ?=
 CORPUS ?=
 PYTEST ?=
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(8, (os.cpu_count() or 1) + 1))')
 
 .PHONY: help book lab publish test lint format lock links results clean
 .DEFAULT_GOAL := help
@@ -32,9 +33,10 @@ lab: $(INSTALLED) ## Open the chapters as notebooks in JupyterLab
 publish: $(INSTALLED) ## Lay out the site of the built book in _build/site: PUBLISH="--version v0.1.0 --previous FOLDER"
 	$(BIN)/llvlit publish $(PUBLISH)
 
-# One thread for each worker: small models gain more from a second worker than from a second thread.
+# One thread for each worker: small models gain more from a second worker than from a second thread.  One worker more
+# than processors, since some tests wait for processes that they start and kill.
 test: $(INSTALLED) ## Run the tests
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal $(PYTEST)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST)
 
 lint: $(INSTALLED) ## Check style, format, types, who may import whom, and the workflows
 	$(BIN)/ruff check .
