@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -10,14 +11,17 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from datetime import date
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from llvlit.engine.models import PACKAGED
+from llvlit.provenance import commit
 from llvlit.publishing.pages import INDEX, read_notebook, read_pages
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -211,3 +215,22 @@ def test_a_commit_is_kept_where_git_cannot_say_what_changed(tmp_path: Path, monk
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "llvlit" / "provenance.py"))
     monkeypatch.setattr(provenance, "GIT_SECONDS", 2)
     assert provenance.commit.__wrapped__() == "0123456789ab?"
+
+
+def test_tables_of_the_benchmarks_say_what_they_are_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    heading = importlib.import_module("heading")
+    (tmp_path / "reviews.txt").touch()
+    words = ["--threads", str(torch.get_num_threads()), "--models", "embedded/small", "embedded/large"]
+    parser = heading.parser_of("About.")
+    parser.add_argument("--text")
+    arguments = [*words, "--text", str(tmp_path / "reviews.txt")]
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "benchmarks" / "skip.py"), *arguments])
+    heading.begin(parser.parse_args(arguments), "ten reviews")
+    told = capsys.readouterr().out
+    command = f"`python benchmarks/skip.py {' '.join(words)} --text reviews.txt`"  # no path of this machine
+    assert f"{command} at commit {commit()}, {date.today()}." in told
+    for fact in ("embedded/small, embedded/large", "ten reviews", "On cpu", f"torch {torch.__version__}", "llvlit "):
+        assert fact in told, fact
