@@ -24,7 +24,7 @@ from filelock import FileLock
 from pyarrow import parquet
 
 from conftest import byte_tokenizer, tiny_module
-from llvlit import LLV, load_model, load_task, provenance
+from llvlit import LLV, load_model, load_recommendation, load_task, provenance, recommend
 from llvlit.cli.main import main, parser
 from llvlit.engine.models import PACKAGED, embedded_names
 from llvlit.files import locked
@@ -36,7 +36,7 @@ from llvlit.study.grid import load_grid
 from llvlit.tasks.grammars import EMBEDDED_TASKS
 from llvlit.tasks.sources import HUB_TASKS
 
-COMMANDS = ("book", "exercises", "publish", "gains", "order", "steer", "study", "train", "models", "tasks")
+COMMANDS = ("book", "exercises", "publish", "gains", "order", "recommend", "steer", "study", "train", "models", "tasks")
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--model", "embedded/small", "--prompts", "12", "--device", "cpu")
 
@@ -252,6 +252,52 @@ def test_gains_draws_and_marks(run, tmp_path: Path, fail) -> None:
 def test_default_order_fits_a_narrow_model(run, last_words: Path, tmp_path: Path) -> None:
     save_tiny(tmp_path)  # hidden size 24
     assert "Order 24:" in run("gains", "--model", tmp_path, "--task", last_words, "--prompts", 12, "--device", "cpu")
+
+
+# Recommend
+
+
+@pytest.fixture(scope="session")
+def plan(shared: Path) -> Path:
+    """A plan that the command has saved, made once for all processes."""
+    folder = shared / "plan"
+    with FileLock(shared / "plan.lock"):
+        if not folder.exists():
+            assert main(["recommend", *SMALL, "--budget", "0.1", "--json", "--save", str(folder)]) == 0
+    return folder
+
+
+def test_recommend_says_and_saves_what_the_library_recommends(run, tmp_path: Path) -> None:
+    text = run("recommend", *SMALL, "--budget", 0.1, "--layers", "3-9", "--save", "mine", "--figure", "plan.svg")
+    advice = load_recommendation("mine")
+    assert text.startswith("Push before layers ") and " ".join(text.split()).startswith(str(advice))
+    assert not advice.inputs[[0, 1, 2, 10, 11]].any() and advice.inputs[3:10].any()
+    rows = re.findall(r"^[> ] (.+?)  +(\S+) \(\S+ to \S+\) +(\S+) \(", text, re.MULTILINE)
+    assert [name for name, *_ in rows] == [plan.name for plan in (advice.plan, *advice.alternatives)]
+    assert all(abs(float(kl) - 0.1) < 0.02 for *_, kl in rows)
+    shifts = [float(shift) for _, shift, _ in rows]
+    assert shifts == sorted(shifts, reverse=True)
+    assert re.search(r"The warranty (held|did NOT hold) at 24 other prompts", text)
+    assert "Saved: mine" in text and "suffix ' Rating:'" in text
+    assert (tmp_path / "plan.svg").read_text().startswith("<?xml")
+    model = load_model("embedded/small", device="cpu")
+    splits = load_task("film-sentiment").split(concept=48, operating=12, evaluation=12)
+    directions = concept_directions(model, splits.concept)
+    again = recommend(model, splits.operating, directions, budget=0.1, layers=(3, 9))
+    np.testing.assert_allclose(advice.inputs, again.inputs, rtol=1e-3)
+
+
+def test_words_and_prompts_of_ones_own_are_taken_from_files(run, tmp_path: Path) -> None:
+    for name, word in (("cheers", "good"), ("jeers", "bad")):
+        lines = [f"{number} of {number + 3} say: {word}" for number in range(16)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n\n")
+    (tmp_path / "words").write_text("good\nfine\n")
+    asked = ("--model", "embedded/small", "--contrast", "cheers", "jeers", "--device", "cpu", "--json")
+    asked += ("--positive", "words", "--negative", "bad, poor", "--first-tokens", "--suffix", ".")
+    found = run("recommend", *asked, "--shift", -0.5)
+    assert found["output"] == "log-odds of good, fine against bad, poor (first tokens)"
+    assert found["aim"] == "shift" and found["shift"]["value"] == pytest.approx(-0.5, rel=0.02)
+    assert len(found["verification"]["per_prompt"][0]) == 8 and found["metadata"]["suffix"] == "."
 
 
 # Steer
@@ -628,6 +674,12 @@ def test_dry_run_runs_nothing(study: tuple[str, ...], run, tmp_path: Path) -> No
         (["gains", *SMALL, "--basis", "krilov"], ["Did you mean 'krylov'"]),
         (["gains", *SMALL, "--order", "65"], ["order=65", "64"]),
         (["gains", *SMALL, "--save", "none/llv.safetensors"], ["--save none/llv.safetensors", "folder that exists"]),
+        (["recommend", *SMALL, "--positive", "good"], ["--positive and --negative come together"]),
+        (["recommend", *SMALL, "--positive", "good", "--negative", "good"], ["good stands among"]),
+        (["recommend", *SMALL, "--layers", "9-12"], ["layers[1]=12"]),
+        (["recommend", *SMALL, "--figure", "plan.pdf"], ["--figure plan.pdf", ".svg or .png"]),
+        (["recommend", *SMALL, "--save", "none/plan"], ["--save none/plan", "folder that exists"]),
+        (["recommend", *SMALL, "--budget", "1e9"], ["No plan meets a budget of 1e+09 nats"]),
         (["gains", "--prompts", "5000"], ["film-sentiment", "1200", "20000"]),
         (["gains", "--model", "embedded/small", "--device", "cpux"], ["device='cpux'"]),
         (["study", "embeded"], ["Did you mean 'embedded'", ".toml"]),
@@ -674,6 +726,10 @@ def test_a_failure_is_one_line(arguments: list[str], messages: list[str], fail) 
         (["gains", "--model", ""], "--model: name='' is no path"),
         (["gains", "--task", "a\0b"], "--task: name='a\\x00b' is no path"),
         (["gains", "--device", "\udcff"], "--device: name='\\udcff' holds a lone surrogate"),
+        (["recommend", "--budget", "0"], "--budget: number=0.0 must be above 0"),
+        (["recommend", "--budget", "-1"], "--budget: number=-1.0 must be above 0"),
+        (["recommend", "--layers", "8-2"], "--layers: layers='8-2' names no layers"),
+        (["recommend", "--budget", "1", "--shift", "1"], "not allowed with argument --budget"),
         (["steer", "a\udcff"], "prompt: text='a\\udcff' holds a lone surrogate"),
         (["steer", "--tokens", "0"], "--tokens: number=0 must be at least 1"),
         (["steer", "--target", "inf"], "--target: number=inf must be finite"),

@@ -480,6 +480,44 @@ def test_parquet_errors_say_where(tmp_path: Path, columns: dict[str, list[object
         load_task(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("mine.csv", 'label,text\n1,"a ""dry"" film,\nbut good"\n0,NA\n0,2024-01-01\n', None),
+        (
+            "mine.jsonl",
+            '{"text": "a \\"dry\\" film,\\nbut good", "label": 1}\n\n{"label": 0, "text": "NA"}\n'
+            '{"label": 0, "text": "2024-01-01"}\n',
+            None,
+        ),
+        ("mine.csv", "sentence,label\na,1\n", "lacks text; its columns: sentence, label"),
+        ("mine.csv", "text,label\na,1\nb,yes\n", r"row 1 \(from 0\): label='yes'"),
+        ("mine.csv", "text,label\na,1\n,0\n", r"row 1 \(from 0\): text=''"),
+        ("mine.csv", "text,label\n", "has no rows"),
+        ("mine.csv", "", "cannot be read as a CSV file"),
+        ("mine.csv", b"text,label\n\xff\xfe,1\n", "cannot be read as a CSV file"),
+        ("mine.jsonl", '{"text": "a"}\n', "lacks label; its columns: text"),
+        ("mine.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', r"row 1 \(from 0\): label=None"),
+        ("mine.jsonl", '{"text": 7, "label": 1}\n', "row 0 .*text=7 is no text"),
+        ("mine.jsonl", "[1, 2]\n", "cannot be read as a file of JSON lines"),
+        ("mine.jsonl", '{"text": "a", "lab', "cannot be read as a file of JSON lines"),
+        ("mine.jsonl", "", "has no rows"),
+    ],
+)
+def test_tables_of_text_are_read_as_parquet_is(
+    tmp_path: Path, name: str, content: str | bytes, message: str | None
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    if message:
+        with pytest.raises(FileError, match=message):
+            load_task(path)
+        return
+    for task in (load_task(path), load_task("mine", data_dir=tmp_path)):
+        assert (task.name, task.texts) == ("mine", ('a "dry" film, but good', "NA", "2024-01-01"))
+        assert task.labels == (1, 0, 0)
+
+
 def test_parquet_of_categories_is_read(tmp_path: Path) -> None:
     categories = {name: pa.array(cells).dictionary_encode() for name, cells in (("text", "ab"), ("label", [0, 1]))}
     assert load_task(write(tmp_path / "mine.parquet", **categories)).labels == (0, 1)
@@ -564,7 +602,7 @@ def test_folder_lacks_a_task(data_dir: Path, tmp_path_factory: pytest.TempPathFa
         with pytest.raises(InputError, match=rf"{re.escape(str(data_dir))}.* has no {name}\.parquet; it has {files}"):
             load_task(name, data_dir=data_dir)
     empty = tmp_path_factory.mktemp("empty")
-    with pytest.raises(InputError, match=r"it has no \.parquet file"):
+    with pytest.raises(InputError, match=r"it has no \.parquet, \.csv or \.jsonl file"):
         load_task("imdb", data_dir=empty)
     assert load_task("tense", data_dir=empty) == load_task("tense")
 

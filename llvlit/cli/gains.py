@@ -15,6 +15,7 @@ from llvlit.cli.options import (
     places_of,
     prompts_note,
     report,
+    task_title,
 )
 from llvlit.cli.terminal import bar, columns, sparkline
 
@@ -62,7 +63,7 @@ def compute(options: argparse.Namespace) -> tuple[dict[str, Any], LLV]:
     surrogate = identify(model, splits["operating"], directions, order=order, basis=options.basis)
     measured = measured_gains(model, splits["evaluation"], directions, amplitude=options.amplitude)
     return {
-        "title": f"{model.name} on {options.task}",
+        "title": f"{model.name} on {task_title(options)}",
         "basis": options.basis,
         "order": surrogate.order,
         "n_prompts": len(measured.per_prompt),

@@ -54,7 +54,7 @@ def tasks(options: argparse.Namespace) -> None:
         lines.append(f"{name:<20} {task['description']}")
         if task["kind"] == "hub":
             lines.append(f"{'':<22}{HUB_TASKS[name].place}\n{'':<22}{HUB_TASKS[name].reading}")
-    lines.append(f"\n{HUB_READING}\nAlso: a .parquet file with the columns text and label (0 or 1).")
+    lines.append(f"\n{HUB_READING}\nAlso: a .parquet, .csv or .jsonl file with the columns text and label (0 or 1).")
     show(options, facts, "\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""Command line: llvlit book | exercises | publish | gains | order | steer | study | train | models and lists."""
+"""Command line: llvlit gains | order | recommend | steer | study | train, the book's, and lists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from llvlit.cli import book, gains, lists, order, steer, study, train
+from llvlit.cli import book, gains, lists, order, recommend, steer, study, train
 from llvlit.cli.terminal import complain, printing, write
 from llvlit.errors import InputError, LlvlitError
 
@@ -17,7 +17,8 @@ llvlit: which layers of a transformer move a concept, how strongly, and what is 
 
   llvlit gains                            gain of every layer of a shipped model, measured and predicted
   llvlit order                            how many numbers carry a concept through its depth
-  llvlit steer                            text generated with no push, the cheapest, and a uniform one
+  llvlit recommend                        which layers to push, how strongly, and what it will cost
+  llvlit steer                            text generated as it is, as recommended, and with a uniform push
   llvlit models; llvlit tasks             what can be named
   llvlit --help                           all commands; each has --help with an example
 
@@ -39,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Start with `llvlit gains`. Every command has --help with an example.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for group in (book, gains, order, steer, study, train, lists):
+    for group in (book, gains, order, recommend, steer, study, train, lists):
         group.mount(commands)
     return parser
 

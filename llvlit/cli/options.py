@@ -19,6 +19,7 @@ from llvlit.errors import InputError
 if TYPE_CHECKING:
     from llvlit.engine.models import LanguageModel
     from llvlit.engine.tokens import TokenizedPrompts
+    from llvlit.tasks.task import Task
 
 
 def command(commands: Any, run: Callable[[argparse.Namespace], None], example: str) -> argparse.ArgumentParser:
@@ -50,6 +51,14 @@ def _number(parse: Callable[[str], float], word: str) -> float | str:
     return word
 
 
+def _layers(word: str) -> tuple[int, int]:
+    """A layer, or the first and last of several: ``8-20``."""
+    match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", word)
+    if not match or int(match[2] or match[1]) < int(match[1]):
+        raise InputError(f"layers={word!r} names no layers; write one, such as 12, or the first and last: 8-20.")
+    return int(match[1]), int(match[2] or match[1])
+
+
 KINDS: dict[str | None, Callable[[ModuleType, str], Any]] = {
     None: _name,  # of a file, a folder, a model or a task; ``~`` is the home folder
     "text": lambda checks, word: checks.text("text", word),
@@ -59,6 +68,7 @@ KINDS: dict[str | None, Callable[[ModuleType, str], Any]] = {
     "number": lambda checks, word: checks.number("number", _number(float, word)),
     "share": lambda checks, word: checks.number("number", _number(float, word), above=0, below=1),
     "length": lambda checks, word: checks.number("number", _number(float, word), above=0),
+    "layers": lambda checks, word: _layers(word),
 }
 """What ``type`` of an option can be: a check of ``llvlit.checks`` each, so that no value is refused after some work."""
 
@@ -79,7 +89,9 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     """Add ``--data-dir``."""
-    parser.add_argument("--data-dir", metavar="FOLDER", help="NAME.parquet in it (text, label) serves the task NAME")
+    parser.add_argument(
+        "--data-dir", metavar="FOLDER", help="NAME.parquet, .csv or .jsonl in it (text, label) serves the task NAME"
+    )
 
 
 def add_experiment(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +99,16 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="embedded/large", help="embedded/..., smollm2-135m, a folder, a .gguf file, or a hub id"
     )
-    parser.add_argument("--task", default="film-sentiment", help="a task's name or a .parquet file")
+    parser.add_argument("--dtype", type="text", help="float32 (default), float64, bfloat16 or float16")
+    parser.add_argument(
+        "--task", default="film-sentiment", help="a task's name, or a .parquet, .csv or .jsonl file (text, label)"
+    )
+    parser.add_argument(
+        "--contrast",
+        nargs=2,
+        metavar="FILE",
+        help="prompts of your own in place of a task: two text files, one prompt a line, those with the concept first",
+    )
     add_data_dir(parser)
     parser.add_argument(
         "--prompts",
@@ -96,24 +117,60 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
         help="prompts per class to measure on, and as many to predict from (default 50); directions are found on four "
         "times as many, or twice where the task has no more",
     )
+    parser.add_argument("--suffix", type="text", help="what every prompt ends in (default: what the task says)")
     parser.add_argument("--seed", type="seed", default=0, help="seed of the splits (default 0)")
     parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
     add_device(parser)
 
 
+def lines_of(path: str | Path) -> list[str]:
+    """Lines of a text file that have content."""
+    from llvlit.files import read_text
+
+    lines = [line.strip() for line in read_text(path, "a text file").splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"{path} is empty. Write one entry a line.")
+    return lines
+
+
+def task_title(options: argparse.Namespace) -> str:
+    """What the prompts are called."""
+    return " against ".join(Path(path).stem for path in options.contrast) if options.contrast else str(options.task)
+
+
+def _task(options: argparse.Namespace) -> Task:
+    from llvlit.tasks.task import Task, load_task
+
+    if not options.contrast:
+        return load_task(options.task, suffix=options.suffix, data_dir=options.data_dir)
+    positive, negative = map(lines_of, options.contrast)
+    positive_name, negative_name = (Path(path).stem for path in options.contrast)
+    return Task(
+        task_title(options),
+        "two files of prompts",
+        (negative_name, positive_name),
+        (*positive, *negative),
+        (1,) * len(positive) + (0,) * len(negative),
+        options.suffix or "",
+    )
+
+
 def load_experiment(options: argparse.Namespace) -> tuple[LanguageModel, dict[str, TokenizedPrompts]]:
-    """The model that the options name, and the tokens of the task's splits: concept, operating, evaluation."""
+    """The model that the options name, and the tokens of the task's splits: concept, operating, evaluation.
+
+    Of two files of prompts, no more are asked for than there are.
+    """
     from llvlit.engine.models import load_model
     from llvlit.engine.tokens import tokenize
-    from llvlit.tasks.task import load_task
 
-    n = options.prompts
-    task = load_task(options.task, data_dir=options.data_dir)  # before the model, which takes longer
+    n, task = options.prompts, _task(options)  # before the model, which takes longer
+    if options.contrast:
+        n = min(n, max(min(task.labels.count(label) for label in (0, 1)) // 4, 1))
     try:  # a gap between classes shows with many prompts first, and they cost a forward pass each, no more
         splits = task.split(concept=4 * n, operating=n, evaluation=n, seed=options.seed)
     except InputError:
         splits = task.split(concept=2 * n, operating=n, evaluation=n, seed=options.seed)
-    model = load_model(options.model, device=options.device)
+    model = load_model(options.model, device=options.device, dtype=options.dtype)
     parts = ("concept", "operating", "evaluation")
     return model, {part: tokenize(model, getattr(splits, part), chat=options.chat) for part in parts}
 
@@ -130,7 +187,7 @@ def places_of(options: argparse.Namespace) -> dict[str, Path]:
     """Where files go, by option; a place that cannot be written to is refused before anything is computed."""
     places = {"save": Path(options.save)} if options.save else {}
     if not options.no_plot:
-        parts = (options.command, Path(options.model).name, Path(options.task).stem)
+        parts = (options.command, Path(options.model).name, Path(task_title(options)).stem)
         stem = "-".join(re.sub(r"[^\w.]+", "-", part).strip("-")[:60] for part in parts)
         places["plot"] = Path(options.plot or f"{stem}.png")
         if places["plot"].suffix.lower() != ".png":

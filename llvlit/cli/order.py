@@ -15,6 +15,7 @@ from llvlit.cli.options import (
     places_of,
     prompts_note,
     report,
+    task_title,
 )
 from llvlit.cli.terminal import bar, columns
 
@@ -81,7 +82,7 @@ def compute(options: argparse.Namespace) -> tuple[dict[str, Any], GainMatrix]:
         own = tokenize(untrained, tokens.prompts, chat=options.chat)
         nulls["untrained weights, the same directions"] = gain_matrix(untrained, own, directions, **how)
     return {
-        "title": f"{model.name} on {options.task}",
+        "title": f"{model.name} on {task_title(options)}",
         "n_layers": model.n_layers,
         "n_prompts": len(tokens),
         "note": prompts_note(tokens),

@@ -70,11 +70,12 @@ def show(figure: Figure, *, name: str, alt: str, caption: str) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure, whole or not at all: as SVG if the name says so, else as PNG."""
     checks.instance("figure", figure, Figure, "a figure, as llvlit.plots.figures.new gives it")
     path = checks.path("path", path)
+    kind = "svg" if path.suffix.lower() == ".svg" else "png"
     with mpl.rc_context(STYLE):
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight"))
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind, dpi=150, bbox_inches="tight"))
     plt.close(figure)
     return path
 
@@ -255,6 +256,48 @@ def gain_profile(
     layer_axis(axes, len(gains), label="Gain (output per input)", title=plain(title))
     axes.set_xlim(left=first - 0.5)
     axes.legend()
+
+
+def plan_profile(
+    pushes: Sequence[float] | np.ndarray,
+    efficiency: Sequence[float] | np.ndarray,
+    *,
+    axes: Sequence[Axes],
+    title: str = "",
+    borrowed: Sequence[int] | Sequence[bool] = (),
+) -> None:
+    """Pushes of a plan as bars, relative to the state; below, each layer's shift per root of divergence as points.
+
+    Efficiency is ``|h_l| / sqrt(F_ll)``.  Points of layers in ``borrowed``, numbers or a mask, are hollow.
+
+    Examples
+    --------
+    >>> from llvlit.plots import figures
+    >>> figure, axes = figures.new(n_rows=2)
+    >>> figures.plan_profile([0.02, 0.05], [1.0, 4.0], axes=axes, borrowed=[0])
+    >>> [each.get_ylabel() for each in axes]
+    ['Push (% of the state)', 'Shift per root of KL']
+    """
+    pair = checks.sequence("axes", axes, "two axes, one above the other")
+    if len(pair) != 2:
+        raise InputError(f"axes are {len(pair)}; pass two, as llvlit.plots.figures.new(n_rows=2) gives them.")
+    for each in pair:
+        check_axes(each, title=title)
+    relative = checks.array("pushes", pushes, ("n_layers",))
+    points, style = checks.array("efficiency", efficiency, relative.shape), model_style(0)
+    above, below = pair
+    layers, mask = np.arange(len(relative)), _mask("borrowed", borrowed, len(relative))
+    above.bar(layers, 100 * relative, color=style["color"])
+    above.axhline(0, color="black", linewidth=0.8)
+    marked = {"linestyle": "none", "marker": style["marker"], "color": style["color"]}
+    below.plot(layers[~mask], points[~mask], label="own direction", **marked)
+    if mask.any():
+        below.plot(layers[mask], points[mask], label="direction borrowed", markerfacecolor="white", **marked)
+        below.legend()
+    below.set_ylim(bottom=0)
+    layer_axis(above, len(relative), label="Push (% of the state)", title=plain(title))
+    layer_axis(below, len(relative), label="Shift per root of KL")
+    above.set_xlabel("")
 
 
 def hankel_spectrum(

@@ -26,6 +26,7 @@ from llvlit.method.bases import BASES
 from llvlit.method.concepts import METHODS
 from llvlit.method.identification import JACOBIANS
 from llvlit.method.surrogate import OPERATORS
+from llvlit.tasks.sources import FILES
 
 GRIDS = ("embedded", "real", "paper")
 NAMES = {"jacobians": JACOBIANS, "directions": METHODS, "bases": BASES, "operators": OPERATORS}
@@ -290,7 +291,7 @@ def _check_keys(content: Any, allowed: Collection[str], prefix: str) -> None:
 def _slug(name: str) -> str:
     """A name that can be part of a file's; a hash stands for what it cannot hold (local folders, other scripts)."""
     kind, _, bare = name.rpartition(":")
-    is_path = bare.count("/") > 1 or bare.startswith((".", "/", "~")) or "\\" in bare or bare.endswith(".parquet")
+    is_path = bare.count("/") > 1 or bare.startswith((".", "/", "~")) or "\\" in bare or bare.endswith(FILES)
     slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(filter(None, [kind, *Path(bare).parts[-2:]]))).strip("-._")
     if is_path or len(slug) > 80 or not re.fullmatch(r"[A-Za-z0-9][\w./:-]*", name, re.ASCII):
         slug = f"{slug[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

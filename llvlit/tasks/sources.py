@@ -1,17 +1,19 @@
-"""Where texts come from: our grammars, data sets of the hub, and parquet files, all behind one kind of source."""
+"""Where texts come from: our grammars, data sets of the hub, and files, all behind one kind of source."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from html import unescape
 from importlib.resources import files
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ import msgspec
 
 from llvlit import checks
 from llvlit.errors import FileError, InputError, unknown_name
-from llvlit.files import foreign
+from llvlit.files import foreign, read_bytes, read_text
 from llvlit.hub import failure, hub_reachable
 from llvlit.prompts import is_label
 from llvlit.tasks.grammars import EMBEDDED_TASKS, generate, load_grammar
@@ -28,10 +30,11 @@ from llvlit.tasks.splits import normalized
 
 OFFLINE_CHOICES = (
     f"Without a network: {', '.join(EMBEDDED_TASKS)}, a folder of task files (data_dir), "
-    "or a .parquet file with columns text and label."
+    "or a .parquet, .csv or .jsonl file with columns text and label."
 )
 MOST_ROWS, MOST_LETTERS = 1_000_000, 256 * 2**20
-"""Of a parquet file; more takes minutes to read and is no set of prompts."""
+"""Of a task's file; more takes minutes to read and is no set of prompts."""
+FILES = (".parquet", ".csv", ".jsonl")
 
 
 class Texts(NamedTuple):
@@ -82,7 +85,7 @@ def all_sources(data_dir: str | Path | None = None) -> dict[str, Source]:
 
 
 def find_source(name: str | Path, *, data_dir: str | Path | None = None, revision: str | None = None) -> Source:
-    """Source of a task by its name, or by the path of a ``.parquet`` file; no text is read yet.
+    """Source of a task by its name, or by the path of a file; no text is read yet.
 
     Raises
     ------
@@ -101,12 +104,12 @@ def find_source(name: str | Path, *, data_dir: str | Path | None = None, revisio
         )
     if source is not None and source.kind != "hub":
         return source
-    if isinstance(name, Path) or name.endswith(".parquet"):
+    if isinstance(name, Path) or name.endswith(FILES):
         return file_source(checks.path("name", name))
     if data_dir is not None:
-        found = ", ".join(path.name for path in task_files(data_dir).values()) or "no .parquet file"
+        found = ", ".join(path.name for path in task_files(data_dir).values()) or "no .parquet, .csv or .jsonl file"
         raise InputError(f"data_dir={str(data_dir)!r} has no {name}.parquet; it has {found}. Embedded tasks work too.")
-    hint = "Or name a .parquet file with columns text and label."
+    hint = "Or name a .parquet, .csv or .jsonl file with columns text and label."
     raise InputError(unknown_name("name", name, sources, hint=hint))
 
 
@@ -136,13 +139,17 @@ def embedded_source(name: str) -> Source:
 
 
 def task_files(data_dir: str | Path | None) -> dict[str, Path]:
-    """Task files of a folder by task name, ``NAME.parquet`` being the file of task NAME."""
+    """Task files of a folder by task name, ``NAME.parquet``, ``.csv`` or ``.jsonl`` being the file of task NAME.
+
+    Of two files of one name, the parquet file is taken, else the one in CSV.
+    """
     if data_dir is None:
         return {}
     folder = checks.path("data_dir", data_dir)
     if not os.path.isdir(folder):
         raise InputError(f"data_dir={str(data_dir)!r} is no folder. Pass a folder of files NAME.parquet.")
-    return {_as_name(path.stem): path for path in sorted(folder.glob("*.parquet")) if path.is_file()}
+    found = [path for ending in reversed(FILES) for path in sorted(folder.glob(f"*{ending}"))]
+    return {_as_name(path.stem): path for path in found if path.is_file()}
 
 
 def _as_name(stem: str) -> str:
@@ -151,7 +158,7 @@ def _as_name(stem: str) -> str:
 
 
 def file_source(path: Path) -> Source:
-    """Source of a parquet file with the columns ``text`` and ``label``.
+    """Source of a file with the columns ``text`` and ``label``: parquet, CSV or lines of JSON, as its name ends.
 
     A file named like a hub task is taken to have its classes; how its texts were prepared, nobody knows.
 
@@ -168,35 +175,31 @@ def file_source(path: Path) -> Source:
     if record := HUB_TASKS.get(name):
         class_names = record.class_names
         description = f"local file, named like the hub task {name}; label 1 = {class_names[1]}"
-    read, more = partial(read_parquet, path), {"path": str(path)}
+    read, more = partial(read_file, path), {"path": str(path)}
     return Source("file", name, description, class_names, read, more, place=f"file: {path}")
 
 
-def read_parquet(path: Path) -> Texts:
-    """Texts, each on one line, and labels of a parquet file.
+def read_file(path: Path) -> Texts:
+    """Texts, each on one line, and labels of a file.
 
     Raises
     ------
     FileError
-        If the file is not parquet, cut short or empty, too large, lacks a column, or has a text that is no string or
-        without content, or a label other than 0 and 1; the sentence names the row.
+        If the file is not what its name says, cut short or empty, too large, lacks a column, or has a text that is no
+        string or without content, or a label other than 0 and 1; the sentence names the row.
     """
-    from pyarrow import parquet  # here, since it is slow to import
-
     rows: list[tuple[Any, Any]] = []
     n_letters = 0
-    with foreign(path, "a parquet file", remedy="Write or copy it again."), parquet.ParquetFile(path) as file:
-        columns = file.schema_arrow.names
+    what = {".csv": "a CSV file", ".jsonl": "a file of JSON lines"}.get(path.suffix, "a parquet file")
+    with foreign(path, what, remedy="Write or copy it again."), _columns(path) as (columns, batches):
         if missing := sorted({"text", "label"} - set(columns)):
             raise FileError(
                 f"{path} lacks {' and '.join(missing)}; its columns: {', '.join(columns)}. "
                 "Name the columns text and label."
             )
-        if file.metadata.num_rows > MOST_ROWS:
-            raise FileError(f"{path} has {file.metadata.num_rows} rows. Keep {MOST_ROWS} at most.")
-        for batch in file.iter_batches(1024, columns=["text", "label"]):
-            rows += zip(batch["text"].to_pylist(), batch["label"].to_pylist(), strict=True)
-            n_letters += sum(len(str(text)) for text, _ in rows[-len(batch) :])
+        for batch in batches:
+            rows += batch
+            n_letters += sum(len(str(text)) for text, _ in batch)
             if n_letters > MOST_LETTERS:
                 raise FileError(f"{path}: its first {len(rows)} texts have over {MOST_LETTERS} letters. Keep fewer.")
     if not rows:
@@ -212,6 +215,38 @@ def read_parquet(path: Path) -> Texts:
                 f"{where}: label={checks.shown(label)} is neither 0 nor 1 (1: concept present). Fix or drop the row."
             )
     return Texts(tuple(texts), tuple(int(label) for _, label in rows), f"file: {path.name}")
+
+
+@contextmanager
+def _columns(path: Path) -> Iterator[tuple[Sequence[str], Iterable[list[tuple[Any, Any]]]]]:
+    """Names of a file's columns, and its rows of text and label in batches."""
+    if path.suffix == ".jsonl":
+        objects = [json.loads(line) for line in read_text(path, "JSON lines").split("\n") if line.strip()]
+        yield (
+            [*objects[0]] if objects else ("text", "label"),
+            [[(row.get("text"), row.get("label")) for row in objects]],
+        )
+        return
+    import pyarrow as pa  # here, since they are slow to import
+    from pyarrow import csv, parquet
+
+    if path.suffix == ".csv":
+        options = csv.ParseOptions(newlines_in_values=True)
+        types = csv.ConvertOptions(column_types=dict.fromkeys(("text", "label"), pa.string()))
+        content = BytesIO(read_bytes(path, "CSV"))
+        table = csv.read_csv(content, parse_options=options, convert_options=types)
+        numbers = {"0": 0, "1": 1}
+        pairs = (_pairs(batch) for batch in table.to_batches(1024))
+        yield table.column_names, ([(text, numbers.get(label, label)) for text, label in part] for part in pairs)
+        return
+    with parquet.ParquetFile(path) as file:
+        if file.metadata.num_rows > MOST_ROWS:
+            raise FileError(f"{path} has {file.metadata.num_rows} rows. Keep {MOST_ROWS} at most.")
+        yield file.schema_arrow.names, map(_pairs, file.iter_batches(1024, columns=["text", "label"]))
+
+
+def _pairs(batch: Any) -> list[tuple[Any, Any]]:
+    return list(zip(batch["text"].to_pylist(), batch["label"].to_pylist(), strict=True))
 
 
 # Hub

@@ -138,16 +138,16 @@ def load_task(
     data_dir: str | Path | None = None,
     revision: str | None = None,
 ) -> Task:
-    """Task by the name of an embedded or hub task, or from a ``.parquet`` file with ``text`` and ``label``.
+    """Task by the name of an embedded or hub task, or from a file with ``text`` and ``label``.
 
     Parameters
     ----------
     name
-        A name of :func:`llvlit.tasks.task.task_names`, or the path of a file.
+        A name of :func:`llvlit.tasks.task.task_names`, or the path of a ``.parquet``, ``.csv`` or ``.jsonl`` file.
     suffix
         Replaces the task's own.
     data_dir
-        Folder of task files: ``NAME.parquet`` there serves the task NAME, and the hub is not asked.
+        Folder of task files: ``NAME.parquet``, ``.csv`` or ``.jsonl`` there serves the task NAME; no hub is asked.
     revision
         Commit or branch of a hub task in place of the pinned one.
 
@@ -157,7 +157,7 @@ def load_task(
         If the name is unknown, ``data_dir`` lacks it, the hub cannot be read, or a file's columns, texts or labels
         (0 or 1) are not what they must be.
     FileError
-        If a file cannot be read as parquet.
+        If a file cannot be read as what its name says.
 
     Examples
     --------

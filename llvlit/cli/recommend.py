@@ -1,0 +1,257 @@
+"""``llvlit recommend``: which layers to push, and how strongly, for a budget, tested on other prompts."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llvlit.cli.options import (
+    add_experiment,
+    command,
+    lines_of,
+    load_experiment,
+    prompts_note,
+    task_title,
+)
+from llvlit.cli.terminal import columns, show
+from llvlit.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llvlit.engine.models import LanguageModel
+    from llvlit.engine.tokens import TokenizedPrompts
+    from llvlit.method.outputs import TokenContrast
+    from llvlit.method.plans import Plan
+    from llvlit.method.recommendation import Recommendation
+
+MOST_PROMPTS = 32
+"""That a plan is made from, and as many that it is verified on; each is pushed dozens of times."""
+WIDTH = 80
+
+
+def mount(commands: Any) -> None:
+    """Add the command."""
+    example = 'llvlit recommend --budget 0.2 --positive "great, good" --negative "bad, awful" --save plan'
+    parser = command(commands, recommend, example)
+    add_experiment(parser)
+    aim = parser.add_mutually_exclusive_group()
+    aim.add_argument("--budget", type="length", default=0.2, help="divergence of the next token, in nats (default 0.2)")
+    aim.add_argument("--shift", type="number", help="wanted shift of the output in place of a budget, in its units")
+    add_plan(parser)
+    parser.add_argument("--positions", choices=("last", "all"), default="last", help=POSITIONS)
+    parser.add_argument("--save", metavar="FOLDER", help="save the plan for `llvlit steer --plan FOLDER`")
+    parser.add_argument("--figure", metavar="FILE", help="draw the plan over the layers (.svg or .png)")
+
+
+POSITIONS = "which tokens are pushed: the last, and in generation every new one (default), or all"
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """Add what a plan is made with, besides its strength and which tokens are pushed."""
+    parser.add_argument(
+        "--positive",
+        metavar="WORDS",
+        help='read the log-odds of next words in place of the concept: "great, good", or a file of them, one a line',
+    )
+    parser.add_argument("--negative", metavar="WORDS", help="the words that these are weighed against")
+    parser.add_argument("--first-tokens", action="store_true", help="of words that are several tokens, take the first")
+    parser.add_argument(
+        "--towards", choices=("positive", "negative"), default="positive", help="which way a budget moves the output"
+    )
+    parser.add_argument("--layers", type="layers", metavar="8-20", help="the first and last layer that may be pushed")
+    parser.add_argument(
+        "--limit", type="length", help="largest push, as a share of the length of the state that it joins"
+    )
+    parser.add_argument(
+        "--horizon",
+        type="count",
+        default=1,
+        help="tokens that are read, those of the model's own continuation (default 1: the next)",
+    )
+
+
+def recommend(options: argparse.Namespace) -> None:
+    """Recommend layers and strength for a budget: what to push, what it will do, what the alternatives would, and what
+    it did on other prompts. The plan is made from 32 prompts and verified on 32 others.
+    """
+    places = _places(options)
+    output = output_of(options)  # before the model, which takes longer
+    model, splits = load_experiment(options)
+    with told() as notes:
+        found = make_plan(model, splits, options, output=output, positions=options.positions)
+    verification = found.verify(model, head(splits["evaluation"]))
+    facts = {
+        **facts_of(found),
+        "alternatives": [asdict(plan) for plan in found.alternatives],
+        "verification": {name: getattr(verification, name) for name in ("shift", "kl", "held", "per_prompt")},
+        "notes": notes,
+        "saved": None,
+        "figure": None,
+        "metadata": found.metadata,
+    }
+    lines = [
+        *textwrap.wrap(str(found), WIDTH),
+        "",
+        f"{model.name} on {task_title(options)}. {_aim(found)}, expected at new prompts:",
+        "",
+        table((found.plan, *found.alternatives)),
+        "",
+        *textwrap.wrap(str(verification), WIDTH),
+        f"By hand: llvlit steer --inputs {by_hand(found)}",
+        *(line for note in notes for line in textwrap.wrap(note, WIDTH)),
+        *left_alone_note(found),
+        *prompts_note(head(splits["operating"])),
+        f"Computed in {model.precision}.",
+    ]
+    try:
+        if "save" in places:
+            found.save(places["save"])
+            facts["saved"] = str(places["save"])
+            lines.append(f"Saved: {options.save}")
+        if "figure" in places:
+            draw(found, places["figure"], f"{model.name} on {task_title(options)}")
+            facts["figure"] = str(places["figure"])
+            lines.append(f"Figure: {options.figure}")
+    finally:  # also when a file could not be written
+        show(options, facts, "\n".join(lines))
+
+
+def make_plan(
+    model: LanguageModel,
+    splits: dict[str, TokenizedPrompts],
+    options: argparse.Namespace,
+    *,
+    output: TokenContrast | None,
+    positions: str,
+) -> Recommendation:
+    """The plan that the options ask for."""
+    from llvlit.method import recommendation
+    from llvlit.method.concepts import concept_directions
+
+    return recommendation.recommend(
+        model,
+        head(splits["operating"]),
+        concept_directions(model, splits["concept"]),
+        budget=options.budget,
+        shift=options.shift,
+        output=output,
+        layers=options.layers,
+        positions=positions,
+        horizon=options.horizon,
+        limit=options.limit,
+        towards=options.towards,
+    )
+
+
+def output_of(options: argparse.Namespace) -> TokenContrast | None:
+    """The words that are read, from the options or from files; None: the concept."""
+    from llvlit.method.outputs import TokenContrast
+
+    given = options.positive, options.negative
+    if given == (None, None):
+        return None
+    if None in given:
+        raise InputError("--positive and --negative come together: words, and those that they are weighed against.")
+    positive, negative = (lines_of(each) if Path(each).is_file() else re.split(r"\s*,\s*", each) for each in given)
+    return TokenContrast(positive, negative, first_tokens=options.first_tokens)
+
+
+def head(tokens: TokenizedPrompts) -> TokenizedPrompts:
+    """The first of a split, which are balanced as all are."""
+    return tokens.select(range(min(len(tokens), MOST_PROMPTS)))
+
+
+@contextmanager
+def told() -> Iterator[list[str]]:
+    """The warnings that are raised inside, as notes."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield notes
+    notes += dict.fromkeys(str(each.message) for each in caught if each.category is UserWarning)
+
+
+def facts_of(found: Recommendation) -> dict[str, Any]:
+    """What is told of a plan, for people and programs."""
+    return {
+        "sentence": str(found),
+        "plan": found.plan.name,
+        "layers": found.layers,
+        "inputs": found.inputs,
+        "relative": found.inputs / found.sizes,
+        "shift": found.shift,
+        "kl": found.kl,
+        "aim": found.aim,
+        "target": found.target,
+        "trust_radius": found.trust_radius,
+        "positions": found.positions,
+        "horizon": found.horizon,
+        "output": None if found.output is None else str(found.output),
+        "gap": float(found.directions.gaps[-1]),
+        "borrowed": found.gains.borrowed,
+    }
+
+
+def left_alone_note(found: Recommendation) -> list[str]:
+    """A line on the layers without a direction of their own, which no plan pushes."""
+    named = ", ".join(map(str, found.gains.borrowed))
+    return textwrap.wrap(f"Left alone, since the class gap before them is within chance: layers {named}.") * bool(named)
+
+
+def _aim(found: Recommendation) -> str:
+    same = f"a divergence of {found.target:.3g} nats" if found.aim == "kl" else f"a shift of {found.target:.3g}"
+    return f"Plans that meet {same}"
+
+
+def table(plans: tuple[Plan, ...]) -> str:
+    """Plans in columns, the recommended one first."""
+    rows = [
+        {
+            "plan": f"{'>' if place == 0 else ' '} {plan.name}",
+            "shift (95 % interval)": str(plan.shift),
+            "nats": str(plan.kl),
+        }
+        for place, plan in enumerate(plans)
+    ]
+    return columns(rows)
+
+
+def by_hand(found: Recommendation) -> str:
+    """The plan's main pushes as ``--inputs`` takes them."""
+    relative = found.inputs / found.sizes
+    return " ".join(f"{layer}:{relative[layer]:.2%}" for layer in found.layers)
+
+
+def draw(found: Recommendation, path: Path, title: str) -> None:
+    """Write the figure of a plan over the layers."""
+    from llvlit.plots import figures
+
+    figure, axes = figures.new(n_rows=2, height=4.8)
+    efficiency = abs(found.gains.mean) / found.fisher.mean.diagonal() ** 0.5
+    figures.plan_profile(found.inputs / found.sizes, efficiency, axes=axes, title=title, borrowed=found.gains.borrowed)
+    figures.save(figure, path)
+
+
+def _places(options: argparse.Namespace) -> dict[str, Path]:
+    """Where files go; a place that cannot be written to is refused before anything is computed."""
+    from llvlit.files import check_ours
+    from llvlit.method.recommendation import KIND
+
+    places = {name: Path(word) for name in ("save", "figure") if (word := getattr(options, name))}
+    if (figure := places.get("figure")) and figure.suffix.lower() not in (".png", ".svg"):
+        raise InputError(f"--figure {figure}: give a name that ends in .svg or .png.")
+    for option, path in places.items():
+        wrong = option == "figure" and path.exists() and not path.is_file()
+        if not path.absolute().parent.is_dir() or wrong:
+            kind = "file" if option == "figure" else "folder"
+            raise InputError(f"--{option} {path} cannot be written. Give a {kind} in a folder that exists.")
+    if "save" in places:
+        check_ours(places["save"], KIND)
+    return places
