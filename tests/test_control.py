@@ -12,8 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from conftest import ARCHITECTURES, EXACT, PROMPTS, SOFTMAX32, WHOLE_PROMPTS, affine_model, tiny_model
+from conftest import (
+    ARCHITECTURES,
+    EXACT,
+    PROMPTS,
+    SOFTMAX32,
+    WHOLE_PROMPTS,
+    affine_model,
+    byte_tokenizer,
+    tiny_model,
+)
+from llvlit.engine.architectures import tiny_config, tiny_module
 from llvlit.engine.depth import depth_system
+from llvlit.engine.models import wrap_model
 from llvlit.errors import InputError, ModelError, NumericalError
 from llvlit.method import verification
 from llvlit.method.concepts import Directions, random_directions
@@ -196,8 +207,9 @@ def test_a_padded_batch_is_steered_where_each_prompt_alone_is(model_type):
             assert (step - whole).abs().max() < SOFTMAX32 * whole.abs().max()
 
 
+@pytest.mark.parametrize("positions", ["prompt", "last", "all"])
 @pytest.mark.parametrize("model_type", ["gpt2", "gemma3_text", "opt"])
-def test_generation_from_left_padding_is_that_of_each_prompt_alone(model_type):
+def test_generation_from_left_padding_is_that_of_each_prompt_alone(model_type, positions):
     """Cached passes give one token, and a mask of all: the numbers of every step are compared.
 
     In float32, since padding on the left gives NaN in float64 where transformers takes the softmax in float32.
@@ -206,7 +218,7 @@ def test_generation_from_left_padding_is_that_of_each_prompt_alone(model_type):
     options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 42}
     options |= {"output_logits": True, "return_dict_in_generate": True}
     ids, mask = padded("left")
-    with steer(model, vectors, PUSHES):
+    with steer(model, vectors, PUSHES, positions=positions):
         together = model.module.generate(ids, attention_mask=mask, **options)
         for row, tokens in enumerate(ROWS):
             one = torch.tensor([tokens])
@@ -214,6 +226,60 @@ def test_generation_from_left_padding_is_that_of_each_prompt_alone(model_type):
             assert together.sequences[row, -4:].tolist() == alone.sequences[0, -4:].tolist()
             for mine, own in zip(together.logits, alone.logits, strict=True):
                 assert (mine[row] - own[0]).abs().max() < 1e-5 * own.abs().max()
+
+
+RECURRENT = ["mamba", "qwen3_5_text", "recurrent_gemma"]
+"""Their caches hold a state, beside keys and values or without; the last one keeps it in its layers."""
+
+
+@pytest.mark.parametrize("model_type", [*ARCHITECTURES, *WHOLE_PROMPTS, *RECURRENT])
+def test_a_push_at_the_prompts_last_token_alone_reaches_the_text_through_the_cache(model_type):
+    """Oracle: the whole text at once, without a cache, pushed by hooks at that place."""
+    if model_type in RECURRENT:
+        model = wrap_model(tiny_module(tiny_config(model_type)), byte_tokenizer(), name=model_type)
+    else:
+        model = tiny_model(model_type)
+    vectors = random_directions(model.n_layers + 1, model.hidden_size, seed=6)
+    inputs = np.resize(PUSHES, model.n_layers)
+    ids = torch.tensor(ROWS[:1])
+    options = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "pad_token_id": 42}
+    options |= {"output_logits": True, "return_dict_in_generate": True, "attention_mask": torch.ones_like(ids)}
+    with steer(model, vectors, inputs, positions="prompt"):
+        written = model.module.generate(ids, **options)
+
+    def hook(push):
+        def at_the_prompt(_module, args):
+            return (args[0].index_add(1, torch.tensor([ids.shape[1] - 1]), push.expand(1, 1, -1)), *args[1:])
+
+        return at_the_prompt
+
+    handles = [
+        layer.register_forward_pre_hook(hook(push))
+        for layer, push in zip(model.layers, torch.from_numpy(inputs)[:, None] * vectors[:-1], strict=True)
+    ]
+    with torch.no_grad():
+        expected = model.module(written.sequences[:, :-1], use_cache=False).logits[0, ids.shape[1] - 1 :]
+    for handle in handles:
+        handle.remove()
+    found = torch.cat(written.logits)
+    assert (found - expected).abs().max() < SOFTMAX32 * expected.abs().max()
+    assert (found - torch.cat(model.module.generate(ids, **options).logits)).abs().amax(dim=-1).min() > 1e-3
+
+
+def test_a_pass_that_goes_on_is_left_alone_where_the_prompt_is_pushed(gpt2):
+    """Behind padding on the right, too."""
+    vectors, (ids, mask) = random_directions(5, 24, seed=6), padded("right")
+    one, grown = torch.tensor([[20], [21], [22]]), torch.cat([mask, torch.ones(len(ROWS), 1).long()], dim=1)
+    with torch.no_grad():
+        with steer(gpt2, vectors, PUSHES):
+            expected = gpt2.module(ids, attention_mask=mask, use_cache=True)
+        with steer(gpt2, vectors, PUSHES, positions="prompt"):
+            first = gpt2.module(ids, attention_mask=mask, use_cache=True)
+            assert torch.equal(first.logits, expected.logits)
+            step = gpt2.module(one, attention_mask=grown, past_key_values=first.past_key_values).logits
+            assert torch.equal(gpt2.module(ids, attention_mask=mask).logits, expected.logits)  # a pass of its own
+        plain = gpt2.module(one, attention_mask=grown, past_key_values=expected.past_key_values).logits
+    assert torch.equal(step, plain)
 
 
 def test_a_mask_tells_the_last_token_however_the_model_is_called(gpt2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from inspect import signature
 from threading import local
 from typing import Any
@@ -17,14 +17,16 @@ from llvlit.engine.exclusive import lock_of
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError, ModelError, NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions
-from llvlit.method.gains import POSITIONS
+
+MODES = ("prompt", "last", "all")
 
 
 @contextmanager
 def steer(
     model: LanguageModel, directions: DirectionsLike, inputs: np.ndarray, *, positions: str = "last"
 ) -> Iterator[LanguageModel]:
-    """Context manager: inputs act on the last token of every forward pass inside, ``generate`` included; or on all.
+    """Context manager: inputs act on the last token of every forward pass inside, ``generate`` included; of the first
+    alone; or on all tokens.
 
     Before layer l, u_l v_l is added to the residual stream at each prompt's last token that the attention mask
     ``(n_prompts, n_tokens)`` calls real, so that padding may stand on either side; a prompt of which the pass holds
@@ -35,10 +37,12 @@ def steer(
     Parameters
     ----------
     inputs : (n_layers,) array
-        u, such as :func:`minimum_energy` gives.
+        u, such as :func:`recommend` or :func:`minimum_energy` gives.
     positions
-        ``last``: the last real token alone.  ``all``: u_l v_l is added at every real token of the pass; in generation
-        that is the whole prompt, then each new token.  The gains of such inputs are
+        ``last``: the last real token of every pass; in generation the prompt's last token, then each new one.
+        ``prompt``: the last real token of a pass before which nothing lies in the cache; in generation the prompt's
+        last token alone, which later ones see through its keys and values.  ``all``: every real token of the pass; in
+        generation the whole prompt, then each new token.  The gains of ``all`` are
         ``adjoint_gains(..., positions="all")``.
 
     Raises
@@ -53,9 +57,9 @@ def steer(
 
     Examples
     --------
-    >>> gains = llvlit.adjoint_gains(model, splits.operating, directions)
+    >>> advice = llvlit.recommend(model, splits.operating, directions, budget=0.3)
     >>> prompt = model.tokenizer("The plot was thin, and", return_tensors="pt")
-    >>> with llvlit.steer(model, directions, llvlit.minimum_energy(gains, target=50.0)):
+    >>> with llvlit.steer(model, directions, advice.inputs):
     ...     steered = model.module.generate(**prompt, max_new_tokens=8, do_sample=False)
     >>> plain = model.module.generate(**prompt, max_new_tokens=8, do_sample=False)
     >>> model.tokenizer.decode(steered[0]) == model.tokenizer.decode(plain[0])
@@ -63,22 +67,26 @@ def steer(
     """
     vectors = as_directions(directions).on(model)
     inputs = array("inputs", inputs, (model.n_layers,))
-    pushed = {"last": _last_tokens, "all": _real_tokens}[choice("positions", positions, POSITIONS)]
+    pushed = _real_tokens if choice("positions", positions, MODES) == "all" else _last_tokens
     pushes = torch.as_tensor(inputs).to(vectors).unsqueeze(-1) * vectors[:-1]
 
-    running = local()  # in each thread: what runs and holds the layers, and the mask that it was given
+    running = local()  # in each thread: what runs and holds the layers, the mask it was given, whether it goes on
 
     def note_mask(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if getattr(running, "module", None) in (None, module):  # parts of it are given what it makes of the mask
             given = signature(module.forward).bind_partial(*args, **kwargs).arguments
-            running.module, running.mask = module, {**given.get("kwargs", {}), **given}.get("attention_mask")
+            given = {**given.get("kwargs", {}), **given}
+            running.module, running.mask = module, given.get("attention_mask")
+            running.goes_on = positions == "prompt" and _goes_on(given)
 
     def forget_mask(module: nn.Module, *_: Any) -> None:
         if running.module is module:
             running.module = running.mask = None
+            running.goes_on = False
 
     def pushed_tokens(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return pushed(hidden, getattr(running, "mask", None))
+        rows, places = pushed(hidden, getattr(running, "mask", None))
+        return (rows[:0], places[:0]) if getattr(running, "goes_on", False) else (rows, places)
 
     def hook(layer: int) -> Any:
         def push(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -115,6 +123,23 @@ def steer(
     finally:  # again, for an interrupt that came in the midst of it
         if entered:
             _remove_hooks(model)
+
+
+def _goes_on(given: dict[str, Any]) -> bool:
+    """Whether tokens have passed before those of a pass, and lie in its cache, or their state does."""
+    tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    mask = given.get("attention_mask")
+    if getattr(mask, "ndim", 0) == 2 and tokens is not None and mask.shape[1] > tokens.shape[1]:
+        return True
+    caches = (given.get(name) for name in ("past_key_values", "cache_params", "state"))
+    cache = next((each for each in caches if each is not None), None)
+    if not hasattr(cache, "get_seq_length"):
+        return cache is not None
+    for seen in (cache.get_seq_length, cache.has_previous_state):
+        with suppress(ValueError):  # a cache of recurrent layers alone has no length, one of others no state
+            if seen():
+                return True
+    return False
 
 
 def _real_tokens(hidden: torch.Tensor, mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
