@@ -24,13 +24,15 @@ from filelock import FileLock
 from pyarrow import parquet
 
 from conftest import byte_tokenizer, tiny_module
-from llvlit import LLV, load_model, load_recommendation, load_task, provenance, recommend
+from llvlit import LLV, Prompts, load_model, load_recommendation, load_task, provenance, recommend
 from llvlit.cli.main import main, parser
+from llvlit.engine.depth import depth_system
 from llvlit.engine.models import PACKAGED, embedded_names
 from llvlit.files import locked
 from llvlit.method.concepts import concept_directions
 from llvlit.method.gain_matrix import GainMatrix, gain_matrix
 from llvlit.method.gains import measured_gains
+from llvlit.method.verification import output_shifts
 from llvlit.study.cells import load_results, run_study
 from llvlit.study.grid import load_grid
 from llvlit.tasks.grammars import EMBEDDED_TASKS
@@ -303,40 +305,62 @@ def test_words_and_prompts_of_ones_own_are_taken_from_files(run, tmp_path: Path)
 # Steer
 
 
-@pytest.mark.parametrize("metric", ["absolute", "relative"])
-def test_steer(run, metric: str) -> None:
-    asked = ("steer", "The plot was thin and", *SMALL, "--tokens", 5, "--energy", metric, "--json")
-    found = run(*asked, "--target", 3)
-    assert len({found[name]["text"] for name in ("plain", "optimal", "uniform")}) > 1
-    for name in ("plain", "optimal", "uniform"):
-        text = found[name]["text"]
-        assert text.startswith("The plot was thin and")
-        tokens = load_model("embedded/small").tokenizer
-        assert 1 <= len(tokens(text)["input_ids"]) - len(tokens("The plot was thin and")["input_ids"]) <= 6
-    assert found["optimal"]["energy"] == pytest.approx(found["uniform"]["energy"], rel=1e-10)  # rounding of two sums
-    if metric == "absolute":
-        assert found["energy"] == pytest.approx(np.square(found["optimal"]["inputs"]).sum())
-    assert found["optimal"]["predicted"] == pytest.approx(3)
-    assert 0 < found["uniform"]["predicted"] < 3  # none beats the optimum at its energy, by Cauchy and Schwarz
-    assert found["plain"]["measured"] == pytest.approx(0, abs=1e-5)  # float32, replayed
-    weaker = run(*asked, "--target", 1.5)
-    assert found["energy"] == pytest.approx(4 * weaker["energy"])
+TEXTS = ("The plot was thin and", "A dull film")
 
 
-def test_steer_by_little_does_what_is_predicted(run) -> None:
-    found = run("steer", "A dull film", *SMALL, "--tokens", 1, "--target", 0.01, "--energy", "relative", "--json")
-    for name in ("optimal", "uniform"):
-        # the gains are means over other prompts: same sign, same order
-        assert 0.5 < found[name]["measured"] / found[name]["predicted"] < 2
+def test_steer_uses_a_plan_at_several_strengths(run, plan: Path) -> None:
+    advice = load_recommendation(plan)
+    found = run("steer", *TEXTS, "--plan", plan, "--targets", 0.5, -1, "--tokens", 5, "--device", "cpu", "--json")
+    gap = advice.directions.gaps[-1]
+    model = load_model("embedded/small", device="cpu")
+    system = depth_system(model, Prompts(TEXTS, [1, 1]))
+    assert [each["prompt"] for each in found["texts"]] == list(TEXTS) and found["unit"] == "gaps"
+    assert found["plan"]["borrowed"] == np.flatnonzero(advice.directions.borrowed).tolist()
+    for row, each in enumerate(found["texts"]):
+        written = [each["plain"]]
+        for target, block in zip((0.5, -1), each["pushed"], strict=True):
+            assert list(block) == ["recommended", "uniform"]
+            factor = target * gap / advice.shift.value
+            np.testing.assert_allclose(block["recommended"]["inputs"], factor * advice.inputs)
+            assert block["recommended"]["expected"]["shift"] == pytest.approx(target)
+            assert block["uniform"]["expected"]["kl"] == pytest.approx(block["recommended"]["expected"]["kl"])
+            assert block["uniform"]["expected"]["shift"] * target > 0
+            inputs = np.stack([np.array(push["inputs"]) for push in block.values()])
+            shifts = output_shifts(system, advice.directions, np.stack([inputs, inputs]))[row] / gap
+            measured = [push["measured"]["shift"] for push in block.values()]
+            np.testing.assert_allclose(measured, shifts, rtol=1e-4)
+            assert all(push["measured"]["kl"] > 0 for push in block.values())
+            written += [push["text"] for push in block.values()]
+        tokens = [len(model.tokenizer(text)["input_ids"]) for text in (TEXTS[row], *written)]
+        assert all(text.startswith(TEXTS[row]) for text in written) and len(set(written)) > 2
+        assert all(1 <= n - tokens[0] <= 6 for n in tokens[1:])
 
 
-def test_steer_side_by_side(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steer_makes_a_plan_where_there_is_none(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    text = run("steer", "A dull film", *SMALL, "--tokens", 5)
-    assert text.splitlines()[0].split() == ["plain", "optimal", "uniform"]
+    text = run("steer", "A dull film", *SMALL, "--budget", 0.3, "--tokens", 5)
+    assert text.splitlines()[2].split() == ["plain", "recommended", "uniform"]
+    assert len(re.findall(r"expected \+\d\.\d\d gaps, 0\.30 nats", text)) == 2
+    assert "Push before layers" in text and "left alone: 0, 1" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 110
     monkeypatch.setenv("COLUMNS", "40")
-    assert run("steer", "A dull film", *SMALL, "--tokens", 5).splitlines()[0] == "plain"
+    found = run("steer", "A dull film", *SMALL, "--inputs", "3:2", "5-6:-1%", "--tokens", 5)
+    assert found.splitlines()[2] == "plain" and "expected" not in found.replace("Expected", "")
+
+
+def test_steer_by_hand_counts_in_the_streams_units_or_the_states_length(run, plan: Path) -> None:
+    sizes = load_recommendation(plan).sizes
+    asked = ("steer", "A dull film", "--plan", plan, "--inputs", "3:20 5-6:-1%", "--tokens", 5, "--json")
+    wanted = np.zeros(12)
+    wanted[3], wanted[5:7] = 20, -sizes[5:7] / 100
+    pushes = {}
+    for positions in ("prompt", "last"):
+        (found,) = run(*asked, "--positions", positions)["texts"]
+        pushes[positions] = found["pushed"][0]["by hand"]
+        np.testing.assert_allclose(pushes[positions]["inputs"], wanted)
+        assert 0.7 < pushes[positions]["expected"]["shift"] / pushes[positions]["measured"]["shift"] < 1.4
+    assert pushes["prompt"]["measured"] == pushes["last"]["measured"]
+    assert len({found["plain"], *(push["text"] for push in pushes.values())}) == 3
 
 
 def test_borrowed_directions_are_told(run, tmp_path: Path) -> None:
@@ -353,8 +377,6 @@ def test_borrowed_directions_are_told(run, tmp_path: Path) -> None:
         f"Borrowed directions at states {', '.join(map(str, borrowed))}: the class gap there is within chance" in text
     )
     assert "pushes and readings there go along the next state's own direction." in text
-    asked = ("steer", "A dull film", *SMALL, "--tokens", 1)
-    assert run(*asked, "--json")["borrowed"] == borrowed and told in " ".join(run(*asked).split())
 
 
 def test_borrowed_directions_are_marked_in_the_figure(run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +399,7 @@ def test_any_name_of_a_model_and_a_task(name: str, run, last_words: Path, tmp_pa
     (figure,) = tmp_path.glob("gains-*.png")
     assert f"{model} on {task}" in text and f"Figure: {figure.name}" in text
     assert LLV.load(tmp_path / f"{name}.safetensors").metadata["model"] == str(model)
-    assert name in run("steer", *asked, "--tokens", 2)
+    assert name in " ".join(run("steer", *asked, "--tokens", 2, "--inputs", "1:5%").split())
     assert run("gains", *asked, "--order", 4, "--json", "--no-plot")["metadata"]["model"] == str(model)
 
 
@@ -389,11 +411,6 @@ def test_a_prompt_of_one_token_is_named_with_what_to_do(fail, tmp_path: Path) ->
     assert "fewer than two tokens" in line and "leave it out" in line
 
 
-def test_steer_by_nothing_changes_nothing(run) -> None:
-    found = run("steer", "A dull film", *SMALL, "--tokens", 5, "--target", 0, "--json")
-    assert found["plain"]["text"] == found["optimal"]["text"] == found["uniform"]["text"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -401,13 +418,28 @@ def test_steer_by_nothing_changes_nothing(run) -> None:
         (["", "--tokens", "5"], "'' has fewer than two tokens"),
         (["A", "--tokens", "5"], "'A' has fewer than two tokens"),
         (["word " * 300], "The prompt is longer than"),
-        (["A dull film", "--target", "1e20"], "--target 1e+20 cannot be reached: Inputs of up to"),
-        (["A dull film", "--target", "1e300"], "--target 1e+300 cannot be reached"),
-        (["A dull film", "--target", "1e-9"], "--target=1e-09 drowns in rounding"),
+        (["A dull film", "--target", "1e20"], "cannot be pushed that far: candidates overflow"),
+        (["A dull film", "--target", "0"], "factor=0 must not be zero"),
+        (["A dull film", "--inputs", "12:1%"], "--inputs '12:1%' is no push before a layer from 0 to 11"),
+        (["A dull film", "--inputs", "3:"], "--inputs '3:' is no push"),
+        (["A dull film", "--inputs", "3:x%"], "'x' is no number"),
+        (["A dull film", "--inputs", "3:1e30"], "cannot be pushed that far"),
+        (["A dull film", "--positions", "all"], "--positions all is not what the plan was made for"),
+        (["A dull film", "--positive", "good", "--negative", "bad"], "says what is read"),
+        (["A dull film", "--model", "embedded/medium"], "with other weights than embedded/medium"),
     ],
 )
-def test_steer_refuses(arguments: list[str], message: str, fail) -> None:
-    assert message in fail("steer", *arguments, *SMALL)
+def test_steer_refuses(arguments: list[str], message: str, fail, plan: Path) -> None:
+    assert message in fail("steer", *arguments, "--plan", plan, "--device", "cpu")
+
+
+def test_a_plan_that_was_changed_is_not_used(fail, plan: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(plan, copy)
+    weights = copy / "plan.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert "changed after it was written" in fail("steer", "--plan", copy, status=1)
+    assert "no complete recommendation" in fail("steer", "--plan", tmp_path, status=1)
 
 
 def test_chat_is_in_the_prompts_and_in_the_metadata_and_told_once(run, fail, last_words: Path, tmp_path: Path) -> None:
@@ -422,9 +454,10 @@ def test_chat_is_in_the_prompts_and_in_the_metadata_and_told_once(run, fail, las
     assert text.count("chat template") == 1 and told in " ".join(text.split()) and "Prompts as" not in plain
     metadata = run("gains", *asked, "--chat", "--order", 4, "--no-plot", "--json")["metadata"]
     assert (metadata["chat"], metadata["start_token"], metadata["suffix"]) == (True, "<|endoftext|>", "")
-    found = run("steer", "A dull film", *asked, "--chat", "--tokens", 2, "--json")
-    assert found["plain"]["text"].startswith("Q: A dull film!") and found["prompts"]["chat"]
-    assert run("steer", "A dull film", *asked, "--chat", "--tokens", 2).count("chat template") == 1
+    steered = ("steer", "A dull film", *asked, "--chat", "--tokens", 2, "--inputs", "1:5%")
+    found = run(*steered, "--json")
+    assert found["texts"][0]["plain"].startswith("Q: A dull film!") and found["prompts"]["chat"]
+    assert run(*steered).count("chat template") == 1
 
 
 # Study
@@ -576,7 +609,8 @@ def test_what_an_encoding_lacks_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp
     for encoding in ("ascii", "cp1252"):
         printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr("sys.stdout", printed)
-        assert main(["steer", "Un modèle 日本 of a film", *SMALL, "--tokens", "1"]) == 0
+        asked = ["steer", "Un modèle 日本 of a film", *SMALL, "--tokens", "1", "--inputs", "3:1%"]
+        assert main(asked) == 0
         text = printed.buffer.getvalue().decode(encoding)
         assert "of a film" in text and "?" in text and ("modèle" in text) == (encoding == "cp1252")
         monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
@@ -730,9 +764,11 @@ def test_a_failure_is_one_line(arguments: list[str], messages: list[str], fail) 
         (["recommend", "--budget", "-1"], "--budget: number=-1.0 must be above 0"),
         (["recommend", "--layers", "8-2"], "--layers: layers='8-2' names no layers"),
         (["recommend", "--budget", "1", "--shift", "1"], "not allowed with argument --budget"),
-        (["steer", "a\udcff"], "prompt: text='a\\udcff' holds a lone surrogate"),
+        (["steer", "a\udcff"], "TEXT: text='a\\udcff' holds a lone surrogate"),
         (["steer", "--tokens", "0"], "--tokens: number=0 must be at least 1"),
         (["steer", "--target", "inf"], "--target: number=inf must be finite"),
+        (["steer", "--budget", "0"], "--budget: number=0.0 must be above 0"),
+        (["steer", "--budget", "1", "--targets", "1"], "--targets: not allowed with argument --budget"),
         (["study", "--prompts", "0"], "--prompts: number=0 must be at least 1"),
         (["study", "--seeds", "0", "-1"], "--seeds: seed=-1 must be at least 0"),
         (["study", "--workers", "0"], "--workers: number=0 must be at least 1"),

@@ -524,7 +524,7 @@ _EXPERIMENT = [
 COMMANDS = (
     ["gains", *_EXPERIMENT, "--order", "4", "--basis", "reachability", "--amplitude", "0.1", "--no-plot"],
     ["gains", *_EXPERIMENT, "--order", "4", "--plot", "gains.png", "--save", "llv.safetensors", "--json"],
-    ["steer", "The film", *_EXPERIMENT, "--target", "0.5", "--tokens", "2", "--energy", "relative"],
+    ["steer", "The film", *_EXPERIMENT, "--inputs", "1:1%", "--tokens", "2", "--positions", "all"],
     ["study", "GRID_FILE", "--dry-run", "--device", "cpu", "--seeds", "0", "--prompts", "2", "--workers", "1"],
     ["study", "GRID_FILE", "--report", "--out", "STUDY_FOLDER", "--save", "report"],
     ["train", "--corpus", "CORPUS_FOLDER", "--out", "run", "--sizes", "1x32", "--steps", "1", "--keep", "0"],

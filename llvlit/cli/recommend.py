@@ -17,16 +17,18 @@ from llvlit.cli.options import (
     lines_of,
     load_experiment,
     prompts_note,
+    report,
     task_title,
 )
-from llvlit.cli.terminal import columns, show
-from llvlit.errors import InputError
+from llvlit.cli.terminal import columns
+from llvlit.errors import InputError, NumericalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from llvlit.engine.models import LanguageModel
     from llvlit.engine.tokens import TokenizedPrompts
+    from llvlit.method.concepts import Directions
     from llvlit.method.outputs import TokenContrast
     from llvlit.method.plans import Plan
     from llvlit.method.recommendation import Recommendation
@@ -47,7 +49,7 @@ def mount(commands: Any) -> None:
     add_plan(parser)
     parser.add_argument("--positions", choices=("last", "all"), default="last", help=POSITIONS)
     parser.add_argument("--save", metavar="FOLDER", help="save the plan for `llvlit steer --plan FOLDER`")
-    parser.add_argument("--figure", metavar="FILE", help="draw the plan over the layers (.svg or .png)")
+    parser.add_argument("--figure", dest="plot", metavar="FILE", help="draw the plan over the layers (.svg or .png)")
 
 
 POSITIONS = "which tokens are pushed: the last, and in generation every new one (default), or all"
@@ -81,51 +83,52 @@ def recommend(options: argparse.Namespace) -> None:
     """Recommend layers and strength for a budget: what to push, what it will do, what the alternatives would, and what
     it did on other prompts. The plan is made from 32 prompts and verified on 32 others.
     """
+    from llvlit.method.concepts import concept_directions
+
     places = _places(options)
     output = output_of(options)  # before the model, which takes longer
     model, splits = load_experiment(options)
     with told() as notes:
-        found = make_plan(model, splits, options, output=output, positions=options.positions)
+        directions = concept_directions(model, splits["concept"])
+        found = make_plan(model, splits, directions, options, output=output, positions=options.positions)
     verification = found.verify(model, head(splits["evaluation"]))
+    title = f"{model.name} on {task_title(options)}"
     facts = {
         **facts_of(found),
         "alternatives": [asdict(plan) for plan in found.alternatives],
         "verification": {name: getattr(verification, name) for name in ("shift", "kl", "held", "per_prompt")},
         "notes": notes,
-        "saved": None,
         "figure": None,
         "metadata": found.metadata,
     }
     lines = [
         *textwrap.wrap(str(found), WIDTH),
         "",
-        f"{model.name} on {task_title(options)}. {_aim(found)}, expected at new prompts:",
+        f"{title}. {_aim(found)}, expected at new prompts:",
         "",
         table((found.plan, *found.alternatives)),
         "",
         *textwrap.wrap(str(verification), WIDTH),
         f"By hand: llvlit steer --inputs {by_hand(found)}",
         *(line for note in notes for line in textwrap.wrap(note, WIDTH)),
-        *left_alone_note(found),
         *prompts_note(head(splits["operating"])),
         f"Computed in {model.precision}.",
     ]
-    try:
-        if "save" in places:
-            found.save(places["save"])
-            facts["saved"] = str(places["save"])
-            lines.append(f"Saved: {options.save}")
-        if "figure" in places:
-            draw(found, places["figure"], f"{model.name} on {task_title(options)}")
-            facts["figure"] = str(places["figure"])
-            lines.append(f"Figure: {options.figure}")
-    finally:  # also when a file could not be written
-        show(options, facts, "\n".join(lines))
+    report(
+        options,
+        places,
+        facts,
+        "\n".join(lines),
+        about=(),
+        save=found.save,
+        draw=lambda _, path: draw(found, path, title),
+    )
 
 
 def make_plan(
     model: LanguageModel,
     splits: dict[str, TokenizedPrompts],
+    directions: Directions,
     options: argparse.Namespace,
     *,
     output: TokenContrast | None,
@@ -133,21 +136,23 @@ def make_plan(
 ) -> Recommendation:
     """The plan that the options ask for."""
     from llvlit.method import recommendation
-    from llvlit.method.concepts import concept_directions
 
-    return recommendation.recommend(
-        model,
-        head(splits["operating"]),
-        concept_directions(model, splits["concept"]),
-        budget=options.budget,
-        shift=options.shift,
-        output=output,
-        layers=options.layers,
-        positions=positions,
-        horizon=options.horizon,
-        limit=options.limit,
-        towards=options.towards,
-    )
+    try:
+        return recommendation.recommend(
+            model,
+            head(splits["operating"]),
+            directions,
+            budget=options.budget,
+            shift=options.shift,
+            output=output,
+            layers=options.layers,
+            positions=positions,
+            horizon=options.horizon,
+            limit=options.limit,
+            towards=options.towards,
+        )
+    except NumericalError as error:
+        raise InputError(f"No plan goes that far: {error}") from error
 
 
 def output_of(options: argparse.Namespace) -> TokenContrast | None:
@@ -199,12 +204,6 @@ def facts_of(found: Recommendation) -> dict[str, Any]:
     }
 
 
-def left_alone_note(found: Recommendation) -> list[str]:
-    """A line on the layers without a direction of their own, which no plan pushes."""
-    named = ", ".join(map(str, found.gains.borrowed))
-    return textwrap.wrap(f"Left alone, since the class gap before them is within chance: layers {named}.") * bool(named)
-
-
 def _aim(found: Recommendation) -> str:
     same = f"a divergence of {found.target:.3g} nats" if found.aim == "kl" else f"a shift of {found.target:.3g}"
     return f"Plans that meet {same}"
@@ -244,14 +243,14 @@ def _places(options: argparse.Namespace) -> dict[str, Path]:
     from llvlit.files import check_ours
     from llvlit.method.recommendation import KIND
 
-    places = {name: Path(word) for name in ("save", "figure") if (word := getattr(options, name))}
-    if (figure := places.get("figure")) and figure.suffix.lower() not in (".png", ".svg"):
-        raise InputError(f"--figure {figure}: give a name that ends in .svg or .png.")
+    places = {name: Path(word) for name in ("save", "plot") if (word := getattr(options, name))}
+    figure = places.get("plot", Path("none.svg"))
+    if figure.suffix.lower() not in (".png", ".svg") or figure.is_dir():
+        raise InputError(f"--figure {figure}: give the name of a file that ends in .svg or .png.")
     for option, path in places.items():
-        wrong = option == "figure" and path.exists() and not path.is_file()
-        if not path.absolute().parent.is_dir() or wrong:
-            kind = "file" if option == "figure" else "folder"
-            raise InputError(f"--{option} {path} cannot be written. Give a {kind} in a folder that exists.")
+        if not path.absolute().parent.is_dir():
+            name, kind = ("--save", "folder") if option == "save" else ("--figure", "file")
+            raise InputError(f"{name} {path} cannot be written. Give a {kind} in a folder that exists.")
     if "save" in places:
         check_ours(places["save"], KIND)
     return places

@@ -1,12 +1,15 @@
-"""``llvlit steer``: text generated without a push, with the cheapest one, and with a uniform one of its energy."""
+"""``llvlit steer``: text generated as it is, with the recommended push, and with a uniform one at the same cost."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, replace
+import re
+import textwrap
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llvlit.cli.options import add_experiment, borrowed_note, command, load_experiment, prompts_note
+from llvlit.cli.options import add_experiment, command, load_experiment, prompts_note, task_title
+from llvlit.cli.recommend import WIDTH, add_plan, facts_of, head, make_plan, output_of, told
 from llvlit.cli.terminal import show, side_by_side, terminal_width
 from llvlit.errors import InputError, NumericalError
 
@@ -16,123 +19,237 @@ if TYPE_CHECKING:
     from llvlit.engine.models import LanguageModel
     from llvlit.engine.tokens import TokenizedPrompts
     from llvlit.method.concepts import Directions
-    from llvlit.method.gains import Gains
+    from llvlit.method.outputs import Output
+    from llvlit.method.recommendation import Recommendation
 
-PROMPT = "The plot was thin and"
+PROMPT, MODEL = "The plot was thin and", "embedded/large"
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """A generated text, the inputs that steered it, their energy, and by how many class gaps they move the output."""
+class Push:
+    """Inputs that steer a text, and what they are expected to do on average; None where nobody asked."""
 
-    text: str
-    energy: float
-    predicted: float
-    measured: float
-    inputs: list[float]
+    name: str
+    inputs: np.ndarray
+    shift: float | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What steers: pushes along directions, which tokens they act on, and how their effects are read."""
+
+    pushes: list[list[Push]]
+    directions: Directions
+    positions: str
+    output: Output | None
+    horizon: int
+    plan: Recommendation | None
 
     @property
-    def facts(self) -> str:
-        """What stands above the text."""
-        largest = max(range(len(self.inputs)), key=lambda layer: abs(self.inputs[layer]))
-        if not self.inputs[largest]:
-            return "no push"
-        return (
-            f"energy {self.energy:.3g}\npredicted {self.predicted:+.2f} class gaps\n"
-            f"measured {self.measured:+.2f} class gaps\n"
-            f"largest push {self.inputs[largest]:+.3g}, before layer {largest}"
-        )
+    def unit(self) -> tuple[float, str]:
+        """The class gap of a concept in the output's units; one for another output, and what it counts."""
+        if self.output is None:
+            gap = float(self.directions.gaps[-1])
+            return (gap, "gaps") if gap > 0 else (1.0, "")
+        return 1.0, "log-odds" if type(self.output).__name__ == "TokenContrast" else ""
 
 
 def mount(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, steer, f'llvlit steer "{PROMPT}" --target 2')
-    parser.add_argument("prompt", type="text", nargs="?", default=PROMPT, help=f'text to continue (default "{PROMPT}")')
-    add_experiment(parser)
+    parser = command(commands, steer, f'llvlit steer "{PROMPT}" "The actors" --plan plan --targets 1 2 4')
+    parser.add_argument("texts", type="text", nargs="*", metavar="TEXT", help=f'texts to continue (default "{PROMPT}")')
     parser.add_argument(
-        "--target", type="number", default=1.0, help="shift of the output in units of the class gap (default 1)"
+        "--plan",
+        metavar="FOLDER",
+        help="a plan that `llvlit recommend --save FOLDER` wrote; no other "
+        "is made then, and the model and the chat template are the plan's unless named",
     )
+    strength = parser.add_mutually_exclusive_group()
+    strength.add_argument(
+        "--budget", type="length", help="divergence of the next token, in nats (default 0.2, or the plan's)"
+    )
+    strength.add_argument(
+        "--target",
+        dest="targets",
+        type="number",
+        nargs=1,
+        metavar="SHIFT",
+        help="wanted shift in place of a budget: in class gaps of the concept, or in the log-odds of words",
+    )
+    strength.add_argument(
+        "--targets", dest="targets", type="number", nargs="+", metavar="SHIFT", help="several of them, one by one"
+    )
+    strength.add_argument(
+        "--inputs",
+        type="text",
+        nargs="+",
+        metavar="LAYER:PUSH",
+        help="layers and strength by hand: `20:3%% 22-25:1.5%%` in per cent of the state's length, or without the sign "
+        "the input itself, in the residual stream's units",
+    )
+    add_experiment(parser)
+    parser.set_defaults(model=None)
+    add_plan(parser)
     parser.add_argument(
-        "--energy",
-        choices=("absolute", "relative"),
-        default="relative",
-        help="what is cheap: the push beside the state that it joins (relative, default), or by itself (absolute)",
+        "--positions",
+        choices=("prompt", "last", "all"),
+        help="which tokens are pushed: the prompt's last alone, the last and in generation every new one (default, or "
+        "what the plan says), or all",
     )
     parser.add_argument("--tokens", type="count", default=30, help="tokens to generate (default 30)")
 
 
 def steer(options: argparse.Namespace) -> None:
-    """Generate text side by side: unsteered, with the cheapest push that moves the concept by a target, and with a
-    uniform push of the same energy.
+    """Generate text side by side: as it is, with the recommended push, and with a uniform one at the same divergence;
+    each with its score and its cost in nats. A plan that was saved is used in seconds.
     """
-    from llvlit.engine.depth import last_token_states
-    from llvlit.method.concepts import concept_directions
-    from llvlit.method.control import relative_weights
-    from llvlit.method.gains import adjoint_gains
-
-    model, splits = load_experiment(options)
-    prompt = _prompt(model, options)
-    directions = concept_directions(model, splits["concept"])
-    gains = adjoint_gains(model, splits["operating"], directions)
-    weights = None
-    if options.energy == "relative":
-        weights = relative_weights(last_token_states(model, splits["operating"]))
-    continuations = {
-        name: replace(continuation, text=_continue(model, directions, continuation.inputs, prompt, options.tokens))
-        for name, continuation in pushes(model, prompt, directions, gains, weights, options).items()
-    }
-    cost = continuations["optimal"].energy
-    about = {"target": options.target, "energy": cost, "metric": options.energy, "borrowed": gains.borrowed}
-    about |= {"prompts": splits["operating"].metadata}
-    texts = {name: f"{continuation.facts}\n\n{continuation.text}" for name, continuation in continuations.items()}
-    lines = [
-        f"{side_by_side(texts, terminal_width())}\n",
-        f"Target: {options.target:+g} class gaps of {options.task} at the output of {model.name}.",
-        f"Both pushes have the {options.energy} energy {cost:.3g}. Predicted: by the linear gains.",
-        "Measured: in the full model, at the prompt's last token. A gap: the distance of the classes' means.",
-        f"Computed in {model.precision}.",
-    ]
-    notes = [*borrowed_note(gains.borrowed), *prompts_note(splits["operating"])]
-    show(options, {**about, **continuations}, "\n".join(lines + notes))
-
-
-def pushes(
-    model: LanguageModel,
-    prompt: TokenizedPrompts,
-    directions: Directions,
-    gains: Gains,
-    weights: np.ndarray | None,
-    options: argparse.Namespace,
-) -> dict[str, Continuation]:
-    """No push, the cheapest for the target, and a uniform one of its energy, with what they do; no texts yet."""
     import numpy as np
 
-    from llvlit.engine.depth import depth_system
-    from llvlit.method.control import energy, minimum_energy, schedules
-    from llvlit.method.gains import check_resolution
-    from llvlit.method.verification import output_shifts
+    from llvlit.method.effects import push_effects, with_continuations
+    from llvlit.method.recommendation import sources
 
-    gap = float(directions.gaps[-1])
-    system = depth_system(model, prompt, max_tokens=prompt.max_tokens)
-    if options.target:
-        check_resolution("--target", options.target, float(system.states[0, -1].norm()) / gap, model.dtype)
+    with told() as notes:
+        model, tokens, steering = _prepared(options)
+    texts = with_continuations(model, tokens, steering.horizon)
+    vectors = steering.directions.on(model)
+    given = np.stack([push.inputs for pushes in steering.pushes for push in pushes])
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused below
-            optimal = minimum_energy(gains, options.target * gap, weights=weights)
-            uniform = schedules(gains, weights=weights)["uniform"] * energy(optimal, weights=weights) ** 0.5
-            uniform *= np.sign((gains.mean @ uniform) * options.target) or 1.0  # predicted to push the same way
-        inputs = {"plain": np.zeros(model.n_layers), "optimal": optimal, "uniform": uniform}
-        shifts = output_shifts(system, directions, np.stack([*inputs.values()])[None])[0] / gap
-    except (InputError, NumericalError) as error:
-        raise InputError(f"--target {options.target:g} cannot be reached: {error}") from error
-    return {
-        name: Continuation("", energy(u, weights=weights), float(gains.mean @ u) / gap, float(shift), u.tolist())
-        for (name, u), shift in zip(inputs.items(), shifts, strict=True)
-    }
+        reader, source = sources(model, texts, vectors, steering.output, steering.horizon)
+        every = np.broadcast_to(given, (len(texts), *given.shape))
+        everywhere = steering.positions == "all"
+        effects = push_effects(reader, texts, vectors, every, source, everywhere=everywhere, horizon=steering.horizon)
+    except NumericalError as error:
+        raise InputError(f"The text cannot be pushed that far: {error}") from error
+    size, unit = steering.unit
+    found = []
+    for row, text in enumerate(tokens.prompts.texts):
+        one = tokens.select([row])
+        blocks, column = [], 0
+        for pushes in steering.pushes:
+            block = {}
+            for push in pushes:
+                expected = None if push.shift is None else {"shift": push.shift / size, "kl": push.kl}
+                measured = {"shift": effects[0][row, column] / size, "kl": effects[1][row, column]}
+                written = _continue(model, steering, push.inputs, one, options.tokens)
+                block[push.name] = {"text": written, "expected": expected, "measured": measured, "inputs": push.inputs}
+                column += 1
+            blocks.append(block)
+        plain = _continue(model, steering, 0 * given[0], one, options.tokens)
+        found.append({"prompt": text, "plain": plain, "pushed": blocks})
+    about: dict[str, Any] = {"unit": unit, "positions": steering.positions, "notes": notes, "prompts": tokens.metadata}
+    about |= {"plan": facts_of(steering.plan) if steering.plan and not options.inputs else None}
+    lines = [*(line for each in found for line in _lines(each, unit)), *_legend(model, steering, options)]
+    lines += [line for note in notes for line in textwrap.wrap(note, WIDTH)] + prompts_note(tokens)
+    show(options, {**about, "texts": found}, "\n".join([*lines, f"Computed in {model.precision}."]))
 
 
-def _prompt(model: LanguageModel, options: argparse.Namespace) -> TokenizedPrompts:
-    """The prompt as tokens, if the model has room for it and for what it shall generate."""
+def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedPrompts, Steering]:
+    """The model, the texts as tokens, and what steers them."""
+    from llvlit.engine.models import load_model
+    from llvlit.method.concepts import concept_directions
+    from llvlit.method.recommendation import load_recommendation
+
+    output, texts = output_of(options), options.texts or [PROMPT]
+    if options.plan:
+        plan = load_recommendation(options.plan)
+        model = load_model(options.model or plan.metadata["model"], device=options.device, dtype=options.dtype)
+        plan.check_model(model)
+        if output is not None:
+            raise InputError(f"--plan {options.plan} says what is read; leave out --positive and --negative.")
+        tokens = _tokens(model, texts, options, chat=options.chat or bool(plan.metadata["chat"]))
+        positions = _positions(options.positions, plan)
+        if options.inputs:
+            inputs = _by_hand(options.inputs, plan.sizes)
+            pushes = [[Push("by hand", inputs, float(plan.gains.mean @ inputs), float(plan.fisher.kl(inputs).mean()))]]
+        else:
+            pushes = [_rivals(each) for each in _strengths(plan, options)]
+        return model, tokens, Steering(pushes, plan.directions, positions, plan.output, plan.horizon, plan)
+    options.model = options.model or MODEL
+    model, splits = load_experiment(options)
+    tokens = _tokens(model, texts, options, chat=options.chat)
+    positions, directions = options.positions or "last", concept_directions(model, splits["concept"])
+    if options.inputs:
+        pushes = [[Push("by hand", _by_hand(options.inputs, _sizes(model, head(splits["operating"]))))]]
+        return model, tokens, Steering(pushes, directions, positions, output, options.horizon, None)
+    options.budget = options.budget or 0.2
+    gap = 1.0 if output else float(directions.gaps[-1])
+    options.shift = options.targets[0] * gap if options.targets else None
+    plan = make_plan(
+        model, splits, directions, options, output=output, positions="all" if positions == "all" else "last"
+    )
+    pushes = [_rivals(each) for each in _strengths(plan, options)]
+    return model, tokens, Steering(pushes, directions, _positions(positions, plan), output, plan.horizon, plan)
+
+
+def _positions(asked: str | None, plan: Recommendation) -> str:
+    """Which tokens are pushed; what a plan predicts is of those it was made for."""
+    if asked is None or asked == plan.positions:
+        return plan.positions
+    if asked == "prompt" and plan.positions == "last" and plan.horizon == 1:
+        return asked
+    raise InputError(
+        f"--positions {asked} is not what the plan was made for: positions {plan.positions}, horizon {plan.horizon}. "
+        "Make another one."
+    )
+
+
+def _strengths(plan: Recommendation, options: argparse.Namespace) -> list[Recommendation]:
+    """The plan at each strength that is asked for."""
+    if options.targets:
+        gap = 1.0 if plan.output is not None else float(plan.directions.gaps[-1])
+        if not gap > 0:
+            raise InputError("The plan's directions have no class gap, in which --target counts. Give --budget.")
+        return [plan.scaled(target * gap / plan.shift.value) for target in options.targets]
+    return [plan.scaled((options.budget / plan.kl.value) ** 0.5) if options.budget else plan]
+
+
+def _rivals(plan: Recommendation) -> list[Push]:
+    """The plan, and uniform inputs that are expected to cost as much."""
+    from llvlit.method.plans import scaled_plan
+
+    rivals = [Push("recommended", plan.inputs, plan.shift.value, plan.kl.value)]
+    for other in plan.alternatives:
+        if other.name == "uniform":
+            sign = 1 if plan.shift.value * other.shift.value > 0 else -1
+            same = scaled_plan(other, sign * float((plan.kl.value / other.kl.value) ** 0.5))
+            rivals.append(Push("uniform", same.inputs, same.shift.value, same.kl.value))
+    return rivals
+
+
+def _by_hand(words: list[str], sizes: np.ndarray) -> np.ndarray:
+    """Inputs ``(n_layers,)`` as they are written by hand."""
+    import numpy as np
+
+    from llvlit.checks import number
+
+    inputs = np.zeros(len(sizes))
+    for word in " ".join(words).split():
+        match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?:([^%]+)(%?)", word)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not match or not first <= last < len(sizes):
+            raise InputError(
+                f"--inputs {word!r} is no push before a layer from 0 to {len(sizes) - 1}. Write 20:3% for 3 % of the "
+                "state's length before layer 20, 20-24:3% for several, and 20:3 for an input of 3."
+            )
+        try:
+            size = number("push", float(match[3]))
+        except ValueError as error:
+            raise InputError(f"--inputs {word!r}: {match[3]!r} is no number.") from error
+        inputs[first : last + 1] = size / 100 * sizes[first : last + 1] if match[4] else size
+    return inputs
+
+
+def _sizes(model: LanguageModel, tokens: TokenizedPrompts) -> np.ndarray:
+    """Length of the state before each layer."""
+    from llvlit.engine.depth import last_token_states
+    from llvlit.method.control import relative_weights
+
+    return relative_weights(last_token_states(model, tokens)) ** -0.5
+
+
+def _tokens(model: LanguageModel, texts: list[str], options: argparse.Namespace, *, chat: bool) -> TokenizedPrompts:
+    """The texts as tokens, if the model has room for them and for what it shall generate."""
     from llvlit.engine.tokens import tokenize
     from llvlit.prompts import Prompts
 
@@ -142,7 +259,7 @@ def _prompt(model: LanguageModel, options: argparse.Namespace) -> TokenizedPromp
             f"--tokens {options.tokens} leaves no room for a prompt of two tokens; {model.name} holds "
             f"{model.max_positions}. Generate fewer."
         )
-    tokens = tokenize(model, Prompts((options.prompt,), (1,)), max_tokens=room, chat=options.chat)
+    tokens = tokenize(model, Prompts(texts, [1] * len(texts)), max_tokens=room, chat=chat)
     if tokens.n_cut:
         raise InputError(
             f"The prompt is longer than {room} tokens; with --tokens {options.tokens} there is no room for more, as "
@@ -151,17 +268,48 @@ def _prompt(model: LanguageModel, options: argparse.Namespace) -> TokenizedPromp
     return tokens
 
 
+def _lines(found: dict[str, Any], unit: str) -> list[str]:
+    """The continuations of a text side by side, a block for each strength."""
+    lines = [f"{found['prompt']!r}", ""]
+    for block in found["pushed"]:
+        below = "\n" * sum(1 + (each["expected"] is not None) for each in [*block.values()][:1])
+        texts = {"plain": f"no push{below}\n{found['plain']}"}
+        for name, each in block.items():
+            expected, measured = each["expected"], each["measured"]
+            facts = [f"expected {_fact(expected, unit)}"] if expected else []
+            texts[name] = "\n".join([*facts, f"measured {_fact(measured, unit)}", "", each["text"]])
+        lines += [side_by_side(texts, terminal_width()), ""]
+    return lines
+
+
+def _fact(effect: dict[str, float], unit: str) -> str:
+    return f"{effect['shift']:+.2f} {unit}".strip() + f", {effect['kl']:.2f} nats"
+
+
+def _legend(model: LanguageModel, steering: Steering, options: argparse.Namespace) -> list[str]:
+    """What the numbers above the texts mean."""
+    read = f"the {steering.output}" if steering.output is not None else "the concept's reading"
+    if steering.output is None and steering.unit[1] == "gaps":
+        read += ", in units of the distance between the classes' means"
+    over = "" if steering.horizon == 1 else f" over {steering.horizon} new tokens"
+    what = f"{options.plan}: " if options.plan else f"{task_title(options)}: "
+    told = f"{what}{read}, and the divergence of the next token of {model.name}. Expected: at new prompts, on average"
+    told += f". Measured: at this one, in the full model{over}."
+    lines = textwrap.wrap(told, WIDTH)
+    by_plan = steering.plan is not None and not options.inputs
+    return [*lines, "", *textwrap.wrap(str(steering.plan), WIDTH)] if by_plan else lines
+
+
 def _continue(
-    model: LanguageModel, directions: Directions, inputs: list[float], prompt: TokenizedPrompts, tokens: int
+    model: LanguageModel, steering: Steering, inputs: np.ndarray, prompt: TokenizedPrompts, tokens: int
 ) -> str:
-    import numpy as np
     import torch
 
-    from llvlit.method import steering
+    from llvlit.method import steering as method
 
     module: Any = model.module
     ids = torch.tensor(prompt.ids, device=model.device)
-    with steering.steer(model, directions, np.array(inputs)), torch.no_grad():
+    with method.steer(model, steering.directions, inputs, positions=steering.positions), torch.no_grad():
         out = module.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),

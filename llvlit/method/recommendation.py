@@ -204,7 +204,7 @@ class Recommendation:
         InputError
             If the model is another one, or the prompts hold one that the recommendation was made from.
         """
-        self._check_model(model)
+        self.check_model(model)
         tokens = tokens_of(model, prompts, int(self.metadata["max_tokens"]))
         if both := [text for text in tokens.prompts.texts if _digest(text) in self.metadata["text_digests"]]:
             raise InputError(
@@ -213,7 +213,7 @@ class Recommendation:
             )
         texts = with_continuations(model, tokens, self.horizon)
         vectors = self.directions.on(model)
-        head, source = _sources(model, texts, vectors, self.output, self.horizon)
+        head, source = sources(model, texts, vectors, self.output, self.horizon)
         inputs = np.broadcast_to(self.inputs, (len(texts), 1, len(self.inputs)))
         shifts, costs = push_effects(
             head, texts, vectors, inputs, source, everywhere=self.positions == "all", horizon=self.horizon
@@ -333,7 +333,7 @@ class Recommendation:
                     f"{self.layers[0]}. Pass model and prompts, to make a plan that it can say; or recommend with "
                     f"layers=({first}, {len(self.inputs) - 1}) and positions={positions!r}."
                 )
-            self._check_model(model)
+            self.check_model(model)
             aim: dict[str, Any] = {"budget": self.target} if self.aim == "kl" else {"shift": self.target}
             told = recommend(
                 model,
@@ -350,7 +350,8 @@ class Recommendation:
         export_vectors(told.vectors, path, format=format)
         return told
 
-    def _check_model(self, model: LanguageModel) -> None:
+    def check_model(self, model: LanguageModel) -> None:
+        """InputError if a model is another than the one that this is for."""
         instance("model", model, LanguageModel, "a model, as load_model gives it")
         if model.fingerprint != self.metadata["model_fingerprint"]:
             raise InputError(
@@ -501,7 +502,7 @@ def recommend(
     allowed = _allowed(model, along, layers)
     folds = held_out_in_turn(tokens.prompts.pairs)
     texts = with_continuations(model, tokens, horizon)
-    head, source = _sources(model, texts, vectors, output, horizon)
+    head, source = sources(model, texts, vectors, output, horizon)
 
     gains = np.empty((len(texts), model.n_layers))
     metric = np.empty((len(texts), model.n_layers, model.n_layers))
@@ -567,7 +568,7 @@ def _allowed(model: LanguageModel, along: Directions, layers: tuple[int, int] | 
     return np.asarray(allowed)
 
 
-def _sources(
+def sources(
     model: LanguageModel, texts: TokenizedPrompts, vectors: torch.Tensor, output: Output | None, horizon: int
 ) -> tuple[Head, Reading]:
     """The model's head and the output's reading, checked on the shortest text."""

@@ -127,12 +127,12 @@ def steer(
 
 def _goes_on(given: dict[str, Any]) -> bool:
     """Whether tokens have passed before those of a pass, and lie in its cache, or their state does."""
-    tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-    mask = given.get("attention_mask")
+    tokens: Any = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
+    mask: Any = given.get("attention_mask")
     if getattr(mask, "ndim", 0) == 2 and tokens is not None and mask.shape[1] > tokens.shape[1]:
         return True
     caches = (given.get(name) for name in ("past_key_values", "cache_params", "state"))
-    cache = next((each for each in caches if each is not None), None)
+    cache: Any = next((each for each in caches if each is not None), None)
     if not hasattr(cache, "get_seq_length"):
         return cache is not None
     for seen in (cache.get_seq_length, cache.has_previous_state):
