@@ -350,15 +350,15 @@ def test_steer_makes_a_plan_where_there_is_none(run, monkeypatch: pytest.MonkeyP
 
 def test_steer_by_hand_counts_in_the_streams_units_or_the_states_length(run, plan: Path) -> None:
     sizes = load_recommendation(plan).sizes
-    asked = ("steer", "A dull film", "--plan", plan, "--inputs", "3:20 5-6:-1%", "--tokens", 5, "--json")
+    asked = ("steer", "A dull film", "--plan", plan, "--inputs", "3:20 8-11:15%", "--tokens", 5, "--json")
     wanted = np.zeros(12)
-    wanted[3], wanted[5:7] = 20, -sizes[5:7] / 100
+    wanted[3], wanted[8:] = 20, 0.15 * sizes[8:]
     pushes = {}
     for positions in ("prompt", "last"):
         (found,) = run(*asked, "--positions", positions)["texts"]
         pushes[positions] = found["pushed"][0]["by hand"]
         np.testing.assert_allclose(pushes[positions]["inputs"], wanted)
-        assert 0.7 < pushes[positions]["expected"]["shift"] / pushes[positions]["measured"]["shift"] < 1.4
+        assert 0.5 < pushes[positions]["expected"]["shift"] / pushes[positions]["measured"]["shift"] < 2
     assert pushes["prompt"]["measured"] == pushes["last"]["measured"]
     assert len({found["plain"], *(push["text"] for push in pushes.values())}) == 3
 
@@ -457,7 +457,7 @@ def test_chat_is_in_the_prompts_and_in_the_metadata_and_told_once(run, fail, las
     steered = ("steer", "A dull film", *asked, "--chat", "--tokens", 2, "--inputs", "1:5%")
     found = run(*steered, "--json")
     assert found["texts"][0]["plain"].startswith("Q: A dull film!") and found["prompts"]["chat"]
-    assert run(*steered).count("chat template") == 1
+    assert " ".join(run(*steered).split()).count("chat template") == 1
 
 
 # Study

@@ -33,7 +33,9 @@ def minimum_energy(
     gains : Gains or (n_layers,) array
         h: predicted, adjoint or measured.
     weights : (n_layers,) array, optional
-        Diagonal of W, positive.
+        Diagonal of W, positive.  None: ones, the paper's absolute energy, which spends most where states are short and
+        soon breaks a text that is steered; :func:`~llvlit.method.control.relative_weights` weighs a push against the
+        state that it joins.
     limit : number or (n_layers,) array, optional
         Largest size of each input; infinite for none.
     sign : str, optional
