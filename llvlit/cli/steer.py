@@ -71,14 +71,12 @@ def mount(commands: Any) -> None:
     )
     strength.add_argument(
         "--target",
-        dest="targets",
         type="number",
-        nargs=1,
         metavar="SHIFT",
         help="wanted shift in place of a budget: in class gaps of the concept, or in the log-odds of words",
     )
     strength.add_argument(
-        "--targets", dest="targets", type="number", nargs="+", metavar="SHIFT", help="several of them, one by one"
+        "--targets", type="number", nargs="+", metavar="SHIFT", help="several of them, one by one"
     )
     strength.add_argument(
         "--inputs",
@@ -151,6 +149,8 @@ def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedProm
     from llvlit.method.recommendation import load_recommendation
 
     output, texts = output_of(options), options.texts or [PROMPT]
+    if options.target is not None:
+        options.targets = [options.target]
     if options.plan:
         plan = load_recommendation(options.plan)
         model = load_model(options.model or plan.metadata["model"], device=options.device, dtype=options.dtype)

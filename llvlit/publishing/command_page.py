@@ -75,7 +75,8 @@ def _invocation(argument: argparse.Action) -> str:
         return str(argument.metavar or choices or argument.dest)
     value = str(argument.metavar or choices or argument.dest.upper())
     several = {"?": f"[{value}]", "*": f"[{value} ...]", "+": f"{value} [{value} ...]"}
-    values = "" if argument.nargs == 0 else several.get(str(argument.nargs), value)
+    times = argument.nargs if isinstance(argument.nargs, int) else 1
+    values = several.get(str(argument.nargs), " ".join([value] * times))
     return " ".join([", ".join(argument.option_strings), values]).strip()
 
 
