@@ -48,8 +48,8 @@ def mount(commands: Any) -> None:
     aim.add_argument("--shift", type="number", help="wanted shift of the output in place of a budget, in its units")
     add_plan(parser)
     parser.add_argument("--positions", choices=("last", "all"), default="last", help=POSITIONS)
-    parser.add_argument("--save", metavar="FOLDER", help="save the plan for `llvlit steer --plan FOLDER`")
-    parser.add_argument("--figure", dest="plot", metavar="FILE", help="draw the plan over the layers (.svg or .png)")
+    parser.add_argument("--save", metavar="FOLDER", help="save the plan, for `llvlit steer` to use")
+    parser.add_argument("--figure", metavar="FILE", help="draw the plan over the layers (.svg or .png)")
 
 
 POSITIONS = "which tokens are pushed: the last, and in generation every new one (default), or all"
@@ -243,7 +243,8 @@ def _places(options: argparse.Namespace) -> dict[str, Path]:
     from llvlit.files import check_ours
     from llvlit.method.recommendation import KIND
 
-    places = {name: Path(word) for name in ("save", "plot") if (word := getattr(options, name))}
+    given = {"save": options.save, "plot": options.figure}
+    places = {name: Path(word) for name, word in given.items() if word}
     figure = places.get("plot", Path("none.svg"))
     if figure.suffix.lower() not in (".png", ".svg") or figure.is_dir():
         raise InputError(f"--figure {figure}: give the name of a file that ends in .svg or .png.")

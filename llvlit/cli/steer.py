@@ -62,7 +62,7 @@ def mount(commands: Any) -> None:
     parser.add_argument(
         "--plan",
         metavar="FOLDER",
-        help="a plan that `llvlit recommend --save FOLDER` wrote; no other "
+        help="a plan that `llvlit recommend` saved; no other "
         "is made then, and the model and the chat template are the plan's unless named",
     )
     strength = parser.add_mutually_exclusive_group()
@@ -75,9 +75,7 @@ def mount(commands: Any) -> None:
         metavar="SHIFT",
         help="wanted shift in place of a budget: in class gaps of the concept, or in the log-odds of words",
     )
-    strength.add_argument(
-        "--targets", type="number", nargs="+", metavar="SHIFT", help="several of them, one by one"
-    )
+    strength.add_argument("--targets", type="number", nargs="+", metavar="SHIFT", help="several of them, one by one")
     strength.add_argument(
         "--inputs",
         type="text",
