@@ -257,3 +257,14 @@ def test_colors_stand_out_on_a_light_and_on_a_dark_page(color):
     shade = np.array(to_rgb(color))
     assert contrast(shade, np.array(to_rgb("#ffffff"))) >= 3
     assert contrast(in_the_dark(shade), np.array(to_rgb(DARK_PAGE))) >= 3
+
+
+def test_a_plan_is_drawn_as_bars_above_points_hollow_where_directions_are_borrowed():
+    _, axes = figures.new(n_rows=2)
+    figures.plan_profile([0.02, -0.05, 0.0], [3.0, 4.0, 5.0], axes=axes, borrowed=[2])
+    assert [bar.get_height() for bar in axes[0].patches] == pytest.approx([2, -5, 0])
+    own, borrowed = axes[1].get_lines()
+    assert own.get_ydata().tolist() == [3, 4] and borrowed.get_ydata().tolist() == [5]
+    assert borrowed.get_markerfacecolor() == "white" and axes[1].get_xlabel() == "Layer"
+    with pytest.raises(InputError, match="axes are 1; pass two"):
+        figures.plan_profile([0.1], [1.0], axes=axes[:1])
