@@ -338,7 +338,9 @@ def test_steer_uses_a_plan_at_several_strengths(run, plan: Path) -> None:
 
 def test_steer_makes_a_plan_where_there_is_none(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("llvlit.method.recommendation._trust", lambda *_: 0.5)
     text = run("steer", "A dull film", *SMALL, "--budget", 0.3, "--tokens", 5)
+    assert "budget=0.3 nats is beyond the trust radius" in text
     assert text.splitlines()[2].split() == ["plain", "recommended", "uniform"]
     assert len(re.findall(r"expected \+\d\.\d\d gaps, 0\.30 nats", text)) == 2
     assert "Push before layers" in text and "left alone: 0, 1" in " ".join(text.split())

@@ -176,7 +176,7 @@ def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedProm
     plan = make_plan(
         model, splits, directions, options, output=output, positions="all" if positions == "all" else "last"
     )
-    pushes = [_rivals(each) for each in _strengths(plan, options)]
+    pushes = [_rivals(each) for each in (_strengths(plan, options) if options.targets else [plan])]
     return model, tokens, Steering(pushes, directions, _positions(positions, plan), output, plan.horizon, plan)
 
 
