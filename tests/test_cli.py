@@ -342,7 +342,7 @@ def test_steer_makes_a_plan_where_there_is_none(run, monkeypatch: pytest.MonkeyP
     text = run("steer", "A dull film", *SMALL, "--budget", 0.3, "--tokens", 5)
     assert "budget=0.3 nats is beyond the trust radius" in text
     assert text.splitlines()[2].split() == ["plain", "recommended", "uniform"]
-    assert len(re.findall(r"expected \+\d\.\d\d gaps, 0\.30 nats", text)) == 2
+    assert len(re.findall(r"expected \+\d\.\d\d gaps, 0\.3 nats", text)) == 2
     assert "Push before layers" in text and "left alone: 0, 1" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 110
     monkeypatch.setenv("COLUMNS", "40")

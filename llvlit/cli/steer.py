@@ -281,7 +281,7 @@ def _lines(found: dict[str, Any], unit: str) -> list[str]:
 
 
 def _fact(effect: dict[str, float], unit: str) -> str:
-    return f"{effect['shift']:+.2f} {unit}".strip() + f", {effect['kl']:.2f} nats"
+    return f"{effect['shift']:+.2f} {unit}".strip() + f", {effect['kl']:.2g} nats"
 
 
 def _legend(model: LanguageModel, steering: Steering, options: argparse.Namespace) -> list[str]:
