@@ -242,7 +242,7 @@ def run_study(
     folder
         Gets ``grid.json``, ``cells/KEY.json`` for every finished cell, ``failed/KEY.txt`` for every failed one.
     data_dir
-        Folder of parquet files that serve tasks by name.
+        Folder of files that serve tasks by name.
     workers, scheduler, own_process
         See :func:`llvlit.study.runner.run_jobs`.
 

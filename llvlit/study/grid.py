@@ -129,7 +129,7 @@ class Cell:
     suffix : str or None
         Replaces the task's own.
     data_dir : str or None
-        Folder of parquet files that serve tasks by name.
+        Folder of files that serve tasks by name.
 
     Examples
     --------
