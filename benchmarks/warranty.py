@@ -134,6 +134,10 @@ def one(
     return warranties, shares
 
 
+def choices_file(path: Path) -> Path:
+    return path.with_suffix(".choices.csv")
+
+
 def report(warranties: pd.DataFrame, shares: pd.DataFrame) -> None:
     print("\n## The warranty\n")
     far = (warranties["kl over budget"] - 1).abs()
@@ -176,7 +180,12 @@ def main() -> None:
     parser.add_argument("--negative", nargs="*", default=[])
     parser.add_argument("--positions", choices=("last", "all"), default="last")
     parser.add_argument("--csv", type=Path, help="where every trial is written")
+    parser.add_argument("--rows", nargs="+", type=Path, help="print the tables of trials that --csv has kept")
     options = parser.parse_args()
+    if options.rows:
+        kept = [pd.concat(map(pd.read_csv, paths)) for paths in (options.rows, map(choices_file, options.rows))]
+        report(*kept)
+        return
     warnings.simplefilter("ignore")
     tasks = [llvlit.load_task(name, suffix=options.suffix if os.path.exists(name) else None) for name in options.tasks]
     begin(options, f"tasks {', '.join(task.name for task in tasks)}, seeds {options.seeds}")
@@ -199,7 +208,7 @@ def main() -> None:
                     print(f"{name} {task.name} {seed} done", file=sys.stderr, flush=True)
                     if options.csv:
                         pd.DataFrame(warranties).to_csv(options.csv, index=False)
-                        pd.DataFrame(shares).to_csv(options.csv.with_suffix(".choices.csv"), index=False)
+                        pd.DataFrame(shares).to_csv(choices_file(options.csv), index=False)
     report(pd.DataFrame(warranties), pd.DataFrame(shares))
 
 

@@ -270,3 +270,18 @@ def test_what_a_format_cannot_say_is_solved_away(tmp_path):
         with llvlit.steer(model, read.directions, read.inputs, positions="all"), torch.no_grad():
             found = model.module(input_ids=ids).logits[0, -1].double().log_softmax(dim=-1)
         torch.testing.assert_close(found, log_chances(model, text, written.inputs, "all"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*trust radius")
+def test_what_cannot_be_met_or_resolved_is_refused_and_never_promised(gpt2):
+    for budget in (0.3, 2.0, 20.0):
+        try:
+            advice = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=budget)
+        except InputError as error:
+            assert "No plan meets" in str(error)
+        else:
+            assert all(abs(plan.kl.value / budget - 1) <= 0.2 for plan in (advice.plan, *advice.alternatives))
+    with pytest.raises(InputError, match=r"shift=1e-14.*rounding"):
+        llvlit.recommend(gpt2, EIGHT, DIRECTIONS, shift=1e-14)
+    with pytest.raises(InputError, match="budget"):
+        llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=1e-12)

@@ -111,7 +111,7 @@ def steer(options: argparse.Namespace) -> None:
     vectors = steering.directions.on(model)
     given = np.stack([push.inputs for pushes in steering.pushes for push in pushes])
     try:
-        reader, source = sources(model, texts, vectors, steering.output, steering.horizon)
+        reader, source = sources(model, texts, vectors, steering.output)
         every = np.broadcast_to(given, (len(texts), *given.shape))
         everywhere = steering.positions == "all"
         effects = push_effects(reader, texts, vectors, every, source, everywhere=everywhere, horizon=steering.horizon)

@@ -14,10 +14,12 @@ from llvlit.method.intervals import interval, resampled_means
 REGULARIZATION = (0.001, 0.01, 0.1, 1.0)
 """Of the metric: shares of the relative energy's that are added to it."""
 N_FOLDS = 4
-SCALES = (0.6, 1.0, 1.6)
+SCALES = (0.5, 0.8, 1.25, 2.0)
 """Of the strength that the second order asks for, tried at the prompts that a shape was not made from."""
-WITH_LIMIT = (2.5, 4.0, 6.5)
+WITH_LIMIT = (3.2, 5.0, 8.0)
 """More of them where a limit holds some layers back, so that the others have to do more."""
+CLOSE = 0.2
+"""How far, in relative size, a plan may be read beyond what was tried, and miss its aim."""
 FEWEST_UNITS = 4
 
 
@@ -155,7 +157,10 @@ def competing_plans(
             continue
         inputs = factor * local.strength(final[name], everything, aim, target) * final[name]
         inputs = np.clip(inputs, -most, most)
-        moved, cost = (_at(curve, scales, factor) for curve in curves)
+        moved, cost = (_at(curve, scales, factor, power) for power, curve in enumerate(curves, start=1))
+        reached = abs(float((cost if aim == "kl" else moved).mean()) / target)
+        if abs(reached - 1) > CLOSE:  # single prompts bend too much between the scales that were tried
+            continue
         found.append(Plan(name, inputs, expected(moved, pairs), expected(cost, pairs)))
     if not found:
         within = f" within limit={limit:g}" if np.isfinite(limit) else ""
@@ -171,17 +176,17 @@ def _factor(curves: tuple[np.ndarray, np.ndarray], scales: np.ndarray, aim: str,
     if (mean <= 0).any():
         return None
     heights, places, wanted = np.log(mean), np.log(scales), np.log(abs(target))
-    if (np.diff(heights) <= 0).any() or not heights[0] - 0.7 <= wanted <= heights[-1] + 0.7:
+    if (np.diff(heights) <= 0).any() or not heights[0] - CLOSE <= wanted <= heights[-1] + CLOSE:
         return None
     inside = int(np.clip(np.searchsorted(heights, wanted), 1, len(scales) - 1))
     slope = (places[inside] - places[inside - 1]) / (heights[inside] - heights[inside - 1])
     return float(np.exp(places[inside - 1] + slope * (wanted - heights[inside - 1])))
 
 
-def _at(curve: np.ndarray, scales: np.ndarray, factor: float) -> np.ndarray:
-    """Each prompt's curve ``(n_prompts, n_scales)`` at a factor, by a straight line of value over the factor."""
-    values = np.array([np.interp(factor, scales, each / scales) for each in curve])
-    return values * factor
+def _at(curve: np.ndarray, scales: np.ndarray, factor: float, power: int) -> np.ndarray:
+    """Each prompt's curve ``(n_prompts, n_scales)`` at a factor, by straight lines of the value over a power of it."""
+    values = np.array([np.interp(factor, scales, each / scales**power) for each in curve])
+    return values * factor**power
 
 
 def expected(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:

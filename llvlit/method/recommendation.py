@@ -40,7 +40,7 @@ from llvlit.method.control import relative_weights
 from llvlit.method.effects import push_effects, with_continuations
 from llvlit.method.exchange import FIRST_LAYER, FORMATS, SteeringVectors, export_vectors
 from llvlit.method.fisher import FisherMetric, make_metric, pulled_back, responses
-from llvlit.method.gains import Gains, checked_positions, make_gains
+from llvlit.method.gains import Gains, check_resolution, checked_positions, make_gains
 from llvlit.method.outputs import LogitReadout, Output, Reading, TokenContrast, reading
 from llvlit.method.plans import (
     Plan,
@@ -60,6 +60,8 @@ KIND = "recommendation"
 TOWARDS = ("positive", "negative")
 WITHIN = 0.25
 """Relative error of the divergence that the warranty allows."""
+SMALLEST_BUDGET = 1e-8
+"""In nats: below it the divergence drowns in the rounding of logits."""
 MATTERS = 0.05
 """Share of the largest relative push from which on a layer is named."""
 
@@ -213,7 +215,7 @@ class Recommendation:
             )
         texts = with_continuations(model, tokens, self.horizon)
         vectors = self.directions.on(model)
-        head, source = sources(model, texts, vectors, self.output, self.horizon)
+        head, source = sources(model, texts, vectors, self.output)
         inputs = np.broadcast_to(self.inputs, (len(texts), 1, len(self.inputs)))
         shifts, costs = push_effects(
             head, texts, vectors, inputs, source, everywhere=self.positions == "all", horizon=self.horizon
@@ -493,7 +495,7 @@ def recommend(
     vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
     everywhere = checked_positions(positions)
     if shift is None:
-        aim, target = "kl", number("budget", budget, above=0)
+        aim, target = "kl", number("budget", budget, at_least=SMALLEST_BUDGET)
         sign = 1.0 if choice("towards", towards, TOWARDS) == "positive" else -1.0
     else:
         aim, target = "shift", number("shift", shift, nonzero=True)
@@ -502,16 +504,20 @@ def recommend(
     allowed = _allowed(model, along, layers)
     folds = held_out_in_turn(tokens.prompts.pairs)
     texts = with_continuations(model, tokens, horizon)
-    head, source = sources(model, texts, vectors, output, horizon)
+    head, source = sources(model, texts, vectors, output)
+    states = last_token_states(model, tokens, max_tokens=max_tokens)
+    if shift is not None:
+        size = states[:, -1].norm(dim=-1) if output is None else 1 + source.values(states[:, -1]).abs()
+        check_resolution("shift", target, size.mean().item(), model.dtype)
 
     gains = np.empty((len(texts), model.n_layers))
     metric = np.empty((len(texts), model.n_layers, model.n_layers))
     every = responses(model, texts, vectors, everywhere=everywhere, horizon=horizon, max_tokens=texts.max_tokens)
-    for rows, states, tangents in every:
-        slopes = source.gradients(states.flatten(0, 1)).view_as(states)
+    for rows, read, tangents in every:
+        slopes = source.gradients(read.flatten(0, 1)).view_as(read)
         gains[rows] = torch.einsum("nth,ntlh->nl", slopes.double(), tangents.double()).cpu().numpy() / horizon
-        metric[rows] = pulled_back(head, states, tangents)
-    weights = relative_weights(last_token_states(model, tokens, max_tokens=max_tokens))
+        metric[rows] = pulled_back(head, read, tangents)
+    weights = relative_weights(states)
     local = SecondOrder(gains, metric, weights, allowed, sign)
 
     def effects(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -569,7 +575,7 @@ def _allowed(model: LanguageModel, along: Directions, layers: tuple[int, int] | 
 
 
 def sources(
-    model: LanguageModel, texts: TokenizedPrompts, vectors: torch.Tensor, output: Output | None, horizon: int
+    model: LanguageModel, texts: TokenizedPrompts, vectors: torch.Tensor, output: Output | None
 ) -> tuple[Head, Reading]:
     """The model's head and the output's reading, checked on the shortest text."""
     shortest = texts.select([min(range(len(texts)), key=lambda row: len(texts.ids[row]))])

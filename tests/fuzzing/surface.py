@@ -408,7 +408,7 @@ MAY_BE_NAN = {"Directions(gaps)", "heatmap(values)", "minimum_energy(limit)"}
 
 LIMITS = {  # least and largest value, bounds included
     "amplitude": (5e-324, None),
-    "budget": (5e-324, None),
+    "budget": (1e-8, None),
     "concept": (1, None),
     "coverage": (5e-324, 1 - 1e-12),
     "evaluation": (1, None),
