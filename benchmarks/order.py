@@ -38,6 +38,7 @@ from llvlit.method.concepts import Directions, concept_directions, random_direct
 from llvlit.method.gain_matrix import GainMatrix, gain_matrix, noise_floor
 from llvlit.method.hankel import balance, misses, most_orders, smallest_orders
 from llvlit.method.intervals import interval, resampled_means
+from llvlit.method.rivals import identity_matrix
 from llvlit.progress import progress
 from llvlit.provenance import environment
 from llvlit.study.cells import load_subject
@@ -133,7 +134,7 @@ def measure(model: LanguageModel, splits: Splits, before: Directions | None, n_c
     row["first"] = f"{first_share(matrix.mean):.4f} [{low:.4f}, {high:.4f}]"
     rotations = null_matrices(model, tokens, [turned(vectors, seed) for seed in NULL_SEEDS])
     drawn = null_matrices(model, tokens, [random_directions(*vectors.shape, seed=seed) for seed in NULL_SEEDS])
-    still = np.triu((vectors @ vectors.T).numpy()[:-1], 1)
+    still = identity_matrix(vectors)
     row |= {"turned": orders_of(rotations), "drawn": orders_of(drawn), "identity": orders_of(still[None])}
     row |= {"missed": missed(matrix.mean[None]), "missed, turned": missed(rotations)}
     row["missed, identity"] = f"{misses(matrix.mean, still):.3f}"

@@ -1,12 +1,17 @@
-"""Who predicts the gain matrix? Every basis, both nulls and every rival side by side: ``python benchmarks/rivals.py``.
+"""Who predicts the gain matrix?  ``python benchmarks/rivals.py --models embedded/small gemma-3-270m.gguf``
 
-Three tables for each model and task.  The share of a matrix that a prediction misses is ``|G - G'| / |G|``.
+Every basis, both nulls and every rival side by side, for each model and task.  The share of a matrix that a prediction
+misses is ``|G - G'| / |G|``.
 
-1. Reduction alone: the gain matrix of the operating prompts' mean chain, missed by each basis cut to an order.  Is
+For each number of operating prompts, the smallest first:
+
+1. Reduction and transfer: the measured gain matrix and the gain profile (its last column) of *other* prompts, missed by
+   each prediction at each order; with the 95 % interval of the matrix at the largest order.
+2. Reduction alone: the gain matrix of the operating prompts' mean chain, missed by each basis cut to an order.  Is
    ``balanced`` best at every order?
-2. Reduction and transfer: the measured gain matrix, and the gain profile, of *other* prompts, missed by each
-   prediction from the operating prompts.
-3. Transfer: the same against the number of operating prompts, with 95 % intervals over the other prompts.
+
+Then, the numbers of operating prompts side by side, what is missed of the matrix.  Intervals are over the other
+prompts, pairs as units, and basic ones: a drawn mean is noisier than the mean, and predictions miss more of it.
 
 ``--speed`` counts products with Jacobians and times ``balanced`` beside ``reachability`` at twice its order instead.
 """
@@ -15,10 +20,12 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,8 +48,10 @@ from llvlit.prompts import Prompts
 from llvlit.provenance import environment
 
 MODELS = ("embedded/small", "embedded/medium", "embedded/large", "smollm2-135m")
-ORDERS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)
-LARGEST = 32
+ORDERS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32)
+SHOWN = {"balanced": (2, 4, 16), "realized": (2, 4, 16)}
+"""Orders in the table of intervals; of the other predictions, the largest."""
+FULL = ("full order", "identity")
 
 
 def row(*cells: object) -> str:
@@ -58,7 +67,7 @@ def share(value: float) -> str:
 
 
 def identified(model: LanguageModel, prompts: Prompts, directions: Directions) -> Identification:
-    order = min(LARGEST, model.hidden_size)
+    order = min(ORDERS[-1], model.hidden_size)
     return identify_all(model, prompts, {name: Plan(directions, name, order) for name in BASES}, linear=False)
 
 
@@ -66,79 +75,85 @@ def head_of(matrix: GainMatrix, n_prompts: int) -> GainMatrix:
     return replace(matrix, per_prompt=matrix.per_prompt[:n_prompts], pairs=matrix.pairs[:n_prompts])
 
 
+def predictions(
+    found: Identification, measured: GainMatrix, linear: GainMatrix, directions: Directions
+) -> dict[str, Callable[[int], np.ndarray]]:
+    """Gain matrix that each rival predicts, by order, from the same operating prompts."""
+    most = most_orders(len(measured.mean))
+    full = {
+        "full order: mean chain": found.surrogates["balanced"].matrix(),
+        "full order: adjoint": linear.mean,
+        "full order: measured": measured.mean,
+        "identity": identity_matrix(directions),
+    }
+    return {
+        **{name: lambda order, llv=llv: llv.truncate(order).matrix() for name, llv in found.surrogates.items()},
+        "dynamic modes": lambda order: dynamic_modes(found.states, directions, order=order).matrix(),
+        "realized": lambda order: llvlit.realize(measured, order=min(order, most)).matrix(),
+        **{name: lambda _, matrix=matrix: matrix for name, matrix in full.items()},
+    }
+
+
 def missed_profile(matrix: GainMatrix, prediction: np.ndarray) -> float:
     measured = matrix.mean[:, -1]
     return float(np.linalg.norm(prediction[:, -1] - measured) / np.linalg.norm(measured))
 
 
-def with_interval(matrix: GainMatrix, prediction: np.ndarray) -> str:
+def bounds(matrix: GainMatrix, prediction: np.ndarray) -> str:
+    """Of the share missed, basic (see the top)."""
     values = matrix.per_prompt.reshape(len(matrix.pairs), -1)
     draws = resampled_means(values, matrix.pairs, seed=0).reshape(-1, *prediction.shape)
-    missed = matrix.missed_by(prediction)
-    low, high = np.maximum(interval(2 * missed - misses(draws, prediction)), 0)  # basic: a drawn mean is noisier
-    return f"{missed:.3f} ({low:.3f} to {high:.3f})"
+    low, high = np.maximum(interval(2 * matrix.missed_by(prediction) - misses(draws, prediction)), 0)
+    return f"{low:.3f} to {high:.3f}"
 
 
 def compare(model: LanguageModel, task: str, counts: list[int], n_evaluation: int, n_concept: int) -> bool:
-    half = (max(counts) + 1) // 2
-    splits = llvlit.load_task(task).split(concept=n_concept, operating=half, evaluation=n_evaluation)
+    most = max(counts)
+    splits = llvlit.load_task(task).split(concept=n_concept, operating=(most + 1) // 2, evaluation=n_evaluation)
     directions = llvlit.concept_directions(model, splits.concept)
     others = llvlit.gain_matrix(model, splits.evaluation, directions)
     measured = llvlit.gain_matrix(model, splits.operating, directions)
     linear = llvlit.gain_matrix(model, splits.operating, directions, method="linear")
-    found = {count: identified(model, splits.operating.select(range(count)), directions) for count in counts}
-    most = max(counts)
-    borrowed = int(directions.borrowed.sum())
-    print(
-        f"\n## {model.name}, {task}\n\n{model.n_layers} layers, hidden size {model.hidden_size}; {len(splits.concept)} "
-        f"prompts for the directions ({borrowed} of {model.n_layers + 1} states borrow theirs), {most} operating and "
-        f"{len(splits.evaluation)} other prompts."
-    )
     orders = [order for order in ORDERS if order <= model.hidden_size]
-    surrogates = found[most].surrogates
-    chain = surrogates["balanced"].matrix()  # at full order
-    print(f"\nMean chain of {most} operating prompts, share of its gain matrix missed at each order:")
-    head("Basis", *orders)
-    missed = {
-        name: [float(misses(chain, llv.truncate(order).matrix())) for order in orders]
-        for name, llv in surrogates.items()
-    }
-    for name, values in missed.items():
-        print(row(name, *map(share, values)))
-    best = all(
-        missed["balanced"][place] <= missed[name][place] + 1e-6 for name in BASES for place in range(len(orders))
+    print(
+        f"\n## {model.name}, {task}\n\n{model.n_layers} layers, hidden size {model.hidden_size}; "
+        f"{len(splits.concept)} prompts for the directions ({int(directions.borrowed.sum())} of {model.n_layers + 1} "
+        f"states borrow theirs), {most} operating prompts, {len(others.pairs)} other prompts in "
+        f"{len(set(others.pairs))} pairs."
     )
-    print(f"\nBalanced is best at {'every' if best else 'NOT every'} order.")
+    cells: dict[str, list[str]] = {}
+    best = True
+    for count in counts:
+        found = identified(model, splits.operating.select(range(count)), directions)
+        predicted = predictions(found, head_of(measured, count), head_of(linear, count), directions)
+        print(f"\nFrom {count} operating prompts, share of the other prompts' matrix / profile missed at each order:")
+        head("Prediction", *orders, f"matrix, {orders[-1]}: 95 % interval")
+        for name, at in predicted.items():
+            matrices = [at(order) for order in orders]
+            scores = (f"{share(others.missed_by(each))} / {share(missed_profile(others, each))}" for each in matrices)
+            print(row(name, *scores, bounds(others, matrices[-1])), flush=True)
+            for order in SHOWN.get(name, orders[-1:]):
+                label = name if name.startswith(FULL) else f"{name}, order {order}"
+                matrix = at(order)
+                cells.setdefault(label, []).append(f"{others.missed_by(matrix):.3f} ({bounds(others, matrix)})")
 
-    shown = [1, 2, 4, 8, 16, 32]
-    for title, score in (("gain matrix", others.missed_by), ("gain profile", lambda m: missed_profile(others, m))):
-        print(f"\nMeasured {title} of {len(splits.evaluation)} other prompts, share missed at each order:")
-        head("Prediction", *shown)
-        modes = dynamic_modes(found[most].states, directions, order=min(LARGEST, model.hidden_size))
-        for name, llv in {**surrogates, "dynamic modes": modes}.items():
-            print(row(name, *(share(score(llv.truncate(order).matrix())) for order in shown)))
-        realized = [llvlit.realize(measured, order=min(order, most_orders(model.n_layers))) for order in shown]
-        print(row("realized", *(share(score(each.matrix())) for each in realized)))
-        fixed = {
-            "full order: adjoint": linear.mean,
-            "full order: mean chain": chain,
-            "full order: measured": measured.mean,
-            "identity": identity_matrix(directions),
+        chain = found.surrogates["balanced"].matrix()  # at full order
+        print(f"\nMean chain of {count} operating prompts, share of its gain matrix missed at each order:")
+        head("Basis", *orders)
+        missed = {
+            name: [float(misses(chain, llv.truncate(each).matrix())) for each in orders]
+            for name, llv in found.surrogates.items()
         }
-        for name, matrix in fixed.items():
-            print(row(name, *[share(score(matrix))] * len(shown)))
+        for name, values in missed.items():
+            print(row(name, *map(share, values)))
+        first = all((np.array(missed["balanced"]) <= np.array(values) + 1e-6).all() for values in missed.values())
+        print(f"\nBalanced is best at {'every' if first else 'NOT every'} order.", flush=True)
+        best = best and first
 
-    print(f"\nThe same matrix, missed from that many operating prompts, with 95 % intervals over {len(others.pairs)}:")
+    print("\nShare of the other prompts' matrix missed from that many operating prompts, with 95 % intervals:")
     head("Prediction", *counts)
-    for name, order in (("balanced", 2), ("balanced", 4), ("balanced", 16), ("reachability", 32), ("krylov", 32)):
-        cells = (found[count].surrogates[name].truncate(order).matrix() for count in counts)
-        print(row(f"{name}, order {order}", *(with_interval(others, cell) for cell in cells)))
-    for order in (2, 4, 6):
-        cells = (llvlit.realize(head_of(measured, count), order=order).matrix() for count in counts)
-        print(row(f"realized, order {order}", *(with_interval(others, cell) for cell in cells)))
-    for name, full in (("adjoint", linear), ("measured", measured)):
-        cells = (head_of(full, count).mean for count in counts)
-        print(row(f"full order: {name}", *(with_interval(others, cell) for cell in cells)))
+    for name, shown in cells.items():
+        print(row(name, *shown), flush=True)
     return best
 
 
@@ -194,21 +209,26 @@ def speed(models: list[str], task: str, n_prompts: int, repeats: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), help="names as load_model takes them")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), help="names, folders, GGUF files")
     parser.add_argument("--tasks", nargs="+", default=["film-sentiment"], help="names as load_task takes them")
     parser.add_argument(
         "--operating", nargs="+", type=int, default=[2, 8, 32, 100], help="numbers of operating prompts"
     )
-    parser.add_argument("--evaluation", type=int, default=20, help="other prompts of each class")
+    parser.add_argument(
+        "--evaluation", type=int, default=20, help="other prompts of each class, which predictions are held against"
+    )
     parser.add_argument("--concept", type=int, default=200, help="prompts of each class that give the directions")
     parser.add_argument("--speed", action="store_true", help="count and time instead; 16 operating prompts")
     parser.add_argument("--repeats", type=int, default=3, help="of each timing, in turn")
     options = parser.parse_args()
     facts = environment()
+    words = " ".join(Path(word).name if Path(word).is_file() else word for word in sys.argv[1:])
     print(
+        f"`python benchmarks/rivals.py {words}`: "
         f"llvlit {llvlit.__version__} at commit {str(facts.get('commit'))[:7]}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}, Python {platform.python_version()}, CPU, "
-        f"{torch.get_num_threads()} thread(s), {date.today()}"
+        f"{torch.get_num_threads()} thread(s), {date.today()}",
+        flush=True,
     )
     if options.speed:
         speed(options.models, options.tasks[0], 16, options.repeats)
@@ -217,7 +237,9 @@ def main() -> None:
     for name in options.models:
         model = llvlit.load_model(name, device="cpu")
         for task in options.tasks:
-            best[f"{name}, {task}"] = compare(model, task, options.operating, options.evaluation, options.concept)
+            best[f"{model.name}, {task}"] = compare(
+                model, task, sorted(options.operating), options.evaluation, options.concept
+            )
     print("\nBalanced is best at every order:", ", ".join(f"{key}: {'yes' if b else 'NO'}" for key, b in best.items()))
 
 
