@@ -66,9 +66,14 @@ def share(value: float) -> str:
     return f"{value:.3f}" if value >= 0.0005 else f"{value:.0e}"
 
 
-def identified(model: LanguageModel, prompts: Prompts, directions: Directions) -> Identification:
+def title(model: LanguageModel) -> str:
+    """Its name; of a file, without the folder."""
+    return Path(model.name).stem if Path(model.name).is_file() else model.name
+
+
+def identified(model: LanguageModel, prompts: Prompts, directions: Directions, bases: list[str]) -> Identification:
     order = min(ORDERS[-1], model.hidden_size)
-    return identify_all(model, prompts, {name: Plan(directions, name, order) for name in BASES}, linear=False)
+    return identify_all(model, prompts, {name: Plan(directions, name, order) for name in bases}, linear=False)
 
 
 def head_of(matrix: GainMatrix, n_prompts: int) -> GainMatrix:
@@ -107,16 +112,19 @@ def bounds(matrix: GainMatrix, prediction: np.ndarray) -> str:
     return f"{low:.3f} to {high:.3f}"
 
 
-def compare(model: LanguageModel, task: str, counts: list[int], n_evaluation: int, n_concept: int) -> bool:
+def compare(model: LanguageModel, task: str, options: argparse.Namespace) -> bool:
+    counts, bases = sorted(options.operating), [name for name in BASES if name in {*options.bases, "balanced"}]
     most = max(counts)
-    splits = llvlit.load_task(task).split(concept=n_concept, operating=(most + 1) // 2, evaluation=n_evaluation)
+    splits = llvlit.load_task(task).split(
+        concept=options.concept, operating=(most + 1) // 2, evaluation=options.evaluation
+    )
     directions = llvlit.concept_directions(model, splits.concept)
     others = llvlit.gain_matrix(model, splits.evaluation, directions)
     measured = llvlit.gain_matrix(model, splits.operating, directions)
     linear = llvlit.gain_matrix(model, splits.operating, directions, method="linear")
     orders = [order for order in ORDERS if order <= model.hidden_size]
     print(
-        f"\n## {model.name}, {task}\n\n{model.n_layers} layers, hidden size {model.hidden_size}; "
+        f"\n## {title(model)}, {task}\n\n{model.n_layers} layers, hidden size {model.hidden_size}; "
         f"{len(splits.concept)} prompts for the directions ({int(directions.borrowed.sum())} of {model.n_layers + 1} "
         f"states borrow theirs), {most} operating prompts, {len(others.pairs)} other prompts in "
         f"{len(set(others.pairs))} pairs."
@@ -124,7 +132,7 @@ def compare(model: LanguageModel, task: str, counts: list[int], n_evaluation: in
     cells: dict[str, list[str]] = {}
     best = True
     for count in counts:
-        found = identified(model, splits.operating.select(range(count)), directions)
+        found = identified(model, splits.operating.select(range(count)), directions, bases)
         predicted = predictions(found, head_of(measured, count), head_of(linear, count), directions)
         print(f"\nFrom {count} operating prompts, share of the other prompts' matrix / profile missed at each order:")
         head("Prediction", *orders, f"matrix, {orders[-1]}: 95 % interval")
@@ -210,6 +218,7 @@ def speed(models: list[str], task: str, n_prompts: int, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="names, folders, GGUF files")
+    parser.add_argument("--bases", nargs="+", default=BASES, choices=BASES, help="beside the balanced one")
     parser.add_argument("--tasks", nargs="+", default=["film-sentiment"], help="names as load_task takes them")
     parser.add_argument(
         "--operating", nargs="+", type=int, default=[2, 8, 32, 100], help="numbers of operating prompts"
@@ -237,9 +246,7 @@ def main() -> None:
     for name in options.models:
         model = llvlit.load_model(name, device="cpu")
         for task in options.tasks:
-            best[f"{model.name}, {task}"] = compare(
-                model, task, sorted(options.operating), options.evaluation, options.concept
-            )
+            best[f"{title(model)}, {task}"] = compare(model, task, options)
     print("\nBalanced is best at every order:", ", ".join(f"{key}: {'yes' if b else 'NO'}" for key, b in best.items()))
 
 
