@@ -41,7 +41,6 @@ POSITIVE = (
     "good, great, excellent, wonderful, amazing, fantastic, beautiful, lovely, perfect, brilliant, happy, enjoyable"
 )
 NEGATIVE = "bad, terrible, awful, horrible, poor, boring, disappointing, ugly, dull, sad, worst, annoying"
-HORIZONS = (1, 4, 16)
 LONGEST = 16
 QUESTION = "\nOverall, it was"
 
@@ -51,10 +50,12 @@ def openings(things: list[str]) -> Prompts:
     return Prompts(texts, [0] * len(texts))
 
 
-def plans(model: LanguageModel, prompts: Prompts, directions: Any, odds: Any, budget: float) -> dict[str, np.ndarray]:
+def plans(
+    model: LanguageModel, prompts: Prompts, directions: Any, output: Any, budget: float, horizons: list[int]
+) -> dict[str, np.ndarray]:
     found = {}
-    for horizon in HORIZONS:
-        advice = llvlit.recommend(model, prompts, directions, budget=budget, output=odds, horizon=horizon)
+    for horizon in horizons:
+        advice = llvlit.recommend(model, prompts, directions, budget=budget, output=output, horizon=horizon)
         found[f"optimum over {horizon} token{'s' * (horizon > 1)}"] = advice.inputs
         print(f"- horizon {horizon}: {advice}", flush=True)
     every = {plan.name: plan.inputs for plan in (advice.plan, *advice.alternatives)}
@@ -145,6 +146,8 @@ def main() -> None:
     parser.add_argument("--bag", type=Path, required=True, help="other labelled texts (parquet) for the bag of words")
     parser.add_argument("--judge", required=True, help="a different model, as load_model takes it")
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.1, 0.3])
+    parser.add_argument("--horizons", nargs="+", type=int, default=[1, 4, 16], help="tokens that a plan is made for")
+    parser.add_argument("--output", choices=("words", "concept"), default="words", help="what a plan is to move")
     parser.add_argument("--concept", type=int, default=200, help="prompts of each class")
     parser.add_argument("--openings", type=int, default=50, help="that text is generated from")
     parser.add_argument("--tokens", type=int, default=24, help="new tokens")
@@ -156,6 +159,7 @@ def main() -> None:
         f"directions from {Path(options.task).name}, bag of words from {options.bag.name}, judge {options.judge}",
     )
     odds = llvlit.TokenContrast(POSITIVE.split(", "), NEGATIVE.split(", "), first_tokens=True)
+    output = odds if options.output == "words" else None
     bag, judge = bag_of_words(options.bag), llvlit.load_model(options.judge, device="cpu")
     for name in options.models:
         model = llvlit.load_model(name, device="cpu")
@@ -169,7 +173,10 @@ def main() -> None:
         texts = with_continuations(model, llvlit.tokenize(model, others), LONGEST)
         rows = []
         for budget in options.budgets:
-            shapes = {"no push": np.zeros(model.n_layers), **plans(model, learned, directions, odds, budget)}
+            shapes = {
+                "no push": np.zeros(model.n_layers),
+                **plans(model, learned, directions, output, budget, options.horizons),
+            }
             for shape, inputs in shapes.items():
                 shift = 0.0
                 if inputs.any():
