@@ -133,9 +133,11 @@ def test_odds_are_those_of_the_next_token(gpt2):
 def test_a_recommendation_meets_its_budget_at_prompts_like_its_own(options):
     model = tiny_model("llama")
     advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02, output=ODDS, **options)
-    assert advice.kl.value == pytest.approx(0.02, rel=0.15)
+    assert advice.kl.value == pytest.approx(0.02, rel=0.3)
     assert advice.shift.value > 0
-    assert all(advice.shift.value >= other.shift.value for other in advice.alternatives)
+    assert all(other.kl.value == pytest.approx(0.02, rel=1e-2) for other in advice.alternatives)
+    shifts = [other.shift.value for other in advice.alternatives]
+    assert shifts == sorted(shifts, reverse=True)
     others = llvlit.Prompts([f"a film of {word}" for word in ["law", "sun", "oak", "rye"]], [0, 1] * 2)
     check = advice.verify(model, others)
     plain = [log_chances(model, text, 0 * INPUTS, "last") for text in others.texts]
@@ -145,8 +147,11 @@ def test_a_recommendation_meets_its_budget_at_prompts_like_its_own(options):
         np.testing.assert_allclose(check.per_prompt[1], cost, rtol=1e-4)
         moved = [odds(q) - odds(p) for p, q in zip(plain, pushed, strict=True)]
         np.testing.assert_allclose(check.per_prompt[0], moved, rtol=1e-4)
+    assert check.corrected.target == 0.02
+    assert check.corrected.kl.value == pytest.approx(0.02)
     again = check.corrected.verify(model, others)
     assert again.kl.value == pytest.approx(0.02, rel=0.1)
+    assert again.corrected.verify(model, others).kl.value == pytest.approx(0.02, rel=0.1)
 
 
 @pytest.mark.filterwarnings("ignore:.*trust radius")
@@ -159,7 +164,7 @@ def test_what_is_asked_for_is_kept():
     down = llvlit.recommend(model, EIGHT, along, budget=0.02, towards="negative")
     assert down.shift.value < 0
     half = llvlit.recommend(model, EIGHT, along, shift=down.shift.value / 2)
-    assert half.shift.value == pytest.approx(down.shift.value / 2, rel=1e-2)
+    assert half.shift.value == pytest.approx(down.shift.value / 2, rel=0.3)
     assert half.kl.value < down.kl.value
     free = llvlit.recommend(model, EIGHT, along, budget=0.01)
     limit = 0.7 * (np.abs(free.inputs) / free.sizes).max()
@@ -262,7 +267,7 @@ def test_what_a_format_cannot_say_is_solved_away(tmp_path):
     written = advice.export(tmp_path / "push.gguf", model=model, prompts=EIGHT)
     assert written.positions == "all"
     assert not written.inputs[:2].any()
-    assert written.kl.value == pytest.approx(0.02, rel=0.15)
+    assert written.kl.value == pytest.approx(0.02, rel=0.3)
     assert written.export(tmp_path / "again.gguf") is written
     read = llvlit.import_vectors(tmp_path / "push.gguf")
     for text in EIGHT.texts[:2]:
@@ -280,8 +285,52 @@ def test_what_cannot_be_met_or_resolved_is_refused_and_never_promised(gpt2):
         except InputError as error:
             assert "No plan meets" in str(error)
         else:
-            assert all(abs(plan.kl.value / budget - 1) <= 0.2 for plan in (advice.plan, *advice.alternatives))
+            assert all(plan.kl.value == pytest.approx(budget, rel=1e-2) for plan in advice.alternatives)
     with pytest.raises(InputError, match=r"shift=1e-14.*rounding"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, shift=1e-14)
     with pytest.raises(InputError, match="budget"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*trust radius")
+def test_limits_hold_layers_back_and_exports_keep_them(tmp_path):
+    model = tiny_model("llama")
+    alone = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02, layers=(2, 2))
+    needed = (np.abs(alone.inputs) / alone.sizes).max()
+    for room in (1.05, 1.5, 3.0):  # a limit that the plan meets changes nothing
+        bound = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02, layers=(2, 2), limit=room * needed)
+        np.testing.assert_allclose(bound.inputs, alone.inputs, rtol=0.02)
+    written = bound.export(tmp_path / "push.gguf", model=model, prompts=EIGHT)
+    assert written.layers == (2,)
+    assert (np.abs(written.inputs) / written.sizes).max() <= 3.0 * needed * (1 + 1e-9)
+    for layers in (2, (1, 2, 3), ()):
+        with pytest.raises(InputError, match="layers"):
+            llvlit.recommend(model, EIGHT, DIRECTIONS, layers=layers)
+
+
+@pytest.mark.filterwarnings("ignore:.*trust radius")
+def test_what_is_foretold_of_the_best_is_not_flattered_by_the_choice():
+    model, generator = tiny_model("gpt2"), np.random.default_rng(0)
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    texts = sorted({"a film of " + "".join(generator.choice(letters, 4)) for _ in range(150)})
+    others = llvlit.Prompts(texts[:60], [0, 1] * 30)
+    ahead = []
+    for first in range(60, 140, 8):
+        advice = llvlit.recommend(model, llvlit.Prompts(texts[first : first + 8], [0, 1] * 4), DIRECTIONS, budget=0.05)
+        ahead.append(advice.shift.value / advice.verify(model, others).shift.value - 1)
+    assert abs(np.mean(ahead)) < 2.5 * np.std(ahead) / np.sqrt(len(ahead))
+
+
+def test_prompts_of_another_kind_are_refused(gpt2):
+    advice = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=0.01)
+    others = [f"a film of {word}" for word in ("law", "sun")]
+    with pytest.raises(InputError, match="suffix"):
+        advice.verify(gpt2, llvlit.Prompts([f"{text}!" for text in others], [0, 1], suffix="!"))
+    with pytest.raises(InputError, match="two"):
+        advice.verify(gpt2, llvlit.Prompts(others, [0, 1], [7, 7]))
+    assert advice.gains.metadata["horizon"] == 1
+    with pytest.raises(ValueError, match="read-only"):
+        advice.inputs[:] = 0
+    matrix, other = (llvlit.gain_matrix(gpt2, EIGHT, DIRECTIONS, output=output) for output in (None, ODDS))
+    with pytest.raises(InputError, match="reads"):
+        matrix.missed_by(other)

@@ -104,7 +104,8 @@ def _divergences(head: Head, rest: torch.Tensor, pushed: torch.Tensor) -> torch.
 def with_continuations(model: LanguageModel, tokens: TokenizedPrompts, horizon: int) -> TokenizedPrompts:
     """Each prompt with the model's own, most likely continuation, so that its last ``horizon`` tokens predict the next.
 
-    The prompts' last token predicts the first new one, so a text grows by ``horizon - 1`` tokens.
+    The prompts' last token predicts the first new one, so a text grows by ``horizon - 1`` tokens.  An end of the text
+    is passed over.  Nothing of the model's generation settings counts: no penalty, no limit.
 
     Raises
     ------
@@ -119,17 +120,14 @@ def with_continuations(model: LanguageModel, tokens: TokenizedPrompts, horizon: 
         raise InputError(
             f"horizon={horizon} makes texts of {longest} tokens; {model.name} holds {model.max_positions}. Lower it."
         )
-    ids, module = [], cast(Any, model.module)
+    ids, module, end = [], cast(Any, model.module), model.tokenizer.eos_token_id
     with lock_of(model), torch.no_grad():
         for each in progress(tokens.ids, "continuations"):
-            given = torch.tensor([each], device=model.device)
-            whole = module.generate(
-                input_ids=given,
-                attention_mask=torch.ones_like(given),
-                max_new_tokens=horizon - 1,
-                min_new_tokens=horizon - 1,
-                do_sample=False,
-                pad_token_id=model.tokenizer.eos_token_id,
-            )
-            ids.append(tuple(whole[0].tolist()))
+            text = torch.tensor([each], device=model.device)
+            for _ in range(horizon - 1):
+                logits = module(input_ids=text, use_cache=False).logits[:, -1]
+                if end is not None and end < logits.shape[-1]:
+                    logits[:, end] = -torch.inf
+                text = torch.cat([text, logits.argmax(dim=-1, keepdim=True)], dim=1)
+            ids.append(tuple(text[0].tolist()))
     return replace(tokens, ids=tuple(ids), max_tokens=max(tokens.max_tokens, longest))

@@ -238,7 +238,7 @@ def import_vectors(
 def _blocks(vectors: SteeringVectors, format: str) -> dict[int, np.ndarray]:
     """A float32 vector for each block from the first that is pushed, or from 1, to the last."""
     first, positions = FIRST_LAYER[format], vectors.positions if format == "easysteer" else "all"
-    again = f"Plan again: recommend(..., layers=range({first}, {len(vectors.pushes)}), positions={positions!r})."
+    again = f"Plan again: recommend(..., layers=({first}, {len(vectors.pushes) - 1}), positions={positions!r})."
     if vectors.positions != positions:
         raise InputError(
             f"positions={vectors.positions!r} cannot be told in the format {format}, which pushes every token. {again}"

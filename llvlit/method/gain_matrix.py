@@ -159,6 +159,8 @@ class GainMatrix(Result):
         """
         if isinstance(other, LLV | GainMatrix):
             ours, theirs = self.metadata, other.metadata
+            if isinstance(other, GainMatrix) and ours.get("output") != theirs.get("output"):
+                raise InputError(f"other reads {theirs.get('output')}; this matrix reads {ours.get('output')}.")
             for key, name in (("model_fingerprint", "model"), ("final_norm", "final_norm")):
                 if key in ours and key in theirs and ours[key] != theirs[key]:
                     raise InputError(f"other is of {name} {theirs.get(name)}; this matrix is of {ours.get(name)}.")

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import stdtrit
 
-from llvlit.errors import InputError
+from llvlit.checks import array
+from llvlit.errors import InputError, NumericalError
 from llvlit.method.intervals import interval, resampled_means
 
 REGULARIZATION = (0.001, 0.01, 0.1, 1.0)
@@ -19,7 +21,11 @@ SCALES = (0.5, 0.8, 1.25, 2.0)
 WITH_LIMIT = (3.2, 5.0, 8.0)
 """More of them where a limit holds some layers back, so that the others have to do more."""
 CLOSE = 0.2
-"""How far, in relative size, a plan may be read beyond what was tried, and miss its aim."""
+"""How far, in relative size, a strength may lie beyond those that were tried."""
+N_HALVINGS = 80
+"""Of the bracket of a factor."""
+N_FACTORS = 24
+"""Strengths among which that of a plan is sought."""
 FEWEST_UNITS = 4
 
 
@@ -42,7 +48,7 @@ class Prediction:
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """A shape of inputs at the strength that meets the aim, and what it is expected to do at new prompts.
 
@@ -67,6 +73,11 @@ class Plan:
     inputs: np.ndarray
     shift: Prediction
     kl: Prediction
+
+    def __post_init__(self) -> None:
+        inputs = array("inputs", self.inputs, ("n_layers",)).copy()
+        inputs.flags.writeable = False
+        object.__setattr__(self, "inputs", inputs)
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,21 @@ class SecondOrder:
         }
         return {name: u * (np.sign(h @ u) or 1.0) * self.sign for name, u in shapes.items() if np.abs(u).any()}
 
+    def length(self, inputs: np.ndarray) -> np.ndarray:
+        """Root of the relative energy, ``(...)`` of inputs ``(..., n_layers)``."""
+        return np.asarray(np.sqrt((inputs**2 * self.weights).sum(axis=-1)))
+
+    def of_length(self, factor: float, unit: np.ndarray, most: np.ndarray) -> np.ndarray | None:
+        """A shape some times as long as it is, no input beyond the most; None where it cannot be."""
+        wanted, low, high = factor * self.length(unit), 0.0, 1e6 * factor
+        if self.length(np.clip(high * unit, -most, most)) < wanted * (1 - 1e-6):
+            return None
+        for _ in range(N_HALVINGS):
+            middle = (low + high) / 2
+            short = self.length(np.clip(middle * unit, -most, most)) < wanted
+            low, high = (middle, high) if short else (low, middle)
+        return np.clip(high * unit, -most, most)
+
     def strength(self, shape: np.ndarray, rows: np.ndarray, aim: str, target: float) -> float:
         """Factor at which a shape meets the aim, by the second order at some prompts."""
         if aim == "shift":
@@ -141,61 +167,80 @@ def competing_plans(
     names, scales = list(final), np.array(SCALES if np.isinf(limit) else (*SCALES, *WITH_LIMIT))
     most = limit / np.sqrt(local.weights)
     tried = np.zeros((len(pairs), len(names), len(scales), len(local.weights)))
+    lengths = np.zeros(tried.shape[:-1])  # of what was tried, in that of the shape at its full strength
     for held_out in folds:
         shapes = local.shapes(~held_out)
         for place, name in enumerate(names):
             shape = shapes.get(name, final[name])
             unit = local.strength(shape, ~held_out, aim, target) * shape
-            tried[held_out, place] = np.clip(scales[:, None] * unit, -most, most)
+            tried[held_out, place] = clipped = np.clip(scales[:, None] * unit, -most, most)
+            lengths[held_out, place] = local.length(clipped) / local.length(unit)
     shifts, costs = effects(tried.reshape(len(pairs), -1, tried.shape[-1]))
     shifts, costs = (each.reshape(len(pairs), len(names), len(scales)) for each in (shifts, costs))
-    found = []
+    found, held = [], []
     for place, name in enumerate(names):
         curves = shifts[:, place], costs[:, place]
-        factor = _factor(curves, scales, aim, target)
-        if factor is None:
+        factor = _factor(curves, lengths[:, place], aim, target)
+        unit = local.strength(final[name], everything, aim, target) * final[name]
+        inputs = None if factor is None else local.of_length(factor, unit, most)
+        if factor is None or inputs is None:
             continue
-        inputs = factor * local.strength(final[name], everything, aim, target) * final[name]
-        inputs = np.clip(inputs, -most, most)
-        moved, cost = (_at(curve, scales, factor, power) for power, curve in enumerate(curves, start=1))
-        reached = abs(float((cost if aim == "kl" else moved).mean()) / target)
-        if abs(reached - 1) > CLOSE:  # single prompts bend too much between the scales that were tried
-            continue
-        found.append(Plan(name, inputs, expected(moved, pairs), expected(cost, pairs)))
+        moved, cost = (_at(curve, lengths[:, place], factor, power) for power, curve in enumerate(curves, start=1))
+        found.append(Plan(name, inputs, expected(moved, pairs), positive(cost, pairs)))
+        held.append((moved, cost))
     if not found:
         within = f" within limit={limit:g}" if np.isfinite(limit) else ""
         told = f"a budget of {target:g} nats" if aim == "kl" else f"a shift of {target:g}"
         raise InputError(f"No plan meets {told}{within}. Ask for less, raise the limit, or allow other layers.")
-    order = (lambda plan: -plan.shift.value * local.sign) if aim == "kl" else (lambda plan: plan.kl.value)
-    return sorted(found, key=order)
+    merits = np.array([cost if aim == "shift" else -moved * local.sign for moved, cost in held])  # the less, the better
+    order = np.argsort(merits.mean(axis=1), kind="stable")
+    best = found[order[0]]
+    moved, cost = np.empty((2, len(pairs)))
+    for held_out in folds:  # the best of the other prompts, so that the choice does not flatter what it foretells
+        chosen = held[int(merits[:, ~held_out].mean(axis=1).argmin())]
+        moved[held_out], cost[held_out] = chosen[0][held_out], chosen[1][held_out]
+    first = replace(best, shift=expected(moved, pairs), kl=positive(cost, pairs))
+    return [first, *(found[place] for place in order[1:])]
 
 
-def _factor(curves: tuple[np.ndarray, np.ndarray], scales: np.ndarray, aim: str, target: float) -> float | None:
-    """Where the mean curve meets the aim, by a straight line in the logarithms; None if it is nowhere near."""
-    mean = curves[aim == "kl"].mean(axis=0) * (1.0 if aim == "kl" else np.sign(target))
-    if (mean <= 0).any():
+def _factor(curves: tuple[np.ndarray, np.ndarray], lengths: np.ndarray, aim: str, target: float) -> float | None:
+    """The smallest factor at which the mean meets the aim, no farther than a fifth beyond what was tried; else None."""
+    curve, power = curves[aim == "kl"], 1 + (aim == "kl")
+
+    def share(factor: float) -> float:
+        return float(_at(curve, lengths, factor, power).mean() / target)
+
+    grid = np.geomspace(lengths.min() * (1 - CLOSE), lengths.max() * (1 + CLOSE), N_FACTORS)
+    shares = [share(factor) for factor in grid]
+    place = next((place for place, value in enumerate(shares) if value >= 1), 0)
+    if not place:
         return None
-    heights, places, wanted = np.log(mean), np.log(scales), np.log(abs(target))
-    if (np.diff(heights) <= 0).any() or not heights[0] - CLOSE <= wanted <= heights[-1] + CLOSE:
-        return None
-    inside = int(np.clip(np.searchsorted(heights, wanted), 1, len(scales) - 1))
-    slope = (places[inside] - places[inside - 1]) / (heights[inside] - heights[inside - 1])
-    return float(np.exp(places[inside - 1] + slope * (wanted - heights[inside - 1])))
+    return float(brentq(lambda factor: share(factor) - 1, grid[place - 1], grid[place], rtol=1e-6))
 
 
-def _at(curve: np.ndarray, scales: np.ndarray, factor: float, power: int) -> np.ndarray:
+def _at(curve: np.ndarray, lengths: np.ndarray, factor: float, power: int) -> np.ndarray:
     """Each prompt's curve ``(n_prompts, n_scales)`` at a factor, by straight lines of the value over a power of it."""
-    values = np.array([np.interp(factor, scales, each / scales**power) for each in curve])
+    values = np.empty(len(curve))
+    for row, (each, at) in enumerate(zip(curve, lengths, strict=True)):
+        first = np.insert(np.diff(at) > 1e-9 * at[:-1], 0, True)  # a limit may have made equal what was longer
+        values[row] = np.interp(factor, at[first], (each / at**power)[first])
     return values * factor**power
 
 
 def expected(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
-    """The mean, and where the mean over as many new units will be: Student's interval, since both means vary."""
+    """The mean over units, and where that over as many new ones will be: Student's interval, since both vary."""
     _, unit, counts = np.unique(pairs, return_inverse=True, return_counts=True)
     means = np.bincount(unit, values) / counts
-    half = stdtrit(len(means) - 1, 0.975) * means.std(ddof=1) * np.sqrt(2 / len(means))
-    mean = float(values.mean())
-    return Prediction(mean, mean - float(half), mean + float(half))
+    half = float(stdtrit(len(means) - 1, 0.975) * means.std(ddof=1) * np.sqrt(2 / len(means)))
+    mean = float(means.mean())
+    return Prediction(mean, mean - half, mean + half)
+
+
+def positive(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
+    """The same of what cannot be negative: the interval is one of the logarithm."""
+    plain = expected(values, pairs)
+    ratio = np.exp((plain.high - plain.value) / max(plain.value, np.finfo(float).tiny))
+    return Prediction(plain.value, float(plain.value / ratio), float(plain.value * ratio))
 
 
 def measured(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
@@ -208,5 +253,7 @@ def scaled_plan(plan: Plan, factor: float) -> Plan:
     """A plan some times as strong: its shift in proportion, its divergence with the square."""
     low, high = sorted((plan.shift.low * factor, plan.shift.high * factor))
     shift = Prediction(plan.shift.value * factor, low, high)
-    kl = Prediction(*(value * factor**2 for value in (plan.kl.value, plan.kl.low, plan.kl.high)))
+    kl = Prediction(*(value * factor * factor for value in (plan.kl.value, plan.kl.low, plan.kl.high)))
+    if not np.isfinite([low, high, kl.high]).all():
+        raise NumericalError(f"factor={factor:g} makes a plan beyond the largest number. Take a smaller one.")
     return replace(plan, inputs=plan.inputs * factor, shift=shift, kl=kl)

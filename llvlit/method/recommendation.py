@@ -3,7 +3,7 @@
 Gains h and Fisher metric F of single prompts predict, to second order, what any inputs do and cost.  Shapes of inputs
 compete: ``argmax h^T u - u^T (F + regularization) u / 2`` and what others do by hand.  Each is made from some of the
 prompts and pushed, in the full model, at the others; so its strength and what it will do are known before a new prompt
-is seen, and the metric of a few prompts, which is nearly singular, cannot flatter itself.
+is seen; and what is foretold of the best is read at prompts that it was not chosen on, either.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from llvlit.checks import choice, instance, integer, number
+from llvlit.checks import array, choice, instance, integer, number, sequence, shown
 from llvlit.checks import path as checked_path
 from llvlit.engine.depth import last_token_states
 from llvlit.engine.head import Head, head_of
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokenize, tokens_of
 from llvlit.errors import FileError, InputError
 from llvlit.files import (
     finish,
@@ -40,7 +40,7 @@ from llvlit.method.control import relative_weights
 from llvlit.method.effects import push_effects, with_continuations
 from llvlit.method.exchange import FIRST_LAYER, FORMATS, SteeringVectors, export_vectors
 from llvlit.method.fisher import FisherMetric, make_metric, pulled_back, responses
-from llvlit.method.gains import Gains, check_resolution, checked_positions, make_gains
+from llvlit.method.gains import POSITIONS, Gains, check_resolution, checked_positions, make_gains
 from llvlit.method.outputs import LogitReadout, Output, Reading, TokenContrast, reading
 from llvlit.method.plans import (
     Plan,
@@ -62,11 +62,13 @@ WITHIN = 0.25
 """Relative error of the divergence that the warranty allows."""
 SMALLEST_BUDGET = 1e-8
 """In nats: below it the divergence drowns in the rounding of logits."""
+STEP = 0.25
+"""Of the plan, the smallest part whose shift tells how far a straight line can be trusted."""
 MATTERS = 0.05
 """Share of the largest relative push from which on a layer is named."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Verification:
     """What a recommendation did at other prompts, in the full model.
 
@@ -75,7 +77,9 @@ class Verification:
     shift, kl : Prediction
         Measured means, and their 95 % intervals over independent units.
     held : bool
-        Whether both lie where they were expected, and the divergence within 25 % of its prediction.
+        Whether both lie where the means of so many prompts were expected.
+    near : bool
+        Whether the divergence is within 25 % of what was expected; of few prompts it is often not by chance.
     per_prompt : (2, n_prompts) float64 array
         Shift and divergence at each prompt.
     corrected : Recommendation
@@ -92,16 +96,21 @@ class Verification:
     shift: Prediction
     kl: Prediction
     held: bool
+    near: bool
     per_prompt: np.ndarray = field(repr=False)
     corrected: Recommendation = field(repr=False)
 
     def __str__(self) -> str:
         n_prompts = self.per_prompt.shape[1]
         verdict = "The warranty held" if self.held else "The warranty did NOT hold"
-        return f"{verdict} at {n_prompts} other prompts: shift {self.shift}, {self.kl} nats."
+        within = "within" if self.near else "NOT within"
+        return (
+            f"{verdict} at {n_prompts} other prompts: shift {self.shift}, {self.kl} nats, {within} 25 % of what was "
+            "expected."
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recommendation:
     """Inputs for a budget, with what they are expected to do, and what else was considered.
 
@@ -116,7 +125,8 @@ class Recommendation:
     target : float
         In nats, or in the output's units.
     trust_radius : float
-        How many times as strong the plan may be until the linear prediction of its mean shift is off by 10 %.
+        How many times as strong the plan may be until the linear prediction of its mean shift is off by 10 %: what
+        :class:`llvlit.TrustRadius` calls ``of_mean``.
     gains : Gains
         Of the output, prompt by prompt.
     fisher : FisherMetric
@@ -152,6 +162,16 @@ class Recommendation:
     horizon: int = 1
     output: Output | None = None
     metadata: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n_layers = self.gains.per_prompt.shape[1]
+        array("sizes", self.sizes, (n_layers,), positive=True)
+        for plan in (self.plan, *self.alternatives):
+            array("inputs", plan.inputs, (n_layers,))
+        choice("aim", self.aim, ("kl", "shift"))
+        choice("positions", self.positions, POSITIONS)
+        integer("horizon", self.horizon, at_least=1)
+        number("target", self.target, nonzero=True)
 
     @property
     def inputs(self) -> np.ndarray:
@@ -206,13 +226,16 @@ class Recommendation:
         InputError
             If the model is another one, or the prompts hold one that the recommendation was made from.
         """
-        self.check_model(model)
-        tokens = tokens_of(model, prompts, int(self.metadata["max_tokens"]))
-        if both := [text for text in tokens.prompts.texts if _digest(text) in self.metadata["text_digests"]]:
+        tokens = self.tokens(model, prompts)
+        known = set(self.metadata["token_digests"])
+        if both := [tokens.prompts.texts[row] for row, ids in enumerate(tokens.ids) if _digest(ids) in known]:
             raise InputError(
                 f"prompts hold {len(both)} text(s) that the recommendation was made from, such as {both[0]!r}: it "
                 "would be tested on itself. Pass others."
             )
+        n_units = len(set(tokens.prompts.pairs))
+        if n_units < 2:
+            raise InputError("prompts are one independent one (twins count once); a mean needs two. Pass more.")
         texts = with_continuations(model, tokens, self.horizon)
         vectors = self.directions.on(model)
         head, source = sources(model, texts, vectors, self.output)
@@ -222,17 +245,46 @@ class Recommendation:
         )
         per_prompt = np.stack([shifts[:, 0], costs[:, 0]])
         shift, kl = (measured(values, tokens.prompts.pairs) for values in per_prompt)
+        n_known = len(set(self.gains.pairs))
+        wider = float(np.sqrt((1 / n_known + 1 / n_units) / (2 / n_known)))  # the intervals are for as many new prompts
+        held = all(_holds(each, found.value, wider) for each, found in ((self.shift, shift), (self.kl, kl)))
         near = abs(kl.value / self.kl.value - 1) <= WITHIN
-        held = near and all(_compatible(expected, found) for expected, found in ((self.shift, shift), (self.kl, kl)))
-        factor = np.sqrt(self.target / kl.value) if self.aim == "kl" else self.target / shift.value
-        return Verification(shift, kl, held, per_prompt, self.scaled(float(factor)))
+        reached = max(kl.value, np.finfo(float).tiny) if self.aim == "kl" else shift.value or np.finfo(float).tiny
+        factor = np.sqrt(self.target / reached) if self.aim == "kl" else self.target / reached
+        seen = replace(self, plan=replace(self.plan, shift=shift, kl=kl)).scaled(float(factor))
+        corrected = replace(seen, target=self.target, alternatives=())
+        return Verification(shift, kl, held, near, per_prompt, corrected)
+
+    def tokens(self, model: LanguageModel, prompts: Prompts | TokenizedPrompts) -> TokenizedPrompts:
+        """Prompts as tokens, with what was done to those that the recommendation was made from.
+
+        Raises
+        ------
+        InputError
+            If the model is another one, or the prompts are in a chat, or have a suffix, and those were not; or the
+            other way round.
+        """
+        self.check_model(model)
+        length, chat = int(self.metadata["max_tokens"]), bool(self.metadata["chat"])
+        if not isinstance(prompts, TokenizedPrompts):
+            prompts = tokenize(model, prompts, max_tokens=length, chat=chat)
+        tokens = tokens_of(model, prompts, length)
+        for name in ("chat", "suffix", "token_index"):
+            theirs, ours = tokens.metadata.get(name), self.metadata.get(name)
+            if theirs != ours:
+                raise InputError(
+                    f"prompts have {name}={theirs!r}, and those that the recommendation was made from {name}={ours!r}. "
+                    "Pass such ones, or make another for these."
+                )
+        return tokens
 
     def scaled(self, factor: float) -> Recommendation:
-        """The same shape, ``factor`` times as strong, its effects predicted to second order from those of the plan."""
+        """The same shapes, ``factor`` times as strong, their effects predicted to second order from what they were."""
         factor = number("factor", factor, nonzero=True)
-        plan = scaled_plan(self.plan, factor)
+        plan, *others = (scaled_plan(each, factor) for each in (self.plan, *self.alternatives))
         target = plan.kl.value if self.aim == "kl" else plan.shift.value
-        return replace(self, plan=plan, target=target, trust_radius=self.trust_radius / abs(factor))
+        radius = self.trust_radius / abs(factor)
+        return replace(self, plan=plan, alternatives=tuple(others), target=target, trust_radius=radius)
 
     def save(self, folder: str | Path) -> None:
         """Write the recommendation into a folder of its own: safetensors, and a manifest that people can read.
@@ -335,14 +387,15 @@ class Recommendation:
                     f"{self.layers[0]}. Pass model and prompts, to make a plan that it can say; or recommend with "
                     f"layers=({first}, {len(self.inputs) - 1}) and positions={positions!r}."
                 )
-            self.check_model(model)
+            lowest, highest = self.metadata["layers"]
             aim: dict[str, Any] = {"budget": self.target} if self.aim == "kl" else {"shift": self.target}
             told = recommend(
                 model,
-                prompts,
+                self.tokens(model, prompts),
                 self.directions,
                 output=self.output,
-                layers=(first, model.n_layers - 1),
+                layers=(max(first, lowest), highest),
+                limit=self.metadata["limit"],
                 positions=positions,
                 horizon=self.horizon,
                 towards="positive" if self.shift.value > 0 else "negative",
@@ -387,8 +440,10 @@ def load_recommendation(folder: str | Path) -> Recommendation:
         )
     manifest = read_json(folder / "manifest.json", "a recommendation's manifest")
     tensors, header = load_tensors(folder / "plan.safetensors", kind=KIND)
-    if manifest.get("sha256") != _file_digest(folder / "plan.safetensors"):
-        raise FileError(f"{folder}/manifest.json has a checksum of another plan. Make the recommendation again.")
+    same = all(manifest.get(key) == value for key, value in header.items() if key != "format")
+    same &= manifest.get("inputs") == tensors["inputs"][:1].flatten().tolist()
+    if not same or manifest.get("sha256") != _file_digest(folder / "plan.safetensors"):
+        raise FileError(f"{folder}/manifest.json tells of another plan, or was changed. Make the recommendation again.")
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     with own_content(folder):
         plans = [
@@ -458,9 +513,10 @@ def recommend(
         Tokens that are read: 1, the next one; more, those of the model's own continuation, with pushes at each of
         them, keys and values included.
     limit
-        Largest push, relative to the length of the state that it joins.
+        Largest push, relative to the length of the state that it joins: its root mean square over the prompts' last
+        tokens, whichever are pushed.
     towards
-        Which way a budget moves the output.
+        Which way a budget moves the output; a wanted shift has its own sign.
 
     Returns
     -------
@@ -492,11 +548,18 @@ def recommend(
     ((2, 8), 'kl')
     """
     along = as_directions(directions)
+    along = replace(along, vectors=torch.from_numpy(array("directions", along.vectors)))
+    if output is None and along.borrowed[-1]:
+        raise InputError(
+            "directions have none of their own at the last state, so there is no readout v_L. Find them from more "
+            "prompts, or pass an output."
+        )
     vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
+    choice("towards", towards, TOWARDS)
     everywhere = checked_positions(positions)
     if shift is None:
         aim, target = "kl", number("budget", budget, at_least=SMALLEST_BUDGET)
-        sign = 1.0 if choice("towards", towards, TOWARDS) == "positive" else -1.0
+        sign = 1.0 if towards == "positive" else -1.0
     else:
         aim, target = "shift", number("shift", shift, nonzero=True)
         sign = float(np.sign(target))
@@ -528,11 +591,16 @@ def recommend(
         "budget": target if aim == "kl" else None,
         "max_tokens": max_tokens,
         "model_type": str(getattr(model.module.config, "model_type", "")),
-        "text_digests": [_digest(text) for text in tokens.prompts.texts],
+        "token_digests": [_digest(ids) for ids in tokens.ids],
+        "layers": list(_bounds(model, layers)),
+        "limit": limit,
         **source.metadata,
     }
     made = make_gains(model, tokens, gains, along)
     fisher = make_metric(model, tokens, metric, along, positions, horizon=horizon)
+    made.metadata.update({**source.metadata, "positions": positions, "horizon": horizon})
+    most_relative = float((np.abs(plans[0].inputs) * np.sqrt(weights)).max())
+    check_resolution("The largest push of the plan, relative to its state,", STEP * most_relative, 1.0, model.dtype)
     radius = _trust(plans[0].inputs, effects, len(texts))
     found = Recommendation(
         plan=plans[0],
@@ -560,10 +628,17 @@ def recommend(
     return found
 
 
+def _bounds(model: LanguageModel, layers: tuple[int, int] | None) -> tuple[int, int]:
+    """First and last layer that may be pushed."""
+    bounds = sequence("layers", (0, model.n_layers - 1) if layers is None else layers, "two whole numbers")
+    if len(bounds) != 2:
+        raise InputError(f"layers={shown(layers)} is not the first and the last layer. Pass two whole numbers.")
+    first = integer("layers[0]", bounds[0], at_least=0, at_most=model.n_layers - 1)
+    return first, integer("layers[1]", bounds[1], at_least=first, at_most=model.n_layers - 1)
+
+
 def _allowed(model: LanguageModel, along: Directions, layers: tuple[int, int] | None) -> np.ndarray:
-    first, last = (0, model.n_layers - 1) if layers is None else layers
-    first = integer("layers[0]", first, at_least=0, at_most=model.n_layers - 1)
-    last = integer("layers[1]", last, at_least=first, at_most=model.n_layers - 1)
+    first, last = _bounds(model, layers)
     places = np.arange(model.n_layers)
     allowed = (places >= first) & (places <= last) & ~along.borrowed[:-1]
     if not allowed.any():
@@ -584,16 +659,17 @@ def sources(
     return source.head or head_of(model, shortest, states), source
 
 
-def _compatible(expected: Prediction, found: Prediction) -> bool:
-    return expected.low <= found.value <= expected.high
+def _holds(expected: Prediction, found: float, wider: float) -> bool:
+    """Whether a mean lies where it was expected, the interval some times as wide."""
+    low, high = (expected.value + wider * (bound - expected.value) for bound in (expected.low, expected.high))
+    return low <= found <= high
 
 
 def _trust(inputs: np.ndarray, effects: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], n: int) -> float:
     """How many times as strong inputs may be until the mean shift leaves its linear prediction by 10 %."""
-    step = 0.25
-    scales = step * np.array([1.0, -1.0, 2.0, -2.0])
+    scales = STEP * np.array([1.0, -1.0, 2.0, -2.0])
     shifts, _ = effects(np.broadcast_to(scales[:, None] * inputs, (n, 4, len(inputs))))
-    slope, second, third = coefficients(np.array(step), shifts.mean(axis=0))
+    slope, second, third = coefficients(np.array(STEP), shifts.mean(axis=0))
     return float(radius(slope, second, third, 0.1))
 
 
@@ -608,8 +684,8 @@ def _with_error(prediction: Prediction) -> str:
     return f"{abs(prediction.value):.{digits}f} ± {half:.{digits}f}"
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+def _digest(ids: tuple[int, ...]) -> str:
+    return hashlib.sha256(str(ids).encode()).hexdigest()[:16]
 
 
 def _ranges(layers: list[int]) -> str:

@@ -118,5 +118,5 @@ def own_content(path: str | Path) -> Iterator[None]:
     """Inside, what a file of ours holds becomes a result; where it does not fit, the file is to blame."""
     try:
         yield
-    except (InputError, KeyError, TypeError) as error:
+    except (InputError, IndexError, KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} does not hold a whole result ({error}). Compute it again.") from error
