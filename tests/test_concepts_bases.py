@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from conftest import EXACT, PROMPTS
+from conftest import EXACT, PROMPTS, tiny_model
 from llvlit.engine.depth import last_token_states
 from llvlit.errors import ConceptNotVisibleError, InputError, NumericalError
 from llvlit.method.bases import (
@@ -86,6 +88,28 @@ def test_many_states_do_not_make_a_concept_of_noise():
         except NumericalError:
             pass
     assert n_seen <= 7  # of 40 at 5 %: more than 7 in one of 400 such tests
+
+
+def questions(ends, n=24):
+    """Twins of two classes, alike but for their ends, which come in turn."""
+    words = ["the rain", "a street", "my aunt", "one river", "that door", "a year"]
+    texts = [f"{words[row % 6]} {row}{ends[label][row % len(ends[label])]}" for row in range(n) for label in (0, 1)]
+    return Prompts(texts, [0, 1] * n, np.arange(n).repeat(2))
+
+
+def test_a_last_token_that_tells_the_label_is_flagged_with_what_to_do():
+    model = tiny_model("llama")
+    with pytest.warns(UserWarning, match="class 0 ends in 'B' and 'D', class 1 ends in 'A'\\.") as told:
+        concept_directions(model, questions(([" (B", " (D"], [" (A"])))
+    assert "token_index" in str(told[0].message) and told[0].filename == __file__
+
+
+@pytest.mark.parametrize("ends", [([" (A", " (B"], [" (B", " (A"]), (list("abcd"), list("ABCD"))])
+def test_last_tokens_that_tell_nothing_of_other_prompts_are_not_flagged(ends):
+    """Letters in balance between the classes, and letters seen once each, which a fit to them would tell apart."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        concept_directions(tiny_model("llama"), questions(ends, n=4))  # too few for chance: every direction is its own
 
 
 def test_no_concept_anywhere_is_an_error():

@@ -191,6 +191,53 @@ def test_a_cut_prompt_keeps_its_start_token(gpt2: LanguageModel) -> None:
         tokenize(marked(gpt2, "<mask> <s> $A"), PROMPTS, max_tokens=2)
 
 
+# The token that is read
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_a_token_read_in_the_middle_has_the_state_that_the_whole_prompt_gives_it(model_type: str) -> None:
+    model, prompts = tiny_model(model_type), Prompts(["Is it good? (A", "Was it bad? (B"], [1, 0])
+    for index in (-1, -3, 4):
+        tokens = tokenize(model, prompts, token_index=index)
+        states = last_token_states(model, tokens)
+        for row, text in enumerate(prompts.texts):
+            ids = torch.tensor([model.tokenizer(text)["input_ids"]])
+            with torch.no_grad():
+                hidden = model.module(input_ids=ids, output_hidden_states=True).hidden_states
+            expected = torch.stack([layer[0, index] for layer in hidden[:-1]])
+            torch.testing.assert_close(states[row, :-1], expected, rtol=0, atol=1e-9)
+
+
+def test_the_token_that_is_read_is_found_before_a_prompt_is_cut(gpt2: LanguageModel) -> None:
+    model, text = marked(gpt2, "<s> $A", template=CHAT), "a long film. A"
+
+    def spelled(**options: object) -> str:
+        return model.tokenizer.decode(list(tokenize(model, Prompts([text], [1]), **options).ids[0]))  # type: ignore[arg-type]
+
+    assert spelled(token_index=-3) == "<s>a long film."
+    assert spelled(token_index=-3, max_tokens=6) == "<s>film."
+    assert spelled(token_index=1, max_tokens=3) == "<s>a"
+    assert spelled(token_index=-12, chat=True) == "<s><turn>user: a long film."
+    assert spelled(token_index=-12, chat=True, max_tokens=13) == "<s><turn>user: film."
+    tokens = tokenize(model, Prompts([text, "a film"], [1, 0]), token_index=-3)
+    assert tokens.metadata["token_index"] == -3 and str(tokens) == "2 prompts; start token '<s>'; read at token -3"
+    assert "token_index" not in tokenize(model, PROMPTS).metadata
+
+
+def test_a_prompt_without_the_token_that_is_read_is_named_or_left_out(gpt2: LanguageModel) -> None:
+    prompts = Prompts(["a long film", "a film", "a good film", "so-so"], [1, 0, 1, 0])
+    for index in (-7, 6):
+        with pytest.raises(InputError, match=rf"texts\[1\]='a film' has no token {index}\. Choose a token_index"):
+            tokenize(gpt2, prompts.select([0, 1, 3]), token_index=index)
+    tokens, left_out = usable_prompts(gpt2, prompts, token_index=-6)
+    assert left_out == {"fewer than two tokens": (1,), "no token -6": (3,)}
+    assert tokens == tokenize(gpt2, prompts.select([0, 2]), token_index=-6)
+    with pytest.raises(InputError, match=r"other label .*read up to token_index=1 and cut.*read a later token"):
+        tokenize(gpt2, prompts, token_index=1)
+    with pytest.raises(InputError, match="token_index=128 must be at most 127"):
+        tokenize(gpt2, prompts, token_index=128)
+
+
 # Chats
 
 

@@ -51,6 +51,8 @@ class TokenizedPrompts:
         What stands once before every prompt, by the tokenizer or the chat template; empty if nothing does.
     chat : bool
         Whether each prompt is the user's turn in the model's chat template.
+    token_index : int
+        Which token of each prompt is read; ``ids`` end there.
 
     Examples
     --------
@@ -68,6 +70,7 @@ class TokenizedPrompts:
     model_identity: str = field(repr=False)
     start_token: str = ""
     chat: bool = False
+    token_index: int = -1
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -76,6 +79,7 @@ class TokenizedPrompts:
         done = [f"start token {self.start_token!r}"] if self.start_token else []
         done += ["in the chat template"] if self.chat else []
         done += [f"suffix {self.prompts.suffix!r}"] if self.prompts.suffix else []
+        done += [f"read at token {self.token_index}"] if self.token_index != -1 else []
         done += [f"{self.n_cut} cut on the left to {self.max_tokens} tokens"] if self.n_cut else []
         return "; ".join([f"{len(self)} prompt{'s' * (len(self) != 1)}", *done])
 
@@ -92,6 +96,7 @@ class TokenizedPrompts:
             "chat": self.chat,
             "suffix": self.prompts.suffix,
             "n_cut": self.n_cut,
+            **({"token_index": self.token_index} if self.token_index != -1 else {}),
         }
 
     def select(self, indices: Sequence[int] | np.ndarray) -> TokenizedPrompts:
@@ -124,7 +129,12 @@ class TokenizedPrompts:
 
 
 def tokenize(
-    model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS, chat: bool = False
+    model: LanguageModel,
+    prompts: Prompts,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    chat: bool = False,
+    token_index: int = -1,
 ) -> TokenizedPrompts:
     """Token ids of the prompts, each cut on the left to ``max_tokens``.
 
@@ -137,13 +147,18 @@ def tokenize(
         Put each prompt, with its suffix, into the model's chat template as the user's only turn, no system turn before
         it: the last token is then the one before the answer.  What is cut is the prompt, never the template.  The
         template is run by transformers, in Jinja's immutable sandbox; for it, it is always the same day.
+    token_index
+        The token that is read and pushed in place of the last, counted as Python counts: from 0, the start token or
+        the template's first included, or from -1 at the end.  What follows it is cut off before ``max_tokens`` is
+        looked at: in a causal decoder later tokens change nothing of an earlier one.
 
     Raises
     ------
     InputError
         If ``max_tokens`` is not between 2 and the model's context, or leaves no room in the template; if a prompt has
-        fewer than two tokens (one of context, and the last), or in a chat a start token of its own; or if prompts of
-        different texts have the same tokens, since what is found on one would be tested on the other.
+        no token ``token_index``, or fewer than two tokens up to it (one of context, and the one that is read), or in a
+        chat a start token of its own; or if prompts of different texts have the same tokens, since what is found on
+        one would be tested on the other.
         :func:`~llvlit.engine.tokens.usable_prompts` leaves such prompts out.
     ModelError
         If a token has no embedding, or there is no chat template, or it fails, loses the text, or writes a second start
@@ -154,25 +169,36 @@ def tokenize(
     >>> tokens = llvlit.tokenize(model, splits.evaluation)
     >>> [llvlit.measured_gains(model, tokens, directions).mean.shape, llvlit.depth_system(model, tokens).n_layers]
     [(12,), 12]
+    >>> answer = llvlit.Prompts(["Is it good? A", "Is it bad? B"], [1, 0])
+    >>> print(llvlit.tokenize(model, answer, token_index=-2))
+    2 prompts; read at token -2
     """
-    tokens = _encode(model, prompts, max_tokens, chat)
+    tokens = _encode(model, prompts, max_tokens, chat, token_index)
     for reason, rows in _unusable(tokens).items():
         row = rows[0]
         problem = f"prompts.texts[{row}]={prompts.texts[row]!r} has {reason}"
         if reason == TOO_SHORT:
             raise InputError(f"{problem}; a prompt needs one of context and the last. Lengthen it or leave it out.")
+        if reason == _no_token(tokens):
+            raise InputError(f"{problem}. Choose a token_index that every prompt has, or leave it out.")
         if reason == STARTED:
             raise InputError(f"{problem}. Pass the bare text, or leave chat out.")
         other = next(i for i, ids in enumerate(tokens.ids) if i != row and ids == tokens.ids[row])
+        read = "" if tokens.token_index == -1 else f"read up to token_index={token_index} and "
         raise InputError(
-            f"{problem} (texts[{other}]={prompts.texts[other]!r}) when cut on the left to max_tokens={max_tokens}. "
-            "Leave it out or raise max_tokens."
+            f"{problem} (texts[{other}]={prompts.texts[other]!r}) when {read}cut on the left to "
+            f"max_tokens={max_tokens}. Leave it out, {'read a later token, ' if read else ''}or raise max_tokens."
         )
     return tokens
 
 
 def usable_prompts(
-    model: LanguageModel, prompts: Prompts, *, max_tokens: int = MAX_TOKENS, chat: bool = False
+    model: LanguageModel,
+    prompts: Prompts,
+    *,
+    max_tokens: int = MAX_TOKENS,
+    chat: bool = False,
+    token_index: int = -1,
 ) -> tuple[TokenizedPrompts, dict[str, tuple[int, ...]]]:
     """The prompts that :func:`llvlit.tokenize` takes, and the positions of those left out, by reason.
 
@@ -191,7 +217,7 @@ def usable_prompts(
     >>> tokens.prompts.texts, left_out
     (('a joy',), {'fewer than two tokens': (1,)})
     """
-    tokens = _encode(model, prompts, max_tokens, chat)
+    tokens = _encode(model, prompts, max_tokens, chat, token_index)
     left_out = _unusable(tokens)
     without = {row for rows in left_out.values() for row in rows}
     if len(without) == len(prompts):
@@ -235,7 +261,7 @@ def origin(model: LanguageModel, tokens: TokenizedPrompts, *, final_norm: bool =
     }
 
 
-def _encode(model: LanguageModel, prompts: Prompts, max_tokens: int, chat: bool) -> TokenizedPrompts:
+def _encode(model: LanguageModel, prompts: Prompts, max_tokens: int, chat: bool, token_index: int) -> TokenizedPrompts:
     checks.instance("model", model, LanguageModel, "a model, as load_model gives it")
     checks.instance("prompts", prompts, Prompts, "llvlit.Prompts or what tokenize() gives")
     max_tokens = checks.integer("max_tokens", max_tokens)
@@ -246,8 +272,9 @@ def _encode(model: LanguageModel, prompts: Prompts, max_tokens: int, chat: bool)
             f"max_tokens={max_tokens} is not between {fewest} and the context of {model.name}, "
             f"{model.max_positions} tokens."
         )
+    index = checks.integer("token_index", token_index, at_most=max_tokens - 1)
     encoded = _chat_ids if chat else _ids
-    ids, is_cut = zip(*(encoded(model, text, start, max_tokens) for text in prompts.texts), strict=True)
+    ids, is_cut = zip(*(encoded(model, text, start, max_tokens, index) for text in prompts.texts), strict=True)
     for row, tokens in enumerate(ids):
         if (token := max(tokens, default=0)) >= model.n_embedded:
             raise ModelError(
@@ -255,7 +282,7 @@ def _encode(model: LanguageModel, prompts: Prompts, max_tokens: int, chat: bool)
                 f"{model.name} has {model.n_embedded}. Load the tokenizer that belongs to the model; if the token was "
                 "added to it, resize the embedding (module.resize_token_embeddings) and train it, or leave it out."
             )
-    return TokenizedPrompts(prompts, ids, is_cut, max_tokens, model.identity, _spelled(model, start), bool(chat))
+    return TokenizedPrompts(prompts, ids, is_cut, max_tokens, model.identity, _spelled(model, start), bool(chat), index)
 
 
 def _spelled(model: LanguageModel, ids: tuple[int, ...]) -> str:
@@ -280,12 +307,19 @@ def _leading(start: tuple[int, ...], ids: Sequence[int]) -> int:
     return n
 
 
-def _ids(model: LanguageModel, text: str, start: tuple[int, ...], max_tokens: int) -> tuple[tuple[int, ...], bool]:
+def _up_to(ids: tuple[int, ...], token_index: int) -> tuple[int, ...]:
+    """Tokens up to the one that is read; none where there is no such token."""
+    return ids[: token_index + 1 or None] if -len(ids) <= token_index < len(ids) else ()
+
+
+def _ids(
+    model: LanguageModel, text: str, start: tuple[int, ...], max_tokens: int, token_index: int
+) -> tuple[tuple[int, ...], bool]:
     """Tokens of a text, and whether it was cut."""
     ids = model.tokenizer(text, verbose=False)["input_ids"]
-    ids = ids[_leading(start, ids) * len(start) :]
-    room = max_tokens - len(start)
-    return (*start, *ids[-room:]), len(ids) > room
+    ids = _up_to((*start, *ids[_leading(start, ids) * len(start) :]), token_index)
+    n = len(ids) - max_tokens
+    return (ids[: len(start)] + ids[len(start) + n :], True) if n > 0 else (ids, False)
 
 
 def _chat_start(model: LanguageModel) -> tuple[int, ...]:
@@ -341,12 +375,14 @@ def _rendered(model: LanguageModel, text: str) -> str:
         ) from error
 
 
-def _chat_ids(model: LanguageModel, text: str, start: tuple[int, ...], max_tokens: int) -> tuple[tuple[int, ...], bool]:
+def _chat_ids(
+    model: LanguageModel, text: str, start: tuple[int, ...], max_tokens: int, token_index: int
+) -> tuple[tuple[int, ...], bool]:
     """Tokens of a text in the chat template, and whether it was cut: to its longest end that fits."""
 
     def ids_from(first: int) -> tuple[int, ...]:
         ids = model.tokenizer(_rendered(model, text[first:]), add_special_tokens=False, verbose=False)["input_ids"]
-        return (*start, *ids[_leading(start, ids) * len(start) :])
+        return _up_to((*start, *ids[_leading(start, ids) * len(start) :]), token_index)
 
     ids = ids_from(0)
     if len(ids) <= max_tokens:
@@ -360,6 +396,10 @@ def _chat_ids(model: LanguageModel, text: str, start: tuple[int, ...], max_token
     return ids_from(first), True
 
 
+def _no_token(tokens: TokenizedPrompts) -> str:
+    return f"no token {tokens.token_index}"
+
+
 def _unusable(tokens: TokenizedPrompts) -> dict[str, tuple[int, ...]]:
     """Positions of the prompts that cannot be used, by reason."""
     texts, labels = tokens.prompts.texts, tokens.prompts.labels
@@ -368,6 +408,8 @@ def _unusable(tokens: TokenizedPrompts) -> dict[str, tuple[int, ...]]:
     for row, ids in enumerate(tokens.ids):
         if tokens.chat and tokens.start_token and texts[row].lstrip().startswith(tokens.start_token):
             found[STARTED].append(row)
+        elif not ids and tokens.token_index != -1:
+            found[_no_token(tokens)].append(row)
         elif len(ids) < 2:
             found[TOO_SHORT].append(row)
         else:

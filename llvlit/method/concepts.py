@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from llvlit.checks import array, choice, instance, integer, text
 from llvlit.checks import seed as checked_seed
 from llvlit.engine.depth import DepthSystem, last_token_states
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts
+from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokens_of
 from llvlit.errors import ConceptNotVisibleError, InputError
 from llvlit.prompts import Prompts, auc
 
@@ -21,6 +22,8 @@ METHODS = ("mean_difference", "lda", "logistic", "principal_component")
 N_PERMUTATIONS = 200
 CHANCE_QUANTILE = 0.95
 FEWEST_TO_PERMUTE = 10
+TELLING = 0.99
+"""Area under the ROC curve from which on the last token alone is said to tell the label."""
 UNIT_TOLERANCE = 1e-4
 """How far a direction's length may be from 1: what rounding to half precision does is less."""
 
@@ -161,6 +164,12 @@ def concept_directions(
         If no state separates the classes better than permuted labels do, or the last one, whose direction is the
         readout, does not: a readout is never borrowed.
 
+    Warns
+    -----
+    UserWarning
+        If the last token alone tells the label, as an answer's letter does: before the first layer, where nothing
+        else was read, prompts held out are told apart with an area under the ROC curve of 0.99 or more.
+
     Examples
     --------
     >>> directions = llvlit.concept_directions(model, splits.concept)
@@ -171,8 +180,45 @@ def concept_directions(
     checked_seed("seed", seed)
     labelled = prompts.prompts if isinstance(prompts, TokenizedPrompts) else prompts
     _check_classes(labelled)
-    states = last_token_states(model, prompts, max_tokens=max_tokens, final_norm=final_norm)
-    return directions_of_states(states, labelled, method=method, seed=seed)
+    tokens = tokens_of(model, prompts, max_tokens)
+    states = last_token_states(model, tokens, max_tokens=max_tokens, final_norm=final_norm)
+    directions = directions_of_states(states, labelled, method=method, seed=seed)
+    area = 0.5 if directions.borrowed[0] else _held_out_auc(states[:, 0].double().cpu(), labelled)
+    if area >= TELLING:
+        warnings.warn(
+            f"The last token alone tells the label: before layer 0, where no other token was read, prompts held out "
+            f"are told apart with an AUC of {area:.2f}. {_ends(model, tokens)}. Such a direction is the tokens', not "
+            "a concept's. Read an earlier token (token_index of tokenize), or end all prompts alike (a suffix).",
+            stacklevel=2,
+        )
+    return directions
+
+
+def _held_out_auc(states: torch.Tensor, prompts: Prompts) -> float:
+    """Area under the ROC curve of states ``(n_prompts, hidden_size)`` along the difference of the class means.
+
+    Each unit (twins together) is held out in turn, so that tokens seen once tell nothing.
+    """
+    labels, (_, unit) = torch.tensor(prompts.labels), np.unique(prompts.pairs, return_inverse=True)
+    own = torch.from_numpy(unit[:, None] == unit).to(states)
+    means = []
+    for label in (0, 1):
+        weights = (1 - own) * (labels == label)
+        if not (weights.sum(dim=1) > 0).all():
+            return 0.5
+        means.append(weights @ states / weights.sum(dim=1, keepdim=True))
+    scores = ((states - (means[0] + means[1]) / 2) * (means[1] - means[0])).sum(dim=1)
+    return float(auc(scores.numpy(), prompts.labels))
+
+
+def _ends(model: LanguageModel, tokens: TokenizedPrompts) -> str:
+    """The tokens that the classes end in most often."""
+    told = []
+    for label in (0, 1):
+        ends = Counter(ids[-1] for ids, one in zip(tokens.ids, tokens.prompts.labels, strict=True) if one == label)
+        most = " and ".join(repr(model.tokenizer.decode([token])) for token, _ in ends.most_common(2))
+        told.append(f"class {label} ends in {most}")
+    return "Most often " + ", ".join(told)
 
 
 def directions_of_states(
