@@ -32,7 +32,7 @@ def solution(text: str, label: str) -> str:
     return rest.partition("{solution-end}")[0]
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
+@pytest.mark.parametrize("name", (*CHAPTERS, "steering"))
 def test_exercises_are_graded_and_their_solutions_executed(name):
     text = page(name)
     exercises = EXERCISE.findall(text)
