@@ -276,8 +276,8 @@ def test_recommend_says_and_saves_what_the_library_recommends(run, tmp_path: Pat
     assert not advice.inputs[[0, 1, 2, 10, 11]].any() and advice.inputs[3:10].any()
     rows = re.findall(r"^[> ] (.+?)  +(\S+) \(\S+ to \S+\) +(\S+) \(", text, re.MULTILINE)
     assert [name for name, *_ in rows] == [plan.name for plan in (advice.plan, *advice.alternatives)]
-    assert all(abs(float(kl) - 0.1) < 0.02 for *_, kl in rows)
-    shifts = [float(shift) for _, shift, _ in rows]
+    assert all(abs(float(kl) - 0.1) < 0.03 for *_, kl in rows)
+    shifts = [float(shift) for _, shift, _ in rows[1:]]  # of the first, what the choice cannot have flattered
     assert shifts == sorted(shifts, reverse=True)
     assert re.search(r"The warranty (held|did NOT hold) at 24 other prompts", text)
     assert "Saved: mine" in text and "suffix ' Rating:'" in text

@@ -96,7 +96,7 @@ def recommend(options: argparse.Namespace) -> None:
     facts = {
         **facts_of(found),
         "alternatives": [asdict(plan) for plan in found.alternatives],
-        "verification": {name: getattr(verification, name) for name in ("shift", "kl", "held", "per_prompt")},
+        "verification": {name: getattr(verification, name) for name in ("shift", "kl", "held", "near", "per_prompt")},
         "notes": notes,
         "figure": None,
         "metadata": found.metadata,
