@@ -324,8 +324,10 @@ def test_what_is_foretold_of_the_best_is_not_flattered_by_the_choice():
 def test_prompts_of_another_kind_are_refused(gpt2):
     advice = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=0.01)
     others = [f"a film of {word}" for word in ("law", "sun")]
-    with pytest.raises(InputError, match="suffix"):
+    with pytest.warns(UserWarning, match="suffix='!'"):
         advice.verify(gpt2, llvlit.Prompts([f"{text}!" for text in others], [0, 1], suffix="!"))
+    with pytest.raises(InputError, match="token_index"):
+        advice.verify(gpt2, llvlit.tokenize(gpt2, llvlit.Prompts(others, [0, 1]), token_index=-2))
     with pytest.raises(InputError, match="two"):
         advice.verify(gpt2, llvlit.Prompts(others, [0, 1], [7, 7]))
     assert advice.gains.metadata["horizon"] == 1

@@ -10,6 +10,7 @@ import torch
 
 from llvlit.checks import flag, instance, integer, number, sequence, text
 from llvlit.engine.head import Head, head_of
+from llvlit.engine.layer import real_tensor
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import TokenizedPrompts
 from llvlit.errors import InputError
@@ -90,9 +91,10 @@ class TokenContrast:
             raise InputError(f"Words of both sets begin with the same token of {model.name}: {pieces}. Leave one out.")
         return sets[0], sets[1]
 
-    def values(self, logits: torch.Tensor, model: LanguageModel) -> torch.Tensor:
+    def _values(self, logits: torch.Tensor, model: LanguageModel) -> torch.Tensor:
         """Log-odds ``(...)`` of logits ``(..., n_words)``, in float64."""
-        positive, negative = (logits[..., list(ids)].to(torch.float64) for ids in self.tokens(model))
+        ids = self.tokens(model)
+        positive, negative = (_logits_of(logits, each, model) for each in ids)
         return positive.logsumexp(dim=-1) - negative.logsumexp(dim=-1)
 
 
@@ -127,7 +129,7 @@ class LogitReadout:
     def __str__(self) -> str:
         return "logits " + " ".join(f"{weight:+g} [{token}]" for token, weight in self.weights)
 
-    def values(self, logits: torch.Tensor, model: LanguageModel) -> torch.Tensor:
+    def _values(self, logits: torch.Tensor, model: LanguageModel) -> torch.Tensor:
         """Sums ``(...)`` of logits ``(..., n_words)``, in float64."""
         tokens, weights = zip(*self.weights, strict=True)
         if max(tokens) >= logits.shape[-1]:
@@ -161,7 +163,7 @@ class Reading:
         rows, values = states.reshape(-1, states.shape[-1]), []
         with torch.no_grad():
             for part in self.head.parts(len(rows), 1):
-                values.append(self.output.values(self.head.logits(rows[part]), self.head.model))
+                values.append(self.output._values(self.head.logits(rows[part]), self.head.model))
         return torch.cat(values).reshape(states.shape[:-1]) if values else rows.new_zeros(states.shape[:-1])
 
     def shifts(self, rest: torch.Tensor, pushed: torch.Tensor) -> torch.Tensor:
@@ -179,7 +181,7 @@ class Reading:
         for part in self.head.parts(len(states), 1):
             with torch.enable_grad():
                 point = states[part].detach().requires_grad_()
-                value = self.output.values(self.head.logits(point), self.head.model)
+                value = self.output._values(self.head.logits(point), self.head.model)
                 gradients[part] = torch.autograd.grad(value.sum(), point)[0]
         return gradients
 
@@ -219,6 +221,16 @@ def reading(
     found = Reading(readout, output, head_of(model, tokens, states))
     found.values(states[:1])  # before anything is computed: words that the model does not know
     return found
+
+
+def _logits_of(logits: torch.Tensor, tokens: tuple[int, ...], model: LanguageModel) -> torch.Tensor:
+    """Logits ``(..., k)`` of some tokens, in float64."""
+    instance("model", model, LanguageModel, "a model, as load_model gives it")
+    logits = real_tensor("logits", logits, finite=False)
+    n_words = logits.shape[-1] if logits.ndim else 0
+    if max(tokens) >= n_words:
+        raise InputError(f"weights or words name token {max(tokens)}; the logits of {model.name} are {n_words}.")
+    return logits[..., list(tokens)].to(torch.float64)
 
 
 def _some(words: tuple[str, ...]) -> str:

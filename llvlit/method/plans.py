@@ -210,6 +210,8 @@ def _factor(curves: tuple[np.ndarray, np.ndarray], lengths: np.ndarray, aim: str
     def share(factor: float) -> float:
         return float(_at(curve, lengths, factor, power).mean() / target)
 
+    if not lengths.min() > 0:  # a limit that leaves nothing
+        return None
     grid = np.geomspace(lengths.min() * (1 - CLOSE), lengths.max() * (1 + CLOSE), N_FACTORS)
     shares = [share(factor) for factor in grid]
     place = next((place for place, value in enumerate(shares) if value >= 1), 0)

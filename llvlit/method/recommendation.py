@@ -261,21 +261,28 @@ class Recommendation:
         Raises
         ------
         InputError
-            If the model is another one, or the prompts are in a chat, or have a suffix, and those were not; or the
-            other way round.
+            If the model is another one, or the prompts are in a chat, or another of their tokens is read, and that was
+            not so there; or the other way round.
+
+        Warns
+        -----
+        UserWarning
+            If they end in another suffix.
         """
         self.check_model(model)
         length, chat = int(self.metadata["max_tokens"]), bool(self.metadata["chat"])
         if not isinstance(prompts, TokenizedPrompts):
             prompts = tokenize(model, prompts, max_tokens=length, chat=chat)
         tokens = tokens_of(model, prompts, length)
-        for name in ("chat", "suffix", "token_index"):
+        for name in ("chat", "token_index", "suffix"):
             theirs, ours = tokens.metadata.get(name), self.metadata.get(name)
             if theirs != ours:
-                raise InputError(
-                    f"prompts have {name}={theirs!r}, and those that the recommendation was made from {name}={ours!r}. "
-                    "Pass such ones, or make another for these."
+                told = (
+                    f"prompts have {name}={theirs!r}, and those that the recommendation was made from {name}={ours!r}"
                 )
+                if name != "suffix":
+                    raise InputError(f"{told}. Pass such ones, or make another for these.")
+                warnings.warn(f"{told}: what was expected there need not hold here.", stacklevel=3)
         return tokens
 
     def scaled(self, factor: float) -> Recommendation:

@@ -218,7 +218,8 @@ def output_shifts(
     states = instance("system", system, DepthSystem, "a system, as depth_system gives it").states
     vectors = as_directions(directions).on(system)
     inputs = array("inputs", inputs, (len(states), "k", system.n_layers))
-    shifts = _shifts(system, vectors, inputs, source or Reading(vectors[-1]))
+    source = Reading(vectors[-1]) if source is None else instance("source", source, Reading, "how an output is read")
+    shifts = _shifts(system, vectors, inputs, source)
     if not np.isfinite(shifts).all():
         raise NumericalError(f"Inputs of up to {np.abs(inputs).max():.3g} overflow the model's numbers; lower them.")
     return shifts

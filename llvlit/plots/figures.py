@@ -318,7 +318,8 @@ def hankel_spectrum(
     states = [np.ravel(checks.array(f"singular_values[{state}]", each)) for state, each in enumerate(given)]
     colors = mpl.colormaps["viridis"](np.linspace(0.9, 0, len(states)))
     largest = max((values.max() for values in states if len(values)), default=1.0)
-    bottom = 1e-6 * largest if not floor else max(checks.number("floor", floor, at_least=0), 1e-12 * largest)
+    floor = None if floor is None else checks.number("floor", floor, at_least=0)
+    bottom = max(floor, 1e-12 * largest) if floor else 1e-6 * largest
     for state, values in enumerate(states):
         axes.plot(np.arange(1, len(values) + 1), np.maximum(values, bottom / 3), color=colors[state], linewidth=1)
     axes.set_yscale("log")
