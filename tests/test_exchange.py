@@ -147,9 +147,9 @@ def test_repengs_object_goes_both_ways(gpt2: LanguageModel) -> None:
 @pytest.mark.parametrize(
     "layers, positions, format, named",
     [
-        ((0, 1, 3), "all", "gguf", r"before layer 0, 1 .*layers=range\(2, 4\), positions='all'"),
-        ((0, 1, 3), "all", "repeng", r"before layer 0 .*layers=range\(1, 4\)"),
-        ((0, 1, 3), "last", "easysteer", r"before layer 0 .*layers=range\(1, 4\), positions='last'"),
+        ((0, 1, 3), "all", "gguf", r"before layer 0, 1 .*layers=\(2, 3\), positions='all'"),
+        ((0, 1, 3), "all", "repeng", r"before layer 0 .*layers=\(1, 3\)"),
+        ((0, 1, 3), "last", "easysteer", r"before layer 0 .*layers=\(1, 3\), positions='last'"),
         ((2, 3), "last", "gguf", r"positions='last' .*positions='all'"),
         ((2, 3), "last", "repeng", r"positions='last' .*positions='all'"),
         ((), "all", "gguf", "zeros alone"),

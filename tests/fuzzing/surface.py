@@ -228,7 +228,7 @@ RIGHT = {
     "third": "np.zeros(6)",
     "title": "'a title'",
     "towards": "'positive'",
-    "token_index": "1",
+    "token_index": "2",
     "tokenizer": "model.tokenizer",
     "tokens_per_batch": "100",
     "tolerance": "1e-8",
