@@ -83,6 +83,17 @@ class Directions:
                 f"borrowed has shape {borrowed.shape}, type {borrowed.dtype}; pass a bool for every state."
             )
 
+    @property
+    def first_own(self) -> int:
+        """The first state from which on every state has a direction of its own: gains are worth showing from there.
+
+        Examples
+        --------
+        >>> directions.first_own, bool(directions.borrowed[directions.first_own :].any())
+        (1, False)
+        """
+        return int(np.flatnonzero(np.append(True, self.borrowed)).max())
+
     def on(self, model: LanguageModel | DepthSystem) -> torch.Tensor:
         """Vectors in the type and on the device of a model or a system; InputError if their shape does not fit it."""
         instance("model", model, (LanguageModel, DepthSystem), "a model, as load_model gives it, or a depth system")
