@@ -197,6 +197,8 @@ class Writer:
         if block.name == "prf:proof":
             body = self.text(block.body)
             return f"**Proof.** {body}" + ("\n\n∎" if body.endswith("$$") else " ∎")
+        if block.name == "dropdown":
+            return f"<details>\n<summary>{block.argument}</summary>\n\n{self.text(block.body)}\n\n</details>"
         title, body = self.text(block.argument, boxed=True), self.text(block.body, boxed=True)
         kind = block.name.removeprefix("prf:").capitalize()
         if block.name.startswith("prf:"):
