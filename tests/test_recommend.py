@@ -124,7 +124,7 @@ def test_odds_are_those_of_the_next_token(gpt2):
 
     tokens = llvlit.tokenize(gpt2, PROMPTS)
     states = last_token_states(gpt2, tokens)[:, -1]
-    found = reading(gpt2, tokens, DIRECTIONS[-1], ODDS, states).values(states)
+    found = reading(gpt2, tokens, DIRECTIONS[-1], ODDS).values(states)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-10)
 
 

@@ -132,9 +132,8 @@ def fisher_metric(
     vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
     everywhere = checked_positions(positions)
     fisher = np.empty((len(tokens), model.n_layers, model.n_layers))
-    head: Head | None = None
+    head = head_of(model, tokens)
     for rows, states, tangents in responses(model, tokens, vectors, everywhere=everywhere, max_tokens=max_tokens):
-        head = head or head_of(model, tokens.select(rows), states[:, -1])
         fisher[rows] = pulled_back(head, states, tangents)
     return make_metric(model, tokens, fisher, along, positions)
 

@@ -196,16 +196,10 @@ def reading(
     tokens: TokenizedPrompts,
     readout: torch.Tensor,
     output: Output | None,
-    states: torch.Tensor | None,
     *,
     final_norm: bool = False,
 ) -> Reading:
-    """How the output of a model is read.
-
-    Parameters
-    ----------
-    states : (n_prompts, hidden_size) tensor, or None where there is no output
-        Final states of the prompts, on which the model's head is checked.
+    """How the output of a model is read; of one that reads logits, the head is checked on the shortest prompt.
 
     Raises
     ------
@@ -217,9 +211,8 @@ def reading(
     instance("output", output, (TokenContrast, LogitReadout), "a TokenContrast or LogitReadout")
     if final_norm:
         raise InputError("output reads the logits, which have the final norm in them. Leave final_norm out.")
-    assert states is not None
-    found = Reading(readout, output, head_of(model, tokens, states))
-    found.values(states[:1])  # before anything is computed: words that the model does not know
+    found = Reading(readout, output, head_of(model, tokens))
+    found.values(readout[None])  # before anything is computed: words that the model does not know
     return found
 
 

@@ -660,10 +660,8 @@ def sources(
     model: LanguageModel, texts: TokenizedPrompts, vectors: torch.Tensor, output: Output | None
 ) -> tuple[Head, Reading]:
     """The model's head and the output's reading, checked on the shortest text."""
-    shortest = texts.select([min(range(len(texts)), key=lambda row: len(texts.ids[row]))])
-    states = last_token_states(model, shortest, max_tokens=texts.max_tokens)[:, -1]
-    source = reading(model, shortest, vectors[-1], output, states)
-    return source.head or head_of(model, shortest, states), source
+    source = reading(model, texts, vectors[-1], output)
+    return source.head or head_of(model, texts), source
 
 
 def _holds(expected: Prediction, found: float, wider: float) -> bool:
