@@ -12,17 +12,25 @@ import torch
 from llvlit.checks import integer
 from llvlit.engine.depth import depth_system
 from llvlit.engine.exclusive import lock_of
-from llvlit.engine.head import Head
+from llvlit.engine.head import Head, head_of
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import TokenizedPrompts
 from llvlit.engine.tokenwise import token_finals
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.gains import in_parts
-from llvlit.method.outputs import Reading
+from llvlit.method.outputs import Output, Reading, reading
 from llvlit.progress import progress
 
 CANDIDATES_AT_ONCE = 64
 """Sets of inputs of each prompt that pass through depth together."""
+
+
+def sources(
+    model: LanguageModel, texts: TokenizedPrompts, vectors: torch.Tensor, output: Output | None
+) -> tuple[Head, Reading]:
+    """The model's head and the output's reading, checked on the shortest text."""
+    source = reading(model, texts, vectors[-1], output)
+    return source.head or head_of(model, texts), source
 
 
 def push_effects(

@@ -8,7 +8,6 @@ is seen; and what is foretold of the best is read at prompts that it was not cho
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,93 +20,31 @@ import torch
 from llvlit.checks import array, choice, instance, integer, number, sequence, shown
 from llvlit.checks import path as checked_path
 from llvlit.engine.depth import last_token_states
-from llvlit.engine.head import Head, head_of
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokenize, tokens_of
 from llvlit.errors import FileError, InputError
-from llvlit.files import (
-    finish,
-    finished,
-    load_tensors,
-    read_bytes,
-    read_json,
-    replaced,
-    save_tensors,
-    write_json,
-)
-from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowed_of
+from llvlit.files import finished
+from llvlit.method.concepts import Directions, DirectionsLike, as_directions
 from llvlit.method.control import relative_weights
-from llvlit.method.effects import push_effects, with_continuations
+from llvlit.method.effects import push_effects, sources, with_continuations
 from llvlit.method.exchange import FIRST_LAYER, FORMATS, SteeringVectors, export_vectors
 from llvlit.method.fisher import FisherMetric, make_metric, pulled_back, responses
 from llvlit.method.gains import POSITIONS, Gains, check_resolution, checked_positions, make_gains
-from llvlit.method.outputs import LogitReadout, Output, Reading, TokenContrast, reading
-from llvlit.method.plans import (
-    Plan,
-    Prediction,
-    SecondOrder,
-    competing_plans,
-    held_out_in_turn,
-    measured,
-    scaled_plan,
-)
+from llvlit.method.outputs import Output
+from llvlit.method.plans import Plan, Prediction, SecondOrder, competing_plans, held_out_in_turn, scaled_plan
 from llvlit.method.results import own_content
+from llvlit.method.saved_plans import KIND, read_plan, write_plan
 from llvlit.method.trust import coefficients, radius
+from llvlit.method.warranty import Verification, text_digest, verify
 from llvlit.prompts import Prompts
-from llvlit.provenance import environment
 
-KIND = "recommendation"
 TOWARDS = ("positive", "negative")
-WITHIN = 0.25
-"""Relative error of the divergence that the warranty allows."""
 SMALLEST_BUDGET = 1e-8
 """In nats: below it the divergence drowns in the rounding of logits."""
 STEP = 0.25
 """Of the plan, the smallest part whose shift tells how far a straight line can be trusted."""
 MATTERS = 0.05
 """Share of the largest relative push from which on a layer is named."""
-
-
-@dataclass(frozen=True, eq=False)
-class Verification:
-    """What a recommendation did at other prompts, in the full model.
-
-    Attributes
-    ----------
-    shift, kl : Prediction
-        Measured means, and their 95 % intervals over independent units.
-    held : bool
-        Whether both lie where the means of so many prompts were expected.
-    near : bool
-        Whether the divergence is within 25 % of what was expected; of few prompts it is often not by chance.
-    per_prompt : (2, n_prompts) float64 array
-        Shift and divergence at each prompt.
-    corrected : Recommendation
-        The same shape at the strength that these prompts ask for.
-
-    Examples
-    --------
-    >>> advice = llvlit.recommend(model, splits.operating, directions, budget=0.05)
-    >>> check = advice.verify(model, splits.evaluation)
-    >>> bool(check.kl.low <= check.kl.value <= check.kl.high)
-    True
-    """
-
-    shift: Prediction
-    kl: Prediction
-    held: bool
-    near: bool
-    per_prompt: np.ndarray = field(repr=False)
-    corrected: Recommendation = field(repr=False)
-
-    def __str__(self) -> str:
-        n_prompts = self.per_prompt.shape[1]
-        verdict = "The warranty held" if self.held else "The warranty did NOT hold"
-        within = "within" if self.near else "NOT within"
-        return (
-            f"{verdict} at {n_prompts} other prompts: shift {self.shift}, {self.kl} nats, {within} 25 % of what was "
-            "expected."
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,34 +163,7 @@ class Recommendation:
         InputError
             If the model is another one, or the prompts hold one that the recommendation was made from.
         """
-        tokens = self.tokens(model, prompts)
-        known = set(self.metadata["token_digests"])
-        if both := [tokens.prompts.texts[row] for row, ids in enumerate(tokens.ids) if _digest(ids) in known]:
-            raise InputError(
-                f"prompts hold {len(both)} text(s) that the recommendation was made from, such as {both[0]!r}: it "
-                "would be tested on itself. Pass others."
-            )
-        n_units = len(set(tokens.prompts.pairs))
-        if n_units < 2:
-            raise InputError("prompts are one independent one (twins count once); a mean needs two. Pass more.")
-        texts = with_continuations(model, tokens, self.horizon)
-        vectors = self.directions.on(model)
-        head, source = sources(model, texts, vectors, self.output)
-        inputs = np.broadcast_to(self.inputs, (len(texts), 1, len(self.inputs)))
-        shifts, costs = push_effects(
-            head, texts, vectors, inputs, source, everywhere=self.positions == "all", horizon=self.horizon
-        )
-        per_prompt = np.stack([shifts[:, 0], costs[:, 0]])
-        shift, kl = (measured(values, tokens.prompts.pairs) for values in per_prompt)
-        n_known = len(set(self.gains.pairs))
-        wider = float(np.sqrt((1 / n_known + 1 / n_units) / (2 / n_known)))  # the intervals are for as many new prompts
-        held = all(_holds(each, found.value, wider) for each, found in ((self.shift, shift), (self.kl, kl)))
-        near = abs(kl.value / self.kl.value - 1) <= WITHIN
-        reached = max(kl.value, np.finfo(float).tiny) if self.aim == "kl" else shift.value or np.finfo(float).tiny
-        factor = np.sqrt(self.target / reached) if self.aim == "kl" else self.target / reached
-        seen = replace(self, plan=replace(self.plan, shift=shift, kl=kl)).scaled(float(factor))
-        corrected = replace(seen, target=self.target, alternatives=())
-        return Verification(shift, kl, held, near, per_prompt, corrected)
+        return verify(self, model, prompts)
 
     def tokens(self, model: LanguageModel, prompts: Prompts | TokenizedPrompts) -> TokenizedPrompts:
         """Prompts as tokens, with what was done to those that the recommendation was made from.
@@ -301,39 +211,7 @@ class Recommendation:
         FileError
             If the folder holds anything else than a recommendation, or cannot be written.
         """
-        folder = checked_path("folder", folder)
-        plans = (self.plan, *self.alternatives)
-        arrays = {
-            "inputs": np.stack([plan.inputs for plan in plans]),
-            "gains": self.gains.per_prompt,
-            "fisher": self.fisher.per_prompt,
-            "sizes": self.sizes,
-            "directions": self.directions.vectors,
-            "gaps": self.directions.gaps,
-            "chance_gaps": self.directions.chance_gaps,
-            "borrowed": self.directions.borrowed.astype(np.uint8),
-        }
-        manifest = {
-            "kind": KIND,
-            "plans": [{"name": plan.name, "shift": vars(plan.shift), "kl": vars(plan.kl)} for plan in plans],
-            "aim": self.aim,
-            "target": self.target,
-            "trust_radius": self.trust_radius,
-            "pairs": self.gains.pairs,
-            "directions": self.directions.method,
-            "positions": self.positions,
-            "horizon": self.horizon,
-            "site": "added to the residual stream before each layer",
-            "hidden_size": int(self.directions.vectors.shape[1]),
-            "output": _output_parts(self.output),
-            "metadata": {**environment(), **self.metadata},
-        }
-        with replaced(folder, KIND) as fresh:
-            save_tensors(fresh / "plan.safetensors", arrays, manifest)
-            shown = {**manifest, "layers": self.layers, "in words": str(self), "inputs": self.inputs.tolist()}
-            shown["sha256"] = _file_digest(fresh / "plan.safetensors")
-            write_json(fresh / "manifest.json", shown)
-            finish(fresh, KIND)
+        write_plan(self, checked_path("folder", folder))
 
     @property
     def vectors(self) -> SteeringVectors:
@@ -445,42 +323,8 @@ def load_recommendation(folder: str | Path) -> Recommendation:
         raise FileError(
             f"{folder} is no complete recommendation of llvlit's. Make it with recommend(...).save(folder)."
         )
-    manifest = read_json(folder / "manifest.json", "a recommendation's manifest")
-    tensors, header = load_tensors(folder / "plan.safetensors", kind=KIND)
-    same = all(manifest.get(key) == value for key, value in header.items() if key != "format")
-    same &= manifest.get("inputs") == tensors["inputs"][:1].flatten().tolist()
-    if not same or manifest.get("sha256") != _file_digest(folder / "plan.safetensors"):
-        raise FileError(f"{folder}/manifest.json tells of another plan, or was changed. Make the recommendation again.")
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     with own_content(folder):
-        plans = [
-            Plan(each["name"], inputs, Prediction(**each["shift"]), Prediction(**each["kl"]))
-            for each, inputs in zip(header["plans"], arrays["inputs"], strict=True)
-        ]
-        directions = Directions(
-            tensors["directions"],
-            arrays["gaps"],
-            arrays["chance_gaps"],
-            arrays["borrowed"].astype(bool),
-            header["directions"],
-        )
-        metadata, pairs = header["metadata"], tuple(header["pairs"])
-        told = {"borrowed": borrowed_of(directions, True), "metadata": metadata}
-        return Recommendation(
-            plan=plans[0],
-            alternatives=tuple(plans[1:]),
-            aim=header["aim"],
-            target=header["target"],
-            trust_radius=header["trust_radius"],
-            gains=Gains(arrays["gains"], "adjoint", 0.0, pairs, **told),
-            fisher=FisherMetric(arrays["fisher"], pairs, **told),
-            sizes=arrays["sizes"],
-            directions=directions,
-            positions=header["positions"],
-            horizon=header["horizon"],
-            output=_output_of(header["output"]),
-            metadata=metadata,
-        )
+        return Recommendation(**read_plan(folder))
 
 
 def recommend(
@@ -598,7 +442,7 @@ def recommend(
         "budget": target if aim == "kl" else None,
         "max_tokens": max_tokens,
         "model_type": str(getattr(model.module.config, "model_type", "")),
-        "token_digests": [_digest(ids) for ids in tokens.ids],
+        "token_digests": [text_digest(ids) for ids in tokens.ids],
         "layers": list(_bounds(model, layers)),
         "limit": limit,
         **source.metadata,
@@ -656,20 +500,6 @@ def _allowed(model: LanguageModel, along: Directions, layers: tuple[int, int] | 
     return np.asarray(allowed)
 
 
-def sources(
-    model: LanguageModel, texts: TokenizedPrompts, vectors: torch.Tensor, output: Output | None
-) -> tuple[Head, Reading]:
-    """The model's head and the output's reading, checked on the shortest text."""
-    source = reading(model, texts, vectors[-1], output)
-    return source.head or head_of(model, texts), source
-
-
-def _holds(expected: Prediction, found: float, wider: float) -> bool:
-    """Whether a mean lies where it was expected, the interval some times as wide."""
-    low, high = (expected.value + wider * (bound - expected.value) for bound in (expected.low, expected.high))
-    return low <= found <= high
-
-
 def _trust(inputs: np.ndarray, effects: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], n: int) -> float:
     """How many times as strong inputs may be until the mean shift leaves its linear prediction by 10 %."""
     scales = STEP * np.array([1.0, -1.0, 2.0, -2.0])
@@ -678,19 +508,11 @@ def _trust(inputs: np.ndarray, effects: Callable[[np.ndarray], tuple[np.ndarray,
     return float(radius(slope, second, third, 0.1))
 
 
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(read_bytes(path, "a plan")).hexdigest()
-
-
 def _with_error(prediction: Prediction) -> str:
     """Size and half its interval, which has two digits."""
     half = (prediction.high - prediction.low) / 2
     digits = max(0, 1 - int(np.floor(np.log10(half)))) if half > 0 else 3
     return f"{abs(prediction.value):.{digits}f} ± {half:.{digits}f}"
-
-
-def _digest(ids: tuple[int, ...]) -> str:
-    return hashlib.sha256(str(ids).encode()).hexdigest()[:16]
 
 
 def _ranges(layers: list[int]) -> str:
@@ -702,16 +524,3 @@ def _ranges(layers: list[int]) -> str:
         else:
             runs.append([layer])
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
-
-
-def _output_parts(output: Output | None) -> dict[str, Any] | None:
-    return None if output is None else {"kind": type(output).__name__, **vars(output)}
-
-
-def _output_of(parts: dict[str, Any] | None) -> Output | None:
-    if parts is None:
-        return None
-    if parts["kind"] == "TokenContrast":
-        options = {name: parts[name] for name in ("space", "first_tokens")}
-        return TokenContrast(parts["positive"], parts["negative"], **options)
-    return LogitReadout(dict(map(tuple, parts["weights"])))
