@@ -223,7 +223,10 @@ def test_words_and_budgets_that_cannot_be_used_are_told(gpt2):
     with pytest.raises(InputError, match="among the positive"):
         llvlit.TokenContrast(["a"], ["a"])
     with pytest.raises(InputError, match="first_tokens"):
-        llvlit.TokenContrast(["good"], ["bad"]).tokens(gpt2)
+        llvlit.TokenContrast(["good"], ["bad"], space=False).tokens(gpt2)
+    for first_tokens in (False, True):  # as one token for each byte has it: all words would be read at the space
+        with pytest.raises(InputError, match="'good' begins with a bare space"):
+            llvlit.TokenContrast(["good"], ["bad"], first_tokens=first_tokens).tokens(gpt2)
     with pytest.raises(InputError, match="same token"):
         llvlit.TokenContrast(["good"], ["great"], space=False, first_tokens=True).tokens(gpt2)
     with pytest.raises(InputError, match="all zero"):
@@ -239,6 +242,22 @@ def test_words_and_budgets_that_cannot_be_used_are_told(gpt2):
         llvlit.recommend(gpt2, EIGHT.select([0, 1]), DIRECTIONS)
     with pytest.warns(UserWarning, match="trust radius"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=2.0)
+
+
+def test_words_are_looked_up_once(monkeypatch):
+    model, looked_up = tiny_model("gpt2"), []
+    tokens = llvlit.tokenize(model, EIGHT)
+    monkeypatch.setattr(llvlit.TokenContrast, "tokens", lambda *_: looked_up.append(1) or ((3, 4), (5,)))
+    llvlit.recommend(model, tokens, DIRECTIONS, budget=0.01, output=ODDS)
+    assert len(looked_up) == 1
+
+
+@pytest.mark.parametrize("method", ["linear", "measured"])
+def test_an_output_that_does_not_fit_is_refused_before_the_matrix_is_computed(gpt2, monkeypatch, method):
+    for name in ("sweep", "propagate_beside"):
+        monkeypatch.setattr(f"llvlit.method.gain_matrix.{name}", lambda *_, **__: pytest.fail("computed first"))
+    with pytest.raises(InputError, match="token 900"):
+        llvlit.gain_matrix(gpt2, PROMPTS, DIRECTIONS, method=method, output=llvlit.LogitReadout({900: 1.0}))
 
 
 def test_every_result_reads_the_output_it_is_asked_for(gpt2):
