@@ -17,6 +17,7 @@ from llvlit.errors import FileError, InputError
 from llvlit.method.concepts import as_directions, random_directions
 from llvlit.method.effects import with_continuations
 from llvlit.method.fisher import responses
+from llvlit.method.plans import positive
 from llvlit.method.recommendation import load_recommendation
 
 DIRECTIONS = random_directions(5, 24, seed=1)
@@ -338,6 +339,23 @@ def test_what_is_foretold_of_the_best_is_not_flattered_by_the_choice():
         advice = llvlit.recommend(model, llvlit.Prompts(texts[first : first + 8], [0, 1] * 4), DIRECTIONS, budget=0.05)
         ahead.append(advice.shift.value / advice.verify(model, others).shift.value - 1)
     assert abs(np.mean(ahead)) < 2.5 * np.std(ahead) / np.sqrt(len(ahead))
+
+
+@pytest.mark.parametrize("n_units", [6, 16])
+@pytest.mark.parametrize("spread", ["log-normal, 0.6", "log-normal, 1", "squares"])
+def test_an_interval_of_divergences_holds_the_mean_of_new_prompts(spread, n_units):
+    generator = np.random.default_rng(0)
+    draw = {
+        "log-normal, 0.6": lambda shape: generator.lognormal(0, 0.6, shape),
+        "log-normal, 1": lambda shape: generator.lognormal(0, 1, shape),
+        "squares": lambda shape: generator.standard_normal(shape) ** 2,
+    }[spread]
+    seen, new = draw((2000, n_units)), draw((2000, n_units)).mean(axis=1)
+    predictions = [positive(values, tuple(range(n_units))) for values in seen]
+    held = np.mean([each.low <= mean <= each.high for each, mean in zip(predictions, new, strict=True)])
+    assert 0.92 <= held <= 0.97
+    assert all(each.value == pytest.approx(values.mean()) for each, values in zip(predictions, seen, strict=True))
+    assert positive(np.full(n_units, 0.2), tuple(range(n_units))).high == pytest.approx(0.2)
 
 
 def test_prompts_of_another_kind_are_refused(gpt2):

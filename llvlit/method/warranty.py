@@ -87,7 +87,8 @@ def verify(advice: Recommendation, model: LanguageModel, prompts: Prompts | Toke
     shift, kl = (measured(values, tokens.prompts.pairs) for values in per_prompt)
     n_known = len(set(advice.gains.pairs))
     wider = float(np.sqrt((1 / n_known + 1 / n_units) / (2 / n_known)))  # the intervals are for as many new prompts
-    held = all(_holds(each, found.value, wider) for each, found in ((advice.shift, shift), (advice.kl, kl)))
+    held = _holds(advice.shift, shift.value, wider)
+    held &= _holds(_logarithm(advice.kl), _logarithm(kl).value, wider)  # as the interval was made
     near = abs(kl.value / advice.kl.value - 1) <= WITHIN
     reached = max(kl.value, np.finfo(float).tiny) if advice.aim == "kl" else shift.value or np.finfo(float).tiny
     factor = np.sqrt(advice.target / reached) if advice.aim == "kl" else advice.target / reached
@@ -100,6 +101,10 @@ def _holds(expected: Prediction, found: float, wider: float) -> bool:
     """Whether a mean lies where it was expected, the interval some times as wide."""
     low, high = (expected.value + wider * (bound - expected.value) for bound in (expected.low, expected.high))
     return low <= found <= high
+
+
+def _logarithm(prediction: Prediction) -> Prediction:
+    return Prediction(*(float(np.log(max(each, np.finfo(float).tiny))) for each in vars(prediction).values()))
 
 
 def text_digest(ids: tuple[int, ...]) -> str:
