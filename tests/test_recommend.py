@@ -12,6 +12,7 @@ import torch
 import llvlit
 from conftest import PROMPTS as SIX
 from conftest import byte_tokenizer, tiny_model
+from llvlit.engine import depth
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import FileError, InputError
 from llvlit.method.concepts import as_directions, random_directions
@@ -153,6 +154,14 @@ def test_a_recommendation_meets_its_budget_at_prompts_like_its_own(options):
     again = check.corrected.verify(model, others)
     assert again.kl.value == pytest.approx(0.02, rel=0.1)
     assert again.corrected.verify(model, others).kl.value == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_few_prompts_are_recorded_once(monkeypatch):
+    model, calls = tiny_model("gpt2"), []
+    run = depth.run_all_tokens
+    monkeypatch.setattr(depth, "run_all_tokens", lambda *given: calls.append(len(given[1])) or run(*given))
+    llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.01)
+    assert sorted(calls) == [1] * 4 + [8] * 4  # the head's check, and the prompts
 
 
 @pytest.mark.filterwarnings("ignore:.*trust radius")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from llvlit.checks import array
-from llvlit.engine.depth import sweep
+from llvlit.engine.depth import DepthSystem, sweep
 from llvlit.engine.head import Head, head_of
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
@@ -133,7 +133,7 @@ def fisher_metric(
     everywhere = checked_positions(positions)
     fisher = np.empty((len(tokens), model.n_layers, model.n_layers))
     head = head_of(model, tokens)
-    for rows, states, tangents in responses(model, tokens, vectors, everywhere=everywhere, max_tokens=max_tokens):
+    for rows, states, tangents in responses(model, tokens, vectors, everywhere=everywhere):
         fisher[rows] = pulled_back(head, states, tangents)
     return make_metric(model, tokens, fisher, along, positions)
 
@@ -162,7 +162,7 @@ def responses(
     *,
     everywhere: bool = False,
     horizon: int = 1,
-    max_tokens: int = MAX_TOKENS,
+    system: DepthSystem | None = None,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """Final states of the tokens that are read, and their derivatives with respect to the inputs, part by part.
 
@@ -171,6 +171,8 @@ def responses(
     vectors : (n_layers + 1, hidden_size) tensor
     everywhere, horizon
         See :func:`llvlit.engine.tokenwise.token_tangents`.
+    system
+        Of all the texts, where they are so few that it has been made.
 
     Yields
     ------
@@ -183,7 +185,8 @@ def responses(
         return
     for rows, part in in_parts(tokens):
         reached = vectors.new_zeros(len(part), 0, vectors.shape[-1])
-        for layer in sweep(model, part, max_tokens=max_tokens, description="responses"):
+        swept = sweep(model, part, max_tokens=tokens.max_tokens, description="responses")
+        for layer in system.layers if system else swept:
             new = vectors[layer.index].expand(len(part), 1, -1)
             reached = layer.jvp(torch.cat([reached, new], dim=1))
             states = layer.next_states

@@ -19,7 +19,7 @@ import torch
 
 from llvlit.checks import array, choice, instance, integer, number, sequence, shown
 from llvlit.checks import path as checked_path
-from llvlit.engine.depth import last_token_states
+from llvlit.engine.depth import depth_system, last_token_states
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokenize, tokens_of
 from llvlit.errors import FileError, InputError
@@ -29,7 +29,7 @@ from llvlit.method.control import relative_weights
 from llvlit.method.effects import push_effects, sources, with_continuations
 from llvlit.method.exchange import FIRST_LAYER, FORMATS, SteeringVectors, export_vectors
 from llvlit.method.fisher import FisherMetric, make_metric, pulled_back, responses
-from llvlit.method.gains import POSITIONS, Gains, check_resolution, checked_positions, make_gains
+from llvlit.method.gains import POSITIONS, PROMPTS_AT_ONCE, Gains, check_resolution, checked_positions, make_gains
 from llvlit.method.outputs import Output
 from llvlit.method.plans import Plan, Prediction, SecondOrder, competing_plans, held_out_in_turn, scaled_plan
 from llvlit.method.results import own_content
@@ -419,14 +419,16 @@ def recommend(
     folds = held_out_in_turn(tokens.prompts.pairs)
     texts = with_continuations(model, tokens, horizon)
     head, source = sources(model, texts, vectors, output)
-    states = last_token_states(model, tokens, max_tokens=max_tokens)
+    few = not everywhere and horizon == 1 and len(tokens) <= PROMPTS_AT_ONCE  # then they are recorded once
+    system = depth_system(model, tokens, max_tokens=max_tokens) if few else None
+    states = system.states if system else last_token_states(model, tokens, max_tokens=max_tokens)
     if shift is not None:
         size = states[:, -1].norm(dim=-1) if output is None else 1 + source.values(states[:, -1]).abs()
         check_resolution("shift", target, size.mean().item(), model.dtype)
 
     gains = np.empty((len(texts), model.n_layers))
     metric = np.empty((len(texts), model.n_layers, model.n_layers))
-    every = responses(model, texts, vectors, everywhere=everywhere, horizon=horizon, max_tokens=texts.max_tokens)
+    every = responses(model, texts, vectors, everywhere=everywhere, horizon=horizon, system=system)
     for rows, read, tangents in every:
         slopes = source.gradients(read.flatten(0, 1)).view_as(read)
         gains[rows] = torch.einsum("nth,ntlh->nl", slopes.double(), tangents.double()).cpu().numpy() / horizon
@@ -435,7 +437,7 @@ def recommend(
     local = SecondOrder(gains, metric, weights, allowed, sign)
 
     def effects(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return push_effects(head, texts, vectors, inputs, source, everywhere=everywhere, horizon=horizon)
+        return push_effects(head, texts, vectors, inputs, source, everywhere=everywhere, horizon=horizon, system=system)
 
     plans = competing_plans(local, folds, aim, target, most, tokens.prompts.pairs, effects)
     metadata = {
