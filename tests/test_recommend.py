@@ -11,10 +11,11 @@ import torch
 
 import llvlit
 from conftest import PROMPTS as SIX
-from conftest import byte_tokenizer, tiny_model
+from conftest import byte_tokenizer, tiny_model, tiny_module
 from llvlit.engine import depth
-from llvlit.engine.models import LanguageModel
+from llvlit.engine.models import LanguageModel, wrap_model
 from llvlit.errors import FileError, InputError
+from llvlit.method import recommendation
 from llvlit.method.concepts import as_directions, random_directions
 from llvlit.method.effects import with_continuations
 from llvlit.method.fisher import responses
@@ -319,6 +320,34 @@ def test_what_cannot_be_met_or_resolved_is_refused_and_never_promised(gpt2):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, shift=1e-14)
     with pytest.raises(InputError, match="budget"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*float16")
+def test_a_plan_that_drowns_in_16_bits_is_refused_before_all_prompts_are_computed(monkeypatch):
+    model, seen = tiny_model("gpt2", dtype=torch.float16), []
+    first_order = recommendation.responses
+    monkeypatch.setattr(
+        recommendation,
+        "responses",
+        lambda *given, **options: seen.append(len(given[1])) or first_order(*given, **options),
+    )
+    with pytest.raises(InputError, match=r"push.*float16"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, budget=1e-7)
+    with pytest.raises(InputError, match=r"limit=0.001.*float16"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, limit=1e-3)
+    assert seen == [1]
+    assert llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.01).kl.value == pytest.approx(0.01, rel=0.2)
+    assert seen == [1, 1, 8]
+
+
+def test_the_trust_radius_of_a_weak_plan_does_not_drown_in_rounding():
+    modules = [tiny_module("gpt2", dtype=torch.float32) for _ in range(2)]
+    single, double = (wrap_model(module, byte_tokenizer()) for module in (modules[0], modules[1].double()))
+    radii = []
+    for model, shift in ((double, 1e-3), (single, 1e-4), (single, 1e-3), (single, 1e-2)):
+        advice = llvlit.recommend(model, EIGHT, DIRECTIONS, shift=shift, layers=(2, 2))
+        radii.append(advice.trust_radius * np.abs(advice.inputs).max())
+    np.testing.assert_allclose(radii, radii[0], rtol=0.05)
 
 
 @pytest.mark.filterwarnings("ignore:.*trust radius")

@@ -19,8 +19,9 @@ import torch
 
 from llvlit.checks import array, choice, instance, integer, number, sequence, shown
 from llvlit.checks import path as checked_path
-from llvlit.engine.depth import depth_system, last_token_states
+from llvlit.engine.depth import DepthSystem, depth_system, last_token_states
 from llvlit.engine.models import LanguageModel
+from llvlit.engine.precision import HALVES
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokenize, tokens_of
 from llvlit.errors import FileError, InputError
 from llvlit.files import finished
@@ -38,11 +39,14 @@ from llvlit.method.trust import coefficients, radius
 from llvlit.method.warranty import Verification, text_digest, verify
 from llvlit.prompts import Prompts
 
+PUSH = "The largest push of the plan, relative to its state,"
 TOWARDS = ("positive", "negative")
 SMALLEST_BUDGET = 1e-8
 """In nats: below it the divergence drowns in the rounding of logits."""
 STEP = 0.25
-"""Of the plan, the smallest part whose shift tells how far a straight line can be trusted."""
+"""Of the plan, the smallest part whose shift tells how far a straight line can be trusted; of a weak one more."""
+FAR_OFF = 3.0
+"""How many times too weak for its numbers one prompt must have all plans for the others not to be asked."""
 MATTERS = 0.05
 """Share of the largest relative push from which on a layer is named."""
 
@@ -415,6 +419,8 @@ def recommend(
         aim, target = "shift", number("shift", shift, nonzero=True)
         sign = float(np.sign(target))
     most = np.inf if limit is None else number("limit", limit, above=0)
+    if limit is not None:
+        check_resolution("limit", most, 1.0, model.dtype)
     allowed = _allowed(model, along, layers)
     folds = held_out_in_turn(tokens.prompts.pairs)
     texts = with_continuations(model, tokens, horizon)
@@ -423,17 +429,26 @@ def recommend(
     system = depth_system(model, tokens, max_tokens=max_tokens) if few else None
     states = system.states if system else last_token_states(model, tokens, max_tokens=max_tokens)
     if shift is not None:
-        size = states[:, -1].norm(dim=-1) if output is None else 1 + source.values(states[:, -1]).abs()
-        check_resolution("shift", target, size.mean().item(), model.dtype)
-
-    gains = np.empty((len(texts), model.n_layers))
-    metric = np.empty((len(texts), model.n_layers, model.n_layers))
-    every = responses(model, texts, vectors, everywhere=everywhere, horizon=horizon, system=system)
-    for rows, read, tangents in every:
-        slopes = source.gradients(read.flatten(0, 1)).view_as(read)
-        gains[rows] = torch.einsum("nth,ntlh->nl", slopes.double(), tangents.double()).cpu().numpy() / horizon
-        metric[rows] = pulled_back(head, read, tangents)
+        sizes = states[:, -1].norm(dim=-1) if output is None else 1 + source.values(states[:, -1]).abs()
+        check_resolution("shift", target, sizes.mean().item(), model.dtype)
     weights = relative_weights(states)
+
+    def first_order(some: TokenizedPrompts, system: DepthSystem | None = None) -> tuple[np.ndarray, np.ndarray]:
+        gains = np.empty((len(some), model.n_layers))
+        metric = np.empty((len(some), model.n_layers, model.n_layers))
+        every = responses(model, some, vectors, everywhere=everywhere, horizon=horizon, system=system)
+        for rows, read, tangents in every:
+            slopes = source.gradients(read.flatten(0, 1)).view_as(read)
+            gains[rows] = torch.einsum("nth,ntlh->nl", slopes.double(), tangents.double()).cpu().numpy() / horizon
+            metric[rows] = pulled_back(head, read, tangents)
+        return gains, metric
+
+    if model.dtype in HALVES:  # most plans drown in their rounding; one prompt tells before all are computed
+        one = SecondOrder(*first_order(texts.select([0])), weights, allowed, sign)
+        all_of_it = np.ones(1, dtype=bool)
+        pushes = [one.strength(shape, all_of_it, aim, target) * shape for shape in one.shapes(all_of_it).values()]
+        check_resolution(PUSH, FAR_OFF * float((np.abs(pushes) * np.sqrt(weights)).max()), 1.0, model.dtype)
+    gains, metric = first_order(texts, system)
     local = SecondOrder(gains, metric, weights, allowed, sign)
 
     def effects(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -453,8 +468,9 @@ def recommend(
     fisher = make_metric(model, tokens, metric, along, positions, horizon=horizon)
     made.metadata.update({**source.metadata, "positions": positions, "horizon": horizon})
     most_relative = float((np.abs(plans[0].inputs) * np.sqrt(weights)).max())
-    check_resolution("The largest push of the plan, relative to its state,", STEP * most_relative, 1.0, model.dtype)
-    radius = _trust(plans[0].inputs, effects, len(texts))
+    check_resolution(PUSH, most_relative, 1.0, model.dtype)
+    step = max(STEP, torch.finfo(model.dtype).eps ** 0.25 / most_relative)
+    radius = _trust(plans[0].inputs, step, effects, len(texts))
     found = Recommendation(
         plan=plans[0],
         alternatives=tuple(plans[1:]),
@@ -502,11 +518,17 @@ def _allowed(model: LanguageModel, along: Directions, layers: tuple[int, int] | 
     return np.asarray(allowed)
 
 
-def _trust(inputs: np.ndarray, effects: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], n: int) -> float:
-    """How many times as strong inputs may be until the mean shift leaves its linear prediction by 10 %."""
-    scales = STEP * np.array([1.0, -1.0, 2.0, -2.0])
+def _trust(
+    inputs: np.ndarray, step: float, effects: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], n: int
+) -> float:
+    """How many times as strong inputs may be until the mean shift leaves its linear prediction by 10 %.
+
+    From pushes of one step and two, in both directions: parts of the plan, or where these are so small that what is
+    not linear would drown in rounding, larger ones.
+    """
+    scales = step * np.array([1.0, -1.0, 2.0, -2.0])
     shifts, _ = effects(np.broadcast_to(scales[:, None] * inputs, (n, 4, len(inputs))))
-    slope, second, third = coefficients(np.array(STEP), shifts.mean(axis=0))
+    slope, second, third = coefficients(np.array(step), shifts.mean(axis=0))
     return float(radius(slope, second, third, 0.1))
 
 
