@@ -30,7 +30,15 @@ from llvlit.method.control import relative_weights
 from llvlit.method.effects import push_effects, sources, with_continuations
 from llvlit.method.exchange import FIRST_LAYER, FORMATS, SteeringVectors, export_vectors
 from llvlit.method.fisher import FisherMetric, make_metric, pulled_back, responses
-from llvlit.method.gains import POSITIONS, PROMPTS_AT_ONCE, Gains, check_resolution, checked_positions, make_gains
+from llvlit.method.gains import (
+    POSITIONS,
+    PROMPTS_AT_ONCE,
+    Gains,
+    check_resolution,
+    checked_positions,
+    make_gains,
+    smallest_step,
+)
 from llvlit.method.outputs import Output
 from llvlit.method.plans import Plan, Prediction, SecondOrder, competing_plans, held_out_in_turn, scaled_plan
 from llvlit.method.results import own_content
@@ -39,7 +47,7 @@ from llvlit.method.trust import coefficients, radius
 from llvlit.method.warranty import Verification, text_digest, verify
 from llvlit.prompts import Prompts
 
-PUSH = "The largest push of the plan, relative to its state,"
+PUSH = "relative size of the plan's largest push"
 TOWARDS = ("positive", "negative")
 SMALLEST_BUDGET = 1e-8
 """In nats: below it the divergence drowns in the rounding of logits."""
@@ -380,7 +388,8 @@ def recommend(
     Raises
     ------
     InputError
-        If the arguments do not fit, there are too few prompts, or no plan meets the aim within the limits.
+        If the arguments do not fit, there are too few prompts, no plan meets the aim within the limits, or its pushes
+        drown in the rounding of the model's numbers.
     NumericalError
         If a pushed logit is not finite.
 
@@ -447,7 +456,9 @@ def recommend(
         one = SecondOrder(*first_order(texts.select([0])), weights, allowed, sign)
         all_of_it = np.ones(1, dtype=bool)
         pushes = [one.strength(shape, all_of_it, aim, target) * shape for shape in one.shapes(all_of_it).values()]
-        check_resolution(PUSH, FAR_OFF * float((np.abs(pushes) * np.sqrt(weights)).max()), 1.0, model.dtype)
+        size = float((np.abs(pushes) * np.sqrt(weights)).max())
+        if FAR_OFF * size < smallest_step(1.0, model.dtype):
+            check_resolution(PUSH, size, 1.0, model.dtype)
     gains, metric = first_order(texts, system)
     local = SecondOrder(gains, metric, weights, allowed, sign)
 
