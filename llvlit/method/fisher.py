@@ -20,6 +20,7 @@ from llvlit.method.concepts import Directions, DirectionsLike, as_directions, bo
 from llvlit.method.gains import checked_positions, in_parts
 from llvlit.method.intervals import mean_interval
 from llvlit.method.results import Result, load_result, save_result, settle, units_of
+from llvlit.method.routing import has_routes
 from llvlit.prompts import Prompts
 
 
@@ -27,7 +28,8 @@ from llvlit.prompts import Prompts
 class FisherMetric(Result):
     """Covariance of the logits' response to unit inputs under the next token's own distribution, prompt by prompt.
 
-    To second order, inputs u change the distribution by ``KL(p || p pushed) = u^T F u / 2`` nats.
+    To second order, inputs u change the distribution by ``KL(p || p pushed) = u^T F u / 2`` nats; in a mixture of
+    experts, as long as no token is sent to other experts.
 
     Attributes
     ----------
@@ -38,7 +40,8 @@ class FisherMetric(Result):
     borrowed : tuple of int
         Layers whose push went along a borrowed direction.
     metadata : dict
-        Model and prompts, by name, fingerprint and number; which tokens were pushed and read.
+        Model and prompts, by name, fingerprint and number; which tokens were pushed and read; and of a mixture of
+        experts, that each prompt's are those without a push.
 
     Raises
     ------
@@ -64,7 +67,8 @@ class FisherMetric(Result):
 
     def _about(self) -> str:
         n_prompts, n_layers, _ = self.per_prompt.shape
-        return f"Fisher metric of {n_layers} layers, {n_prompts} prompts"
+        routes = ", each by its own experts" if self.metadata.get("experts") == "as without a push" else ""
+        return f"Fisher metric of {n_layers} layers, {n_prompts} prompts{routes}"
 
     @property
     def mean(self) -> np.ndarray:
@@ -152,6 +156,7 @@ def make_metric(
         raise NumericalError(f"The responses of {model.name}'s logits are not finite. Check the model's weights.")
     borrowed = borrowed_of(along, True)
     metadata = {**origin(model, tokens), "positions": positions, "horizon": horizon}
+    metadata |= {"experts": "as without a push"} if has_routes(model) else {}
     return FisherMetric(fisher, tokens.prompts.pairs, borrowed=borrowed, metadata=metadata)
 
 

@@ -42,6 +42,7 @@ from llvlit.method.gains import (
 from llvlit.method.outputs import Output
 from llvlit.method.plans import Plan, Prediction, SecondOrder, competing_plans, held_out_in_turn, scaled_plan
 from llvlit.method.results import own_content
+from llvlit.method.routing import RARE, has_routes, rerouted_tokens
 from llvlit.method.saved_plans import KIND, read_plan, write_plan
 from llvlit.method.trust import coefficients, radius
 from llvlit.method.warranty import Verification, text_digest, verify
@@ -90,6 +91,8 @@ class Recommendation:
     output : TokenContrast, LogitReadout or None
         None: the concept along its last direction.
     metadata : dict
+        Model and prompts, and what was asked for.  Of a mixture of experts, ``rerouted`` holds the share of prompts
+        that the plan sends to other experts.
 
     Examples
     --------
@@ -160,6 +163,7 @@ class Recommendation:
             f"Push before layer{'s' * (len(named) > 1)} {_ranges(named)} at {where}, by {sizes} of the state's length; "
             f"expect {what} to {moves} by {_with_error(self.shift)}{in_gaps} at {_with_error(self.kl)} nats{over}. "
             f"The linear prediction holds to 10 % up to {self.trust_radius:.2g} times this push.{alone}"
+            f"{_rerouted(self)}"
         )
 
     def verify(self, model: LanguageModel, prompts: Prompts | TokenizedPrompts) -> Verification:
@@ -397,7 +401,7 @@ def recommend(
     -----
     UserWarning
         If the plan is beyond its trust radius: the linear prediction is off by more than 10 %.  What is expected of
-        it was measured all the same.
+        it was measured all the same.  Or if it sends more than 5 % of the prompts to other experts.
 
     Notes
     -----
@@ -482,6 +486,9 @@ def recommend(
     check_resolution(PUSH, most_relative, 1.0, model.dtype)
     step = max(STEP, torch.finfo(model.dtype).eps ** 0.25 / most_relative)
     radius = _trust(plans[0].inputs, step, effects, len(texts))
+    if has_routes(model):
+        changed = rerouted_tokens(model, texts, vectors, plans[0].inputs, horizon=horizon, everywhere=everywhere)
+        metadata["rerouted"] = float(changed.mean())
     found = Recommendation(
         plan=plans[0],
         alternatives=tuple(plans[1:]),
@@ -497,6 +504,12 @@ def recommend(
         output=output,
         metadata={**fisher.metadata, **metadata},
     )
+    if metadata.get("rerouted", 0) > RARE:
+        warnings.warn(
+            f"{_rerouted(found).strip()} The output jumps there: no straight line tells of it, and the trust radius is "
+            "that of no curve. What is expected was measured in the full model.",
+            stacklevel=2,
+        )
     if radius < 1:
         told = f"budget={target:g} nats" if aim == "kl" else f"shift={target:g}"
         warnings.warn(
@@ -541,6 +554,14 @@ def _trust(
     shifts, _ = effects(np.broadcast_to(scales[:, None] * inputs, (n, 4, len(inputs))))
     slope, second, third = coefficients(np.array(step), shifts.mean(axis=0))
     return float(radius(slope, second, third, 0.1))
+
+
+def _rerouted(advice: Recommendation) -> str:
+    """What is told of a mixture of experts whose routes the plan changes."""
+    share = advice.metadata.get("rerouted")
+    return (
+        f" The router of {advice.metadata['model']} sends {share:.0%} of the prompts to other experts." if share else ""
+    )
 
 
 def _with_error(prediction: Prediction) -> str:
