@@ -66,8 +66,7 @@ def at_budget(
     model: LanguageModel, texts: TokenizedPrompts, vectors: torch.Tensor, odds: Any, inputs: np.ndarray, budget: float
 ) -> tuple[np.ndarray, float]:
     """Inputs whose mean divergence over the texts' last tokens is the budget, and the shift of the odds there."""
-    states = last_token_states(model, texts.select([0]), max_tokens=texts.max_tokens)[:, -1]
-    source, head = reading(model, texts, vectors[-1], odds, states), head_of(model, texts.select([0]), states)
+    source, head = reading(model, texts, vectors[-1], odds), head_of(model, texts)
     for _ in range(4):
         every = np.broadcast_to(inputs, (len(texts), 1, len(inputs)))
         shifts, costs = push_effects(head, texts, vectors, every, source, horizon=LONGEST)
@@ -118,7 +117,7 @@ def losses(model: LanguageModel, before: list[str], after: list[str]) -> np.ndar
 def judged_odds(judge: LanguageModel, odds: Any, texts: list[str]) -> np.ndarray:
     tokens = llvlit.tokenize(judge, Prompts([text + QUESTION for text in texts], [0] * len(texts)))
     states = last_token_states(judge, tokens)[:, -1]
-    return np.asarray(reading(judge, tokens, states[0], odds, states).values(states).numpy())
+    return np.asarray(reading(judge, tokens, states[0], odds).values(states).numpy())
 
 
 def repeated(text: str) -> float:

@@ -74,9 +74,8 @@ def choices(
     directions = advice.directions
     vectors, n_layers = directions.on(model), model.n_layers
     tokens = llvlit.tokenize(model, splits.evaluation)
-    states = last_token_states(model, tokens)
-    source = reading(model, tokens, vectors[-1], output, states[:, -1])
-    head = source.head or head_of(model, tokens, states[:, -1])
+    source = reading(model, tokens, vectors[-1], output)
+    head = source.head or head_of(model, tokens)
     learned = last_token_states(model, splits.concept)
     lens = None
     if output is not None:
