@@ -11,7 +11,7 @@ document.addEventListener("DOMContentLoaded", () => {
     label.textContent = element.dataset.label;
     const input = document.createElement("input");
     Object.assign(input, { type: "range", id, min: 0, max: lists.length - 1, step: 1 });
-    input.value = Math.max(0, lists.findIndex((list) => "start" in list.dataset));
+    const start = Math.max(0, lists.findIndex((list) => "start" in list.dataset));
     const output = document.createElement("output");
     output.htmlFor = id;
     const show = () => {
@@ -24,7 +24,11 @@ document.addEventListener("DOMContentLoaded", () => {
     head.append(label, input, output);
     element.prepend(head);
     element.classList.add("live");
-    element.style.minHeight = `${Math.max(...lists.map((list) => list.offsetHeight)) + head.offsetHeight}px`;
+    const height = () => element.getBoundingClientRect().height;
+    const heights = lists.map((_, place) => ((input.value = place), show(), height()));
+    element.style.boxSizing = "border-box";
+    element.style.minHeight = `${Math.max(...heights)}px`;
+    input.value = start;
     show();
   }
 });

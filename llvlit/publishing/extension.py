@@ -41,6 +41,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "chapter-runs": lambda env: status_table((name, book.metadata["llvlit"]) for name, book in _chapters(env)),
         "exercise-list": lambda env: exercise_table(map(_page, _chapters(env))),
         "hub-tasks": lambda env: hub_table(),
+        "first-slider": lambda env: first_slider(notebook for _, notebook in _chapters(env)),
         "architecture-table": lambda env: architecture_table(_result("architectures.csv", env)),
     }.items():
         app.add_directive(name, _directive(markdown))
@@ -58,6 +59,17 @@ def hub_table() -> str:
     """Markdown of the hub tasks: where each lies, and how its rows are read."""
     rows = [(f"`{name}`", escaped(task.place), escaped(task.reading)) for name, task in HUB_TASKS.items()]
     return markdown_table("| Task | Data set | Rows |\n|---|---|---|", rows) + f"\n\n{HUB_READING}"
+
+
+def first_slider(notebooks: Iterable[NotebookNode]) -> str:
+    """Markdown of the first slider that an executed chapter shows; nothing where there is none."""
+    for notebook in notebooks:
+        for cell in notebook.cells:
+            for output in cell.get("outputs", ()):
+                html = "".join(output.get("data", {}).get("text/html", ""))
+                if 'class="llvlit-slider"' in html:
+                    return f"```{{raw}} html\n{html}\n```"
+    return ""
 
 
 def _result(name: str, env: BuildEnvironment) -> Path:
