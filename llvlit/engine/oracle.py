@@ -20,7 +20,7 @@ from llvlit.errors import ModelError
 from llvlit.prompts import Prompts
 
 EXACT = 1e-4
-"""Largest relative deviation of what counts as exact, in float32 and four layers; what is wrong deviates by far more."""
+"""Largest relative deviation of what counts as exact, in four layers of float32; what is wrong deviates by far more."""
 
 DEPTH = 4
 """Layers; through more of them rounding adds up, and as much more is allowed."""
