@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -24,9 +25,11 @@ from pypdf import PdfReader
 from llvlit.cli.main import main
 from llvlit.errors import BuildError, FileError, InputError
 from llvlit.files import finished
+from llvlit.publishing import rules
 from llvlit.publishing.browser import CHROMIUM
 from llvlit.publishing.build import HTML, PDF, build_book, page_faults
 from llvlit.publishing.pages import Page, read_notebook, read_pages
+from llvlit.publishing.rules import PageCounts, count_book
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -278,6 +281,118 @@ def test_chapters_alone_are_executed_and_the_pages_stay(healthy, tmp_path):
     assert whole(root) and digest(root / "_build" / "html") == pages
     with pytest.raises(InputError, match="pages=0"):
         build(root, pages=0)
+
+
+COUNTED = f"""\
+# Does it count?
+
+{PARAMETERS}
+One two, three $a + b$ and {{numref}}`fig-line`.
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```{{code-cell}} ipython3
+:tags: [remove-cell]
+
+from llvlit.plots.figures import table
+from llvlit.publishing.exercises import check_answer
+assert check_answer(2, lambda: 2)
+```
+
+```{{code-cell}} ipython3
+{FIGURE % json.dumps(WORDS | {"caption": "word " * 41})}
+one = 1
+
+one += 1
+```
+
+```{{code-cell}} ipython3
+:tags: [hide-input]
+
+for header in "ab":
+    table([header], [[row] for row in range(9)])
+```
+
+````{{exercise}} With both ★
+:label: ex-both
+Not counted as words.
+````
+
+```{{dropdown}} Hint
+Nor this.
+```
+
+```{{code-cell}} ipython3
+:tags: [check]
+
+answer = None
+check_answer(answer, lambda: one)
+```
+
+````{{solution-start}} ex-both
+:class: dropdown
+````
+
+```{{dropdown}} Hint
+This is of no exercise.
+```
+
+```{{code-cell}} ipython3
+{chr(10).join(["one += 1"] * 30)}
+```
+
+````{{solution-end}}
+````
+
+````{{exercise}} With neither ★★
+:label: ex-neither
+````
+
+````{{exercise}} Open: with a hint alone ★★★
+:label: ex-open
+````
+
+```{{dropdown}} Hint
+Think.
+```
+"""
+
+
+def test_rules_of_a_page_are_counted_and_fail_the_build_where_they_bind(tmp_path, monkeypatch, capsys):
+    root = write_book(tmp_path, chapter=COUNTED, more={"aside": COUNTED.replace("ex-", "ex-aside-")})
+    parts = "parts:\n- numbered: true\n  chapters: [{file: book/chapter}]\n- chapters: [{file: book/aside}]\n"
+    (root / "_toc.yml").write_text(f"format: jb-book\nroot: book/intro\n{parts}")
+    read = count_book(root, read_pages(root))
+    assert [(page.page, page.executed, page.rows) for page in read] == [("book/chapter", False, None)]
+    build(root, chapters=["chapter"], pages=False)  # which breaks rules that do not bind yet
+    (page,) = count_book(root, read_pages(root))
+    assert page == replace(read[0], executed=True, figures=1, caption=41, tables=3, rows=9)
+    assert (page.words, page.figures, page.lines, page.longest, page.cells, page.hidden) == (13, 1, 7, 5, 2, 7)
+    assert (page.exercises, page.without_hint, page.without_check) == (3, 1, 1)
+    assert main(["book", "--rules", "--root", str(root)]) == 0
+    assert re.search(r"chapter  executed .* 41!  .* 3!", capsys.readouterr().out)
+    monkeypatch.setattr(rules, "RULED", ("chapter", "aside"))
+    assert main(["book", "--rules", "--root", str(root)]) == 1
+    told = capsys.readouterr()
+    assert "41!" in told.out and "book/chapter.md: 9 rows in the longest table; at most 8." in told.err
+    assert "aside.md" not in told.err
+    with pytest.raises(BuildError, match=r"book/chapter\.md: 3 exercises; at least 4\.") as caught:
+        build(root, chapters=["chapter"], pages=False)
+    assert "book/chapter.md: 41 words in the longest caption; at most 40." in str(caught.value)
+    assert "visible" not in str(caught.value)
+
+
+def test_every_limit_is_told_when_it_is_passed_by_one():
+    within = PageCounts(
+        "book/a", True, 0, **{rule: limit for rule, limit in {**rules.AT_MOST, **rules.AT_LEAST}.items()}
+    )
+    assert within.faults == []
+    for rule, limit in rules.AT_MOST.items():
+        (told,) = replace(within, **{rule: limit + 1}).faults
+        assert told == f"book/a.md: {limit + 1} {rules.MEANING[rule]}; at most {limit}."
+    assert replace(within, exercises=3).faults == ["book/a.md: 3 exercises; at least 4."]
 
 
 def test_pages_of_somebody_else_are_told_before_anything_runs(tmp_path):

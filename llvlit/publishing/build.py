@@ -30,6 +30,7 @@ from llvlit.files import finish, locked, replaced, write_text
 from llvlit.publishing.execution import ESCAPES, execute_chapters, run_facts, write_notebook
 from llvlit.publishing.notebooks import install_cell, repository_url, runnable
 from llvlit.publishing.pages import CONTENTS, Page, cell_label, present, read_notebook, read_pages, read_yaml
+from llvlit.publishing.rules import bound_pages, count_page, rule_faults
 from llvlit.publishing.settings import SETTINGS, load_settings
 
 CONFIG = "_config.yml"
@@ -103,8 +104,9 @@ def build_book(
     ModelError
         If a model in the profile's folder has no safetensors.
     BuildError
-        If a page is malformed, a cell raises, a figure has no alt text, a reference is broken, or Sphinx
-        warns; the message names the page.  The last book that was whole stays in ``_build/html``.
+        If a page is malformed, a cell raises, a figure has no alt text, a reference is broken, Sphinx warns, or a
+        chapter breaks a rule (:mod:`llvlit.publishing.rules`); the message names the page.  The last book that was
+        whole stays in ``_build/html``.
     """
     root = checks.path("root", root).resolve()
     profile, device = checks.text("profile", profile), checks.text("device", device)
@@ -128,7 +130,10 @@ def build_book(
     if not pages:
         asked = {page: notebook for page, notebook in notebooks.items() if page in chosen}
         with locked(build), TemporaryDirectory() as spare:
-            return BuiltBook(None, _seconds(execute(asked, Path(spare))))
+            results = execute(asked, Path(spare))
+        if faults := _rule_faults(root, results):
+            raise BuildError("\n".join(faults))
+        return BuiltBook(None, _seconds(results))
     with (
         locked(build),
         replaced(build / "html", HTML) as html,
@@ -148,7 +153,7 @@ def build_book(
         for page in results:  # what the download button gives
             notebook = runnable(nbformat.read(stage / f"{page.name}.ipynb", as_version=4), install)
             write_notebook(notebook, html / "_sources" / f"{page.name}.ipynb")
-        faults = [fault for page in contents for fault in page_faults(html, page)]
+        faults = [fault for page in contents for fault in page_faults(html, page)] + _rule_faults(root, results)
         if faults:
             raise BuildError("\n".join(faults))
         finish(stage, STAGE)
@@ -159,6 +164,10 @@ def build_book(
 
 def _seconds(results: Mapping[Page, NotebookNode]) -> dict[str, float]:
     return {page.name: notebook.metadata["llvlit"]["seconds"] for page, notebook in results.items()}
+
+
+def _rule_faults(root: Path, results: Mapping[Page, NotebookNode]) -> list[str]:
+    return rule_faults(count_page(page, results[page]) for page in bound_pages(root, results))
 
 
 def _profile(profile: str, root: Path) -> str:

@@ -95,7 +95,7 @@ def read_contents(root: Path) -> tuple[str, ...]:
         )
     contents = read_yaml(root / CONTENTS, "the book's contents")
     names: dict[str, str] = {}  # by what they are called without their folder, on any file system
-    for name in (contents.get("root"), *_listed(contents)):
+    for name in (contents.get("root"), *listed(contents)):
         parts = PurePosixPath(name).parts if isinstance(name, str) and "\0" not in name else ()
         if not parts or parts[0] == "/" or ".." in parts:
             raise BuildError(
@@ -108,7 +108,7 @@ def read_contents(root: Path) -> tuple[str, ...]:
     return tuple(names.values())
 
 
-def _listed(contents: Any) -> Iterator[Any]:
+def listed(contents: Any) -> Iterator[Any]:
     """What stands under ``file``, at any depth."""
     if isinstance(contents, dict):
         if "file" in contents:
@@ -116,7 +116,7 @@ def _listed(contents: Any) -> Iterator[Any]:
         contents = [value for value in contents.values() if isinstance(value, list)]
     if isinstance(contents, list):
         for part in contents:
-            yield from _listed(part)
+            yield from listed(part)
 
 
 def _read_page(root: Path, name: str) -> Page:
