@@ -3,8 +3,8 @@
 Each chapter goes through jupytext (text to notebook) and papermill, the executed notebooks are staged beside
 the plain pages, and jupyter-book builds them with execution off, from clean doctrees, with every warning an
 error.  Everything lies in ``_build/``, which one build has at a time: ``executed/`` what papermill wrote, ``book/``
-the staged source, ``html/`` the book.  ``book/`` and ``html/`` are of the last book that was built as a whole: the next
-one grows beside them and takes their place at the end.
+the staged source, ``html/`` the book and a handout for each chapter.  ``book/`` and ``html/`` are of the last book that
+was built as a whole: the next one grows beside them and takes their place at the end.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from llvlit import checks
 from llvlit.errors import BuildError, InputError
 from llvlit.files import finish, locked, replaced, write_text
 from llvlit.publishing.execution import ESCAPES, execute_chapters, run_facts, write_notebook
+from llvlit.publishing.handouts import write_handouts
 from llvlit.publishing.notebooks import install_cell, repository_url, runnable
 from llvlit.publishing.pages import CONTENTS, Page, cell_label, present, read_notebook, read_pages, read_yaml
 from llvlit.publishing.rules import bound_pages, count_page, rule_faults
@@ -153,7 +154,13 @@ def build_book(
         for page in results:  # what the download button gives
             notebook = runnable(nbformat.read(stage / f"{page.name}.ipynb", as_version=4), install)
             write_notebook(notebook, html / "_sources" / f"{page.name}.ipynb")
-        faults = [fault for page in contents for fault in page_faults(html, page)] + _rule_faults(root, results)
+        handouts = [
+            Page(name, html / f"{name}.html", "", is_chapter=False)
+            for name in write_handouts(html, [page.name for page in results])
+        ]
+        faults = [fault for page in (*contents, *handouts) for fault in page_faults(html, page)] + _rule_faults(
+            root, results
+        )
         if faults:
             raise BuildError("\n".join(faults))
         finish(stage, STAGE)

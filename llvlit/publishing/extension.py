@@ -21,6 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 from llvlit.files import read_text
 from llvlit.publishing.command_page import command_sections
 from llvlit.publishing.execution import executed_path, read_executed, status_table
+from llvlit.publishing.handouts import with_handout
 from llvlit.publishing.notebooks import exercise_table
 from llvlit.publishing.pages import Page, escaped, markdown_table, read_contents
 from llvlit.tasks.sources import HUB_READING, HUB_TASKS
@@ -152,9 +153,9 @@ def _forget_types(app: Sphinx, what: str, name: str, *_: object) -> None:
 
 
 def _mend(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
-    """Mend what readers with a screen reader stumble over."""
+    """Link a chapter to its handout, and mend what readers with a screen reader stumble over."""
     if "body" in context:
-        context["body"] = accessible(context["body"])
+        context["body"] = with_handout(accessible(context["body"]), pagename)
     if "generate_toctree_html" in context:
         context["generate_toctree_html"] = cache(_labelled(context["generate_toctree_html"]))
 
