@@ -122,6 +122,9 @@ Because.
 
 ```{chapter-runs}
 ```
+
+```{daily-runs}
+```
 """
 
 

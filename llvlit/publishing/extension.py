@@ -20,6 +20,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from llvlit.files import read_text
 from llvlit.publishing.command_page import command_sections
+from llvlit.publishing.daily import runs_table
 from llvlit.publishing.execution import executed_path, read_executed, status_table
 from llvlit.publishing.handouts import with_handout
 from llvlit.publishing.notebooks import exercise_table
@@ -47,6 +48,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     }.items():
         app.add_directive(name, _directive(markdown))
     app.add_directive("command-line", CommandLine)
+    app.add_directive("daily-runs", DailyRuns)
     app.connect("autodoc-process-signature", _forget_types, priority=900)
     app.connect("html-page-context", _mend, priority=900)
     app.connect("build-finished", _trim, priority=900)
@@ -105,6 +107,14 @@ def _directive(markdown: Callable[[BuildEnvironment], str]) -> type[SphinxDirect
             return self.parse_text_to_nodes(markdown(self.env))
 
     return Generated
+
+
+class DailyRuns(SphinxDirective):
+    """The table of daily builds, which a published book fills."""
+
+    def run(self) -> list[nodes.Node]:
+        """Called by Sphinx."""
+        return [nodes.raw("", runs_table(), format="html")]
 
 
 class CommandLine(SphinxDirective):
