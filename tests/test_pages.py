@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 from playwright.sync_api import Browser
+from pypdf import PdfReader
 from spellchecker import SpellChecker
 
 from llvlit.method.control import energy, minimum_energy
@@ -36,6 +38,19 @@ pytestmark = pytest.mark.skipif(
 
 def soup(name: str) -> BeautifulSoup:
     return BeautifulSoup((HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
+
+
+def test_every_page_and_every_handout_was_built():
+    assert [name for name in NAMES if not (HTML / f"{name}.html").is_file()] == []
+    led = {link["href"] for name in NAMES for link in soup(name).select("p.handout a")}
+    assert led and led == {f"../handouts/{path.name}" for path in (HTML / "handouts").iterdir()}
+
+
+@pytest.mark.parametrize("path", sorted(HTML.glob("handouts/*.html")), ids=lambda path: path.stem)
+def test_a_handout_prints_on_two_sheets(browser, path):
+    with viewed(browser, VIEWS[0]) as tab:
+        open_page(tab, path)
+        assert len(PdfReader(io.BytesIO(tab.pdf(prefer_css_page_size=True))).pages) <= 2
 
 
 @pytest.fixture(scope="module", params=NAMES)
