@@ -18,7 +18,7 @@ IN_ORDER = (
     *("control", "steering", "scaling", "ablations", "own_model"),
 )
 CHAPTERS = (*IN_ORDER[:7], "explorer", *IN_ORDER[7:])
-OLD = CHAPTERS
+OLD = CHAPTERS[1:]
 """Chapters that are yet to be written again; what stands below holds for the others."""
 
 NEW = tuple(name for name in CHAPTERS if name not in OLD)
@@ -92,7 +92,9 @@ def test_chapter_has_its_parts_in_order(name):
     box = text.partition("```{admonition} Objectives\n:class: tip\n- ")[2].partition("```")[0]
     assert re.search(r"^- \*\*Prerequisites\*\*: .+^- \*\*Reading\*\*: about ", box, re.M | re.S) and minutes(name)
     assert "```{admonition} A common misconception\n:class: warning\n" in text
-    parts = ("\n## Exercises\n", "\n## Summary\n", "\n**The question it leaves**", "\n**References**")
+    parts = ["\n## Exercises\n", "\n## Summary\n", "\n**The question it leaves**", "\n**References**"][
+        : 3 + (name != "hook")
+    ]
     places = [text.find(part) for part in parts]
     assert -1 not in places and places == sorted(places), dict(zip(parts, places, strict=True))
     assert "as_written" in text, "no conclusion is asserted"
@@ -133,8 +135,9 @@ def test_no_rule_of_a_page_is_broken(name):
 def test_the_map_states_the_minutes_of_every_chapter():
     rows = re.findall(r"^\|[^|]*\|[^|]+\| \{doc\}`(\w+)` \| (\d+) \| (\d+) \|$", page("map"), re.MULTILINE)
     told = {name: (int(read), int(run)) for name, read, run in rows if name in NEW}
-    assert told == {name: minutes(name) for name in NEW}
-    assert [name for name in told if name in IN_ORDER] == [name for name in IN_ORDER if name in NEW]
+    assert told == {name: minutes(name) for name in told}
+    assert [name for name in told if name in IN_ORDER] == [name for name in IN_ORDER if name in told]
+    assert OLD or {*told} == {*CHAPTERS}
 
 
 @pytest.mark.parametrize(("before", "after"), [pair for pair in pairwise(IN_ORDER) if {*pair} <= {*NEW}])
