@@ -327,6 +327,9 @@ def test_what_a_format_cannot_say_is_solved_away(tmp_path):
     advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02, output=ODDS)
     with pytest.raises(InputError, match="cannot say"):
         advice.export(tmp_path / "push.gguf")
+    other = tiny_model("llama", hidden_size=32, head_dim=8)
+    with pytest.raises(InputError, match="for tiny-llama with other weights"):
+        advice.export(tmp_path / "push.gguf", model=other, prompts=EIGHT)
     assert advice.export(tmp_path / "push.json", format="easysteer", model=model, prompts=EIGHT).inputs[0] == 0
     written = advice.export(tmp_path / "push.gguf", model=model, prompts=EIGHT)
     assert written.positions == "all"
@@ -334,6 +337,11 @@ def test_what_a_format_cannot_say_is_solved_away(tmp_path):
     assert written.kl.value == pytest.approx(0.02, rel=0.3)
     assert written.export(tmp_path / "again.gguf") is written
     read = llvlit.import_vectors(tmp_path / "push.gguf")
+    with (
+        pytest.raises(InputError, match=r"\(5, 24\); tiny-llama needs .* \(5, 32\)"),
+        llvlit.steer(other, read.directions, read.inputs, positions="all"),
+    ):
+        pass
     for text in EIGHT.texts[:2]:
         ids = torch.tensor(llvlit.tokenize(model, llvlit.Prompts([text], [1])).ids)
         with llvlit.steer(model, read.directions, read.inputs, positions="all"), torch.no_grad():
