@@ -14,7 +14,7 @@ from conftest import PROMPTS as SIX
 from conftest import byte_tokenizer, tiny_model, tiny_module
 from llvlit.engine import depth
 from llvlit.engine.models import LanguageModel, wrap_model
-from llvlit.errors import FileError, InputError
+from llvlit.errors import FileError, InputError, NumericalError
 from llvlit.method import recommendation
 from llvlit.method.concepts import as_directions, random_directions
 from llvlit.method.effects import with_continuations
@@ -271,6 +271,40 @@ def test_an_output_that_does_not_fit_is_refused_before_the_matrix_is_computed(gp
         llvlit.gain_matrix(gpt2, PROMPTS, DIRECTIONS, method=method, output=llvlit.LogitReadout({900: 1.0}))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_that_a_push_makes_infinite_are_told(kind):
+    model = tiny_model(kind, dtype=torch.float32, tie_word_embeddings=False)
+    states: list[torch.Tensor] = []
+    head = model.module.lm_head
+    with torch.no_grad():
+        hook = head.register_forward_pre_hook(lambda _, given: states.append(given[0][0, -1].double()))
+        for ids in llvlit.tokenize(model, EIGHT).ids:
+            model.module(input_ids=torch.tensor([ids]))
+        hook.remove()
+        row = -torch.stack(states).mean(dim=0)  # a word that is never likely, at the edge of the largest number
+        head.weight[3] = row * (3.39e38 / max(abs(float(row @ state)) for state in states))
+    with pytest.raises(NumericalError, match="not finite"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.2)
+    with torch.no_grad():
+        head.weight[3] = -float("inf")
+    with pytest.raises(NumericalError, match="not finite"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.2)
+
+
+def test_what_is_sure_of_its_next_token_has_no_budget():
+    model = tiny_model("gpt2", tie_word_embeddings=False)
+    with torch.no_grad():
+        model.module.lm_head.weight.mul_(1e6)
+    with pytest.raises(NumericalError, match="sure of one token"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.2)
+
+
+@pytest.mark.parametrize("shift", [60.0, 1e6])
+def test_a_shift_far_beyond_the_states_is_beyond_the_trust_radius(gpt2, shift):
+    with pytest.warns(UserWarning, match=r"shift=.* beyond the trust radius: .* up to \S+ times"):
+        llvlit.recommend(gpt2, EIGHT, DIRECTIONS, shift=shift)
+
+
 def test_every_result_reads_the_output_it_is_asked_for(gpt2):
     gains = llvlit.adjoint_gains(gpt2, PROMPTS, DIRECTIONS, output=ODDS)
     for method in ("linear", "measured"):
@@ -293,6 +327,9 @@ def test_what_a_format_cannot_say_is_solved_away(tmp_path):
     advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02, output=ODDS)
     with pytest.raises(InputError, match="cannot say"):
         advice.export(tmp_path / "push.gguf")
+    other = tiny_model("llama", hidden_size=32, head_dim=8)
+    with pytest.raises(InputError, match="for tiny-llama with other weights"):
+        advice.export(tmp_path / "push.gguf", model=other, prompts=EIGHT)
     assert advice.export(tmp_path / "push.json", format="easysteer", model=model, prompts=EIGHT).inputs[0] == 0
     written = advice.export(tmp_path / "push.gguf", model=model, prompts=EIGHT)
     assert written.positions == "all"
@@ -300,6 +337,11 @@ def test_what_a_format_cannot_say_is_solved_away(tmp_path):
     assert written.kl.value == pytest.approx(0.02, rel=0.3)
     assert written.export(tmp_path / "again.gguf") is written
     read = llvlit.import_vectors(tmp_path / "push.gguf")
+    with (
+        pytest.raises(InputError, match=r"\(5, 24\); tiny-llama needs .* \(5, 32\)"),
+        llvlit.steer(other, read.directions, read.inputs, positions="all"),
+    ):
+        pass
     for text in EIGHT.texts[:2]:
         ids = torch.tensor(llvlit.tokenize(model, llvlit.Prompts([text], [1])).ids)
         with llvlit.steer(model, read.directions, read.inputs, positions="all"), torch.no_grad():

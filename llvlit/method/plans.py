@@ -103,6 +103,11 @@ class SecondOrder:
         unit = np.eye(n_layers)
         shapes = {}
         inner = F[np.ix_(may, may)]
+        if not inner.trace() > 0:
+            raise NumericalError(
+                "No push changes the next token's distribution, which may be sure of one token: no budget tells how "
+                "strong one may be. Take other prompts or layers."
+            )
         ridge = np.diag(self.weights[may]) * (inner / self.weights[may, None]).trace() / len(may)
         for strength in REGULARIZATION:
             solved = np.zeros(n_layers)

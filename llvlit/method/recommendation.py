@@ -53,7 +53,8 @@ TOWARDS = ("positive", "negative")
 SMALLEST_BUDGET = 1e-8
 """In nats: below it the divergence drowns in the rounding of logits."""
 STEP = 0.25
-"""Of the plan, the smallest part whose shift tells how far a straight line can be trusted; of a weak one more."""
+"""Of the plan, the smallest part whose shift tells how far a straight line can be trusted; of a weak one more, and of
+one whose pushes are longer than the states, of these."""
 FAR_OFF = 3.0
 """How many times too weak for its numbers one prompt must have all plans for the others not to be asked."""
 MATTERS = 0.05
@@ -464,6 +465,9 @@ def recommend(
         if FAR_OFF * size < smallest_step(1.0, model.dtype):
             check_resolution(PUSH, size, 1.0, model.dtype)
     gains, metric = first_order(texts, system)
+    made = make_gains(model, tokens, gains, along)
+    fisher = make_metric(model, tokens, metric, along, positions, horizon=horizon)
+    made.metadata.update({**source.metadata, "positions": positions, "horizon": horizon})
     local = SecondOrder(gains, metric, weights, allowed, sign)
 
     def effects(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -479,12 +483,9 @@ def recommend(
         "limit": limit,
         **source.metadata,
     }
-    made = make_gains(model, tokens, gains, along)
-    fisher = make_metric(model, tokens, metric, along, positions, horizon=horizon)
-    made.metadata.update({**source.metadata, "positions": positions, "horizon": horizon})
     most_relative = float((np.abs(plans[0].inputs) * np.sqrt(weights)).max())
     check_resolution(PUSH, most_relative, 1.0, model.dtype)
-    step = max(STEP, torch.finfo(model.dtype).eps ** 0.25 / most_relative)
+    step = max(STEP / max(1.0, most_relative), torch.finfo(model.dtype).eps ** 0.25 / most_relative)
     radius = _trust(plans[0].inputs, step, effects, len(texts))
     if has_routes(model):
         changed = rerouted_tokens(model, texts, vectors, plans[0].inputs, horizon=horizon, everywhere=everywhere)
@@ -547,8 +548,7 @@ def _trust(
 ) -> float:
     """How many times as strong inputs may be until the mean shift leaves its linear prediction by 10 %.
 
-    From pushes of one step and two, in both directions: parts of the plan, or where these are so small that what is
-    not linear would drown in rounding, larger ones.
+    From pushes of one step and two, in both directions.
     """
     scales = step * np.array([1.0, -1.0, 2.0, -2.0])
     shifts, _ = effects(np.broadcast_to(scales[:, None] * inputs, (n, 4, len(inputs))))
