@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +17,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
-from llvlit.files import read_text
+from llvlit.publishing.architectures import architecture_table
 from llvlit.publishing.command_page import command_sections
 from llvlit.publishing.daily import runs_table
 from llvlit.publishing.execution import executed_path, read_executed, status_table
@@ -79,24 +78,6 @@ def _result(name: str, env: BuildEnvironment) -> Path:
     """A file of ``results/`` in the checkout around the book's sources."""
     source = Path(env.srcdir).resolve()
     return next(folder / "results" for folder in (source, *source.parents) if (folder / "results").is_dir()) / name
-
-
-def architecture_table(path: Path) -> str:
-    """Markdown of what ``llvlit architectures`` found: a row for each model type, its worst variant's numbers."""
-    from llvlit.study.tables import DASH  # here: it loads torch, which Sphinx starts without
-
-    types: dict[str, list[dict[str, str]]] = {}
-    for row in csv.DictReader(read_text(path, "a table of architectures").splitlines()):
-        types.setdefault(row["type"], []).append(row)
-    rows = []
-    for name, variants in types.items():
-        exact = [row for row in variants if row["status"] == "exact"]
-        worst = [max((row[key] for row in exact), key=float, default=DASH) for key in ("value", "derivative")]
-        plain = variants[0]
-        status = plain["status"] + ("; exact as a decoder" if exact and plain["status"] == "refused" else "")
-        rows.append((f"`{name}`", status, *worst, plain["context"] or DASH, escaped(plain["reason"]) or DASH))
-    head = "| Model type | Status | Value | Derivative | Candidates run with | Reason |\n|---|---|---:|---:|---|---|"
-    return markdown_table(head, rows)
 
 
 def _directive(markdown: Callable[[BuildEnvironment], str]) -> type[SphinxDirective]:
