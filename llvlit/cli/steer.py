@@ -326,8 +326,10 @@ def _legend(model: LanguageModel, steering: Steering, options: argparse.Namespac
     what = f"{options.plan}: " if options.plan else f"{task_title(options)}: "
     suffix = steering.plan.metadata["suffix"] if steering.plan else ""
     like = f" that end in {suffix!r}" if suffix else ""
-    told = f"{what}{read}, and the divergence of the next token of {model.name}. Expected: at new prompts{like}, on "
-    told += f"average. Measured: at this one, in the full model{over}."
+    told = f"{what}{read}, and the divergence of the next token of {model.name}. "
+    if steering.plan is not None:
+        told += f"Expected: at new prompts{like}, on average. "
+    told += f"Measured: at this one, in the full model{over}."
     lines = textwrap.wrap(told, WIDTH)
     by_plan = steering.plan is not None and not options.inputs
     return [*lines, "", *textwrap.wrap(str(steering.plan), WIDTH)] if by_plan else lines
