@@ -28,6 +28,7 @@ INDEX = "genindex"
 MOST_YAML = 100_000  # bytes
 MOST_BRACKETS = 1000
 WIDE = 500  # points; a figure of one panel is narrower
+NARROW = 320  # points; so wide can a figure be on a phone
 
 _BAR = re.compile(r"(?<!\\)\|")
 
@@ -230,11 +231,12 @@ def _lift_figure(cell: NotebookNode, place: str) -> None:
         raise BuildError(f"{place}: {len(images)} figures in one cell. Give each a cell of its own.")
     cell.metadata["mystnb"] = {
         "figure": {"name": stated["name"], "caption": stated["caption"]},
-        "image": {"alt": stated["alt"], **({"classes": "wide"} if _is_wide(images[0].data) else {})},
+        "image": {"alt": stated["alt"], **_class_of(images[0].data)},
     }
 
 
-def _is_wide(data: Mapping[str, Any]) -> bool:
-    """Whether an SVG has panels side by side, which a phone shows in part, to be scrolled."""
+def _class_of(data: Mapping[str, Any]) -> dict[str, str]:
+    """``wide`` if an SVG has panels side by side, of which a phone shows a part at a time; ``narrow`` if it fits."""
     width = re.search(r'<svg[^>]* width="([\d.]+)pt"', str(data.get("image/svg+xml", "")))
-    return width is not None and float(width[1]) > WIDE
+    size = float(width[1]) if width else (NARROW + WIDE) / 2
+    return {"classes": "wide"} if size > WIDE else {"classes": "narrow"} if size < NARROW else {}
