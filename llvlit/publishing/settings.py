@@ -104,14 +104,14 @@ class BookSettings:
 
 SETTINGS = ("embedded", "pretrained", "paper")
 WRITTEN = "pretrained"
-"""The profile that the book's sentences speak of."""
+"""The profile that the book's sentences speak of, and that a build takes unless told otherwise."""
 
 
 def load_settings(profile: str) -> BookSettings:
     """Settings of a profile by its name, or of a local folder of models in the hub's format.
 
-    ``embedded`` runs anywhere; ``pretrained`` takes SmolLM2-135M on the embedded tasks, from a package (see
-    :func:`llvlit.load_model`); ``paper`` takes gpt2, gpt2-medium, gpt2-large and ten data sets from the hub, at the
+    ``pretrained`` takes SmolLM2-135M on the embedded tasks, from a package (see :func:`llvlit.load_model`);
+    ``embedded`` runs anywhere; ``paper`` takes gpt2, gpt2-medium, gpt2-large and ten data sets from the hub, at the
     paper's sizes; a folder's models run on the embedded tasks.
 
     Raises
