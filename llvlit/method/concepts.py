@@ -196,12 +196,17 @@ def concept_directions(
     directions = directions_of_states(states, labelled, method=method, seed=seed)
     area = 0.5 if directions.borrowed[0] else _held_out_auc(states[:, 0].double().cpu(), labelled)
     if area >= TELLING:
-        warnings.warn(
-            f"The last token alone tells the label: before layer 0, where no other token was read, prompts held out "
-            f"are told apart with an AUC of {area:.2f}. {_ends(model, tokens)}. Such a direction is the tokens', not "
-            "a concept's. Read an earlier token (token_index of tokenize), or end all prompts alike (a suffix).",
-            stacklevel=2,
+        told = (
+            f"before layer 0, where no other token was read, prompts held out are told apart with an AUC of {area:.2f}"
         )
+        if len({ids[-1] for ids in tokens.ids}) == 1:  # learned positions are part of the embedding
+            said = f"The last token's position alone tells the label: {told}, though all end alike. Make the classes' "
+            said += "prompts equally long."
+        else:
+            said = f"The last token alone tells the label: {told}. {_ends(model, tokens)}. Such a direction is the "
+            said += "tokens', not a concept's. Read an earlier token (token_index of tokenize), or end all prompts "
+            said += "alike (a suffix)."
+        warnings.warn(said, stacklevel=2)
     return directions
 
 
