@@ -37,7 +37,8 @@ def runs_table(runs: Iterable[Mapping[str, str]] = ()) -> str:
     True
     """
     head = "".join(f"<th>{title}</th>" for title in FIELDS.values())
-    return f'<table class="daily-runs table"><thead><tr>{head}</tr></thead><tbody>{_rows(runs)}</tbody></table>'
+    table = f'<table class="daily-runs table"><thead><tr>{head}</tr></thead><tbody>{_rows(runs)}</tbody></table>'
+    return f'<div class="pst-scrollable-table-container">{table}</div>'
 
 
 def _rows(runs: Iterable[Mapping[str, str]]) -> str:

@@ -45,6 +45,7 @@ div.math { overflow-x: auto; }
 span.eqno { float: right; }
 mjx-container[display="true"] { margin: 0.35em 0 !important; }
 .book { border-top: 1px solid #888; font-size: 0.85em; margin-top: 1em; padding-top: 0.3em; }
+@media screen and (max-width: 45em) { table, tbody, tr, td { display: block; width: auto !important; } }
 @media print { body { font-size: 9pt; max-width: none; padding: 0; } }
 </style>
 </head>
@@ -189,7 +190,9 @@ def _equations(article: Tag, soup: BeautifulSoup) -> Iterator[Tag]:
         if words.get_text() != last:
             beside.append(words)
         last = words.get_text()
-        cell.append(_plain(equation))
+        formula = _plain(equation)
+        formula["tabindex"] = "0"  # on a phone it scrolls, and the keyboard must reach it
+        cell.append(formula)
         row.extend([beside, cell])
         table.append(row)
     if table.tr:
