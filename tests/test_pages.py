@@ -68,13 +68,11 @@ def page(name: str) -> BeautifulSoup:
 
 
 def test_figures_with_panels_side_by_side_are_marked_for_the_phone():
-    figures = soup("book/gains").select("figure")
+    figures = soup("book/reduction").select("figure")
     assert {figure["id"]: "wide" in (figure.img.get("class") or []) for figure in figures} == {
-        "fig-gains-travel": False,
-        "fig-gains-bases": True,
-        "fig-gains-order": False,
-        "fig-gains-lost": True,
-        "fig-gains-amplitude": False,
+        "fig-turning": False,
+        "fig-orders": False,
+        "fig-captured": True,
     }
 
 
