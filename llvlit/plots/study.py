@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -185,3 +186,48 @@ def _shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """One legend for all panels, below them."""
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
+
+
+def ladder(summary: pd.DataFrame, steps: Mapping[str, str], *, split: int = 0) -> Figure:
+    """Relative error of each predictor against the models, in their order, named at the right end; a log axis.
+
+    Parameters
+    ----------
+    summary
+        Columns ``name`` (of a model), ``predictor`` and ``relative_error`` with its bounds.
+    steps
+        Predictors to draw, and what the figure calls them.
+    split
+        Number of models before a line that parts two families; no curve crosses it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.plots import study as study_figures
+    >>> row = {"name": "small", "predictor": "adjoint", "relative_error": 0.1}
+    >>> rows = pd.DataFrame([row | {"relative_error_low": 0.05, "relative_error_high": 0.2}])
+    >>> study_figures.ladder(rows, {"adjoint": "other prompts"}).axes[0].get_yscale()
+    'log'
+    """
+    steps = checks.instance("steps", steps, Mapping, "names by predictor")
+    summary = _rows("summary", summary, ("name", "predictor"), ("relative_error",))
+    names = list(dict.fromkeys(summary["name"]))
+    split = checks.integer("split", split, at_least=0, at_most=len(names))
+    figure, (axes,) = figures.new(width=6.4, height=4.2)
+    for predictor, text in steps.items():
+        rows = summary[summary["predictor"] == checks.text("steps", predictor)].set_index("name").reindex(names)
+        style = {"color": "#6a6a6a", "marker": "*", **figures.PREDICTORS.get(predictor, {})}
+        line = "-" if predictor == "null" else "--"
+        for part in (slice(0, split), slice(split, None)):
+            where = np.arange(len(names))[part]
+            interval_line(where, rows[part], "relative_error", axes=axes, label=text, linestyle=line, **style)
+        end = (len(names) - 1, float(rows["relative_error"].iloc[-1]))
+        beside: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+        axes.annotate(figures.plain(checks.text("steps", text)), end, color=style["color"], **beside)
+    if split:
+        axes.axvline(split - 0.5, color="#8a8a8a", linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(names)), [re.sub(r"[ -](?=[^ -]+$)", "\n", name) for name in names], fontsize=8)
+    axes.set_xlim(-0.4, 1.3 * len(names))
+    axes.set(xlabel="Model, by number of parameters", ylabel="Relative error of the gains (log)")
+    return figure
