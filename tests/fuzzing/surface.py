@@ -336,6 +336,14 @@ OWN = {
     "changes.after": "agreement_rows",
     "changes.on": "('task', 'seed')",
     "energies_table.metric": "'absolute'",
+    "agreement_by_size.paper": "[{'parameters': 1e8, 'spearman': 0.8}]",
+    "agreement_by_size.predictors": "['krylov']",
+    "agreement_by_size.split": "0",
+    "agreement_by_size.summary": (
+        "agreement_rows[:1].assign(name='small', parameters=1e6, spearman_low=0.0, spearman_high=1.0)"
+    ),
+    "straight_ranges.names": "{'small': 0}",
+    "straight_ranges.radii": "llvlit.study.comparison.straightness(start=ROOT)",
     "ladder.split": "0",
     "ladder.steps": "{'krylov': 'krylov'}",
     "ladder.summary": "agreement_rows[:1].assign(name='small', relative_error_low=1.0, relative_error_high=2.0)",
