@@ -1,4 +1,4 @@
-"""What became of recommendations: were their promises kept, and was the choice of layers a good one?"""
+"""What became of recommendations: whether promises were kept, and whether the choice of layers was a good one."""
 
 from __future__ import annotations
 
