@@ -12,7 +12,7 @@ KEPT = ("within 25 %", "kl expected", "shift expected", "corrected within 10 %")
 CELL = ("model", "task", "output")
 """What is independent of other rows: splits, seeds and budgets of one share model and prompts."""
 
-KEYS = (*CELL, "seed", "budget")
+KEYS = (*CELL, "family", "seed", "budget", "commit")
 
 
 def _frame(argument: str, given: object, columns: tuple[str, ...]) -> pd.DataFrame:
