@@ -18,7 +18,7 @@ IN_ORDER = (
     *("control", "steering", "scaling", "ablations", "own_model"),
 )
 CHAPTERS = (*IN_ORDER[:7], "explorer", *IN_ORDER[7:])
-OLD = CHAPTERS[1:]
+OLD = ("gains", "order", "control", "explorer")
 """Chapters that are yet to be written again; what stands below holds for the others."""
 
 NEW = tuple(name for name in CHAPTERS if name not in OLD)
@@ -123,7 +123,7 @@ def test_choices_stand_in_the_first_cell_and_are_used_below(name):
 def test_sentences_are_written_by_hand_and_layer_0_has_a_page_of_its_own(name):
     assert not [cell for cell in cells(name) if re.search(r"\bMarkdown\(", cell)], "a cell writes sentences"
     spoken = re.findall(r"\blayer 0\b", prose(name), re.IGNORECASE)
-    assert len(spoken) <= 2 or (len(spoken) <= 4 and "{doc}`layer0`" in page(name)), spoken
+    assert len(spoken) <= 2 or (len(spoken) <= 4 and re.search(r"\{doc\}`(layer 0 <)?layer0>?`", page(name))), spoken
 
 
 @pytest.mark.parametrize("name", NEW)
