@@ -6,23 +6,32 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from llvlit import checks
+from llvlit.errors import FileError
 from llvlit.files import read_text
 from llvlit.publishing.pages import escaped, markdown_table
 
-FILE = "architectures.csv"
 Variants = dict[str, list[dict[str, str]]]
 
 
 def variants_of(path: Path) -> Variants:
     """Rows of a table of architectures by model type, the plain variant first."""
     types: Variants = {}
-    for row in csv.DictReader(read_text(path, "a table of architectures").splitlines()):
+    rows = csv.DictReader(read_text(path, "a table of architectures").splitlines())
+    if not {"type", "status"} <= {*(rows.fieldnames or ())}:
+        raise FileError(f"{path} is no table of architectures, as llvlit architectures --save writes it.")
+    for row in rows:
         types.setdefault(row["type"], []).append(row)
     return types
 
 
 def verdicts(path: Path, known: Sequence[str]) -> list[tuple[str, int, str]]:
     r"""Each verdict on plain models, how many model types have it, and which of those that readers know.
+
+    Raises
+    ------
+    FileError
+        If the file cannot be read or is no such table.
 
     Examples
     --------
@@ -34,8 +43,9 @@ def verdicts(path: Path, known: Sequence[str]) -> list[tuple[str, int, str]]:
     ...     verdicts(path, ["llama", "gemma3n"])
     [('exact', 2, 'llama'), ('refused', 1, 'gemma3n')]
     """
+    known = [checks.text("known", name) for name in checks.sequence("known", known, "names of model types")]
     found: dict[str, list[str]] = {}
-    for name, variants in variants_of(path).items():
+    for name, variants in variants_of(checks.path("path", path)).items():
         found.setdefault(variants[0]["status"], []).append(name)
     rows = [(status, len(names), ", ".join(name for name in known if name in names)) for status, names in found.items()]
     return sorted(rows, key=lambda row: -row[1])

@@ -342,6 +342,13 @@ OWN = {
     "agreement_by_size.summary": (
         "agreement_rows[:1].assign(name='small', parameters=1e6, spearman_low=0.0, spearman_high=1.0)"
     ),
+    "promises_kept.by": "'budget'",
+    "promises_kept.trials": "__import__('pandas').read_csv(ROOT / 'results/recommend/warranty.csv')",
+    "shares_of_oracle.choices": "__import__('pandas').read_csv(ROOT / 'results/recommend/choices.csv')",
+    "slider_html.start": "'a'",
+    "slider_html.texts": "{'a': ['one'], 'b': ['two', 'three']}",
+    "verdicts.known": "['gpt2']",
+    "verdicts.path": "ROOT / 'results/architectures.csv'",
     "straight_ranges.names": "{'small': 0}",
     "straight_ranges.radii": "llvlit.study.comparison.straightness(start=ROOT)",
     "ladder.split": "0",
