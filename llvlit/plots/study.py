@@ -259,6 +259,12 @@ def agreement_by_size(
     """
     summary = _rows("summary", summary, ("name", "predictor"), ("spearman",))
     split = checks.integer("split", split, at_least=0)
+    models = [checks.instance("paper", each, Mapping, "models") for each in checks.sequence("paper", paper, "models")]
+    if not models or any(key not in model for model in models for key in ("parameters", "spearman")):
+        raise InputError("paper needs one model at least, each with parameters and spearman.")
+    reported = [
+        [checks.number(f"paper[{key!r}]", model[key]) for model in models] for key in ("parameters", "spearman")
+    ]
     figure, (axes,) = figures.new(height=4.0)
     sizes = summary.groupby("name", sort=False)["parameters"].first()
     predictors = checks.sequence("predictors", predictors, "a list of predictors")
@@ -266,7 +272,11 @@ def agreement_by_size(
         rows = summary[summary["predictor"] == checks.text("predictors", predictor)]
         style = figures.PREDICTORS.get(predictor, figures.model_style(number))
         beside = 1.05 ** (number - (len(predictors) - 1) / 2)
+        if rows.empty:
+            raise InputError(f"predictors: summary has no row of {predictor!r}.")
         for part, line in ((rows[:split], "--"), (rows[split:], "none")):
+            if part.empty:
+                continue
             interval_line(
                 part["parameters"].to_numpy() * beside,
                 part,
@@ -281,7 +291,6 @@ def agreement_by_size(
         axes.annotate(
             predictor, rows[["parameters", "spearman"]].iloc[at].to_numpy(float), color=style["color"], **place
         )
-    reported = [[model[key] for model in paper] for key in ("parameters", "spearman")]
     axes.plot(*reported, "*:", color="black", markersize=11)
     axes.annotate("the paper", (reported[0][0], reported[1][0]), xytext=(-62, -14), textcoords="offset points")
     for name, size in sizes.items():
