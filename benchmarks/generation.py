@@ -54,6 +54,8 @@ POSITIVE = (
 NEGATIVE = "bad, terrible, awful, horrible, poor, boring, disappointing, ugly, dull, sad, worst, annoying"
 HORIZON = 16
 QUESTION = "\nOverall, it was"
+CHECKED = 4
+"""Sampled texts of each opening that the other model judges and whose loss is taken; the bag of words judges all."""
 FEWER = 2
 """Continuations of each opening that gains of words are read along: their noise is smaller."""
 Value = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -164,21 +166,27 @@ def text_gains(scores: np.ndarray, chance: np.ndarray) -> np.ndarray:
 
 
 def shapes_of(gains: dict[str, np.ndarray], metric: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Plans' shapes ``(n_layers,)``: the optimum of each kind of gain, its best single layer, and others."""
+    """Plans' shapes ``(n_layers,)``: the optimum of each kind of gain, its best single layer, and others.
+
+    Each costs half a nat a token, to second order.
+    """
     n_layers = len(weights)
     everywhere, rows = np.ones(n_layers, dtype=bool), slice(None)
     found = {}
     for kind, each in gains.items():
         local = SecondOrder(each, metric, weights, everywhere, 1.0).shapes(rows)  # type: ignore[arg-type]
-        found[f"optimum for {kind}"] = local["optimum, regularized by 0.1"]
+        found[f"optimum for {kind}"] = local["optimum, regularized by 1"]
         found[f"best single layer for {kind}"] = local["best single layer"]
     uniform = local["uniform"]
     thirds = np.arange(n_layers) * 3 // n_layers
-    found |= {"uniform": uniform, "early third": uniform * (thirds == 0), "middle third": uniform * (thirds == 1)}
+    for number, name in enumerate(("early third", "middle third", "late third")):
+        found[name] = uniform * (thirds == number)
+    found["uniform"] = uniform
     found["optimum for words, no negative input"] = found["optimum for words"].clip(min=0)
     cost = metric.mean(axis=0)
     halves = [found[name] / np.sqrt(found[name] @ cost @ found[name]) for name in ("optimum for words", "uniform")]
-    return found | {"optimum for words and uniform": halves[0] + halves[1]}
+    found["optimum for words and uniform"] = halves[0] + halves[1]
+    return {name: shape / np.sqrt(shape @ cost @ shape) for name, shape in found.items()}
 
 
 def at_budget(
@@ -187,7 +195,7 @@ def at_budget(
     """Shapes ``(k, n_layers)`` as strong as the budget of mean divergence asks, and the shifts of the odds there."""
     states = last_token_states(model, texts.select([0]), max_tokens=texts.max_tokens)[:, -1]
     source, head = reading(model, texts, vectors[-1], odds, states), head_of(model, texts.select([0]), states)
-    for _ in range(3):
+    for _ in range(2):
         every = np.broadcast_to(shapes, (len(texts), *shapes.shape))
         shifts, costs = push_effects(head, texts, vectors, every, source, horizon=HORIZON)
         factors = np.sqrt(budget / costs.mean(axis=0))
@@ -235,23 +243,29 @@ def judged(
     """One row a text."""
     bag, other, odds = judges
     n_prompts, times, _ = new.shape
+    few = min(times, CHECKED)
     texts = model.tokenizer.batch_decode(new.flatten(0, 1), skip_special_tokens=True)
     before = [text for text in prompts.texts for _ in range(times)]
-    whole = [first + second for first, second in zip(before, texts, strict=True)]
-    return pd.DataFrame(
+    is_checked = np.tile(np.arange(times) < few, n_prompts)
+    whole = [first + second for first, second, checked in zip(before, texts, is_checked, strict=True) if checked]
+    found = pd.DataFrame(
         {
             "opening": np.repeat(np.arange(n_prompts), times),
             "text": texts,
             "score": bag.predict_proba(texts)[:, 1],
-            "odds": judged_odds(other, odds, whole),
-            "loss": losses(model, prompts, new).ravel(),
+            "odds": np.nan,
+            "loss": np.nan,
             "repeated": [repeated(text) for text in texts],
         }
     )
+    found.loc[is_checked, "odds"] = judged_odds(other, odds, whole)
+    found.loc[is_checked, "loss"] = losses(model, prompts, new[:, :few]).ravel()
+    return found
 
 
 def told(values: pd.Series, units: pd.Series) -> str:
-    low, high = interval(resampled_means(values.to_numpy()[:, None], units.tolist(), seed=0))[:, 0]
+    known = values.notna()
+    low, high = interval(resampled_means(values[known].to_numpy()[:, None], units[known].tolist(), seed=0))[:, 0]
     return f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
 
 
@@ -367,7 +381,9 @@ def main() -> None:
         wanted = [plan for plan in tried if not is_there(rows, budget, plan)]
         if not wanted:
             continue
-        inputs, shifts = at_budget(model, scaled_on, vectors, odds, np.stack([shapes[plan] for plan in wanted]), budget)
+        inputs, shifts = at_budget(
+            model, scaled_on, vectors, odds, np.stack([shapes[plan] for plan in wanted]) * np.sqrt(2 * budget), budget
+        )
         every = dict(zip(wanted, zip(inputs, shifts, strict=True), strict=True))
         for plan, (push, shift) in {"no push": (np.zeros(model.n_layers), 0.0), **every}.items():
             if plan == "no push" and is_there(rows, 0.0, plan):
