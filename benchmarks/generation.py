@@ -54,8 +54,9 @@ POSITIVE = (
 NEGATIVE = "bad, terrible, awful, horrible, poor, boring, disappointing, ugly, dull, sad, worst, annoying"
 HORIZON = 16
 QUESTION = "\nOverall, it was"
-CHECKED = 4
+CHECKED = 1
 """Sampled texts of each opening that the other model judges and whose loss is taken; the bag of words judges all."""
+FOLDS = 5
 FEWER = 2
 """Continuations of each opening that gains of words are read along: their noise is smaller."""
 Value = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -165,28 +166,51 @@ def text_gains(scores: np.ndarray, chance: np.ndarray) -> np.ndarray:
     return (above[..., None] * chance).mean(axis=1)
 
 
-def shapes_of(gains: dict[str, np.ndarray], metric: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Plans' shapes ``(n_layers,)``: the optimum of each kind of gain, its best single layer, and others.
+def shapes_of(
+    gains: dict[str, np.ndarray], metric: np.ndarray, weights: np.ndarray, rows: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Plans' shapes ``(n_layers,)`` from some openings: optimum and best single layer of each kind of gain, and others.
 
     Each costs half a nat a token, to second order.
     """
-    n_layers = len(weights)
-    everywhere, rows = np.ones(n_layers, dtype=bool), slice(None)
-    found = {}
+    n_layers, found = len(weights), {}
     for kind, each in gains.items():
-        local = SecondOrder(each, metric, weights, everywhere, 1.0).shapes(rows)  # type: ignore[arg-type]
+        local = SecondOrder(each, metric, weights, np.ones(n_layers, dtype=bool), 1.0).shapes(rows)
         found[f"optimum for {kind}"] = local["optimum, regularized by 1"]
         found[f"best single layer for {kind}"] = local["best single layer"]
-    uniform = local["uniform"]
+    found["uniform"] = uniform = local["uniform"]
     thirds = np.arange(n_layers) * 3 // n_layers
     for number, name in enumerate(("early third", "middle third", "late third")):
         found[name] = uniform * (thirds == number)
-    found["uniform"] = uniform
     found["optimum for words, no negative input"] = found["optimum for words"].clip(min=0)
-    cost = metric.mean(axis=0)
-    halves = [found[name] / np.sqrt(found[name] @ cost @ found[name]) for name in ("optimum for words", "uniform")]
-    found["optimum for words and uniform"] = halves[0] + halves[1]
-    return {name: shape / np.sqrt(shape @ cost @ shape) for name, shape in found.items()}
+    cost = metric[rows].mean(axis=0)
+    found = {name: shape / np.sqrt(shape @ cost @ shape) for name, shape in found.items()}
+    both = found["optimum for words"] + found["uniform"]
+    return found | {"optimum for words and uniform": both / np.sqrt(both @ cost @ both)}
+
+
+def told(values: pd.Series, units: pd.Series, digits: int = 2) -> str:
+    known = values.notna()
+    low, high = interval(resampled_means(values[known].to_numpy()[:, None], units[known].tolist(), seed=0))[:, 0]
+    return " ".join((f"{values.mean():.{digits}f}", f"({low:.{digits}f} to {high:.{digits}f})"))
+
+
+def foretold(
+    gains: dict[str, np.ndarray], metric: np.ndarray, weights: np.ndarray, judged_gains: np.ndarray, budget: float
+) -> pd.DataFrame:
+    """What each plan makes of a judge's score, to first order, at openings on things that it was not made from."""
+    things = np.arange(len(judged_gains)) // len(FRAMES)
+    rises: dict[str, np.ndarray] = {}
+    for fold in range(FOLDS):
+        held = things % FOLDS == fold
+        for name, shape in shapes_of(gains, metric, weights, ~held).items():
+            rises.setdefault(name, np.empty(len(held)))[held] = judged_gains[held] @ shape * np.sqrt(2 * budget)
+    units = pd.Series(things)
+    lines = [
+        (name, told(pd.Series(rise), units, 3), told(pd.Series(rise - rises["uniform"]), units, 3))
+        for name, rise in rises.items()
+    ]
+    return pd.DataFrame(lines, columns=["plan", f"rise at {budget:g} nats", "less uniform's"])
 
 
 def at_budget(
@@ -199,7 +223,7 @@ def at_budget(
         every = np.broadcast_to(shapes, (len(texts), *shapes.shape))
         shifts, costs = push_effects(head, texts, vectors, every, source, horizon=HORIZON)
         factors = np.sqrt(budget / costs.mean(axis=0))
-        if np.abs(factors - 1).max() < 0.02:
+        if np.abs(factors - 1).max() < 0.05:
             break
         shapes = shapes * factors[:, None]
     return shapes, shifts.mean(axis=0)
@@ -261,12 +285,6 @@ def judged(
     found.loc[is_checked, "odds"] = judged_odds(other, odds, whole)
     found.loc[is_checked, "loss"] = losses(model, prompts, new[:, :few]).ravel()
     return found
-
-
-def told(values: pd.Series, units: pd.Series) -> str:
-    known = values.notna()
-    low, high = interval(resampled_means(values[known].to_numpy()[:, None], units[known].tolist(), seed=0))[:, 0]
-    return f"{values.mean():.2f} ({low:.2f} to {high:.2f})"
 
 
 def table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -368,12 +386,14 @@ def main() -> None:
     }
     metric = np.einsum("ntl,ntk->nlk", chance, chance) / chance.shape[1] / kept["drawn"].shape[-1]
     weights = relative_weights(last_token_states(model, llvlit.tokenize(model, learned)))
-    shapes = shapes_of(gains, metric, weights)
-    tried = options.plans or list(shapes)
+    shapes = shapes_of(gains, metric, weights, np.ones(len(chance), dtype=bool))
+    tried, bag = options.plans or list(shapes), bag_of_words(options.bag)
+    judged_gains = text_gains(bag.predict_proba(texts)[:, 1].reshape(chance.shape[:2]), chance)
+    print(foretold(gains, metric, weights, judged_gains, options.budgets[0]).to_markdown(index=False), "\n", flush=True)
 
     file = options.keep / "texts.csv"
     rows = pd.read_csv(file, keep_default_na=False) if file.exists() else pd.DataFrame()
-    judges = bag_of_words(options.bag), llvlit.load_model(options.judge, device="cpu", dtype="bfloat16"), odds
+    judges = bag, llvlit.load_model(options.judge, device="cpu"), odds
     scaled_on = with_continuations(
         model, llvlit.tokenize(model, others.select(range(0, len(others), len(others) // options.scaled_on))), HORIZON
     )
@@ -381,9 +401,8 @@ def main() -> None:
         wanted = [plan for plan in tried if not is_there(rows, budget, plan)]
         if not wanted:
             continue
-        inputs, shifts = at_budget(
-            model, scaled_on, vectors, odds, np.stack([shapes[plan] for plan in wanted]) * np.sqrt(2 * budget), budget
-        )
+        units = np.stack([shapes[plan] for plan in wanted]) * np.sqrt(2 * budget)
+        inputs, shifts = at_budget(model, scaled_on, vectors, odds, units, budget)
         every = dict(zip(wanted, zip(inputs, shifts, strict=True), strict=True))
         for plan, (push, shift) in {"no push": (np.zeros(model.n_layers), 0.0), **every}.items():
             if plan == "no push" and is_there(rows, 0.0, plan):
