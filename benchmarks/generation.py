@@ -24,10 +24,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
 from heading import begin, parser_of
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -304,26 +307,44 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).fillna("")
 
 
-def frontier(rows: pd.DataFrame, plans: list[str]) -> figures.Figure:
+def frontier(rows: pd.DataFrame, plans: list[str]) -> Figure:
     """Score against loss, a line a plan from no push over the budgets; greedy above sampled text."""
-    figure, every = figures.new(1, n_rows=2, height=7.0, width=4.6)
+    with mpl.rc_context(figures.STYLE):
+        figure, every = plt.subplots(2, figsize=(4.6, 7.2), layout="constrained")
+    others = [style for name, style in figures.SCHEDULES.items() if name != "uniform"]
     for axes, kind in zip(every, ("greedy", "sampled"), strict=True):
+        ends = []
         for number, plan in enumerate(plans):
-            mine = rows[(rows["kind"] == kind) & rows["plan"].isin(["no push", plan])]
+            style = figures.SCHEDULES["uniform"] if plan == "uniform" else others[number]
             points = []
+            mine = rows[(rows["kind"] == kind) & rows["plan"].isin(["no push", plan])]
             for _, texts in mine.groupby("budget"):
                 means = texts.groupby("opening")[["loss", "score"]].mean()
                 bounds = interval(resampled_means(means.to_numpy(), means.index.tolist(), seed=0))
                 points.append((*means.mean(), *bounds[:, 1]))
             loss, score, low, high = np.array(points).T
-            style = figures.model_style(number)
             axes.errorbar(loss, score, [score - low, high - score], capsize=2, elinewidth=1, **style)
+            ends.append((score[-1], loss[-1], plan, style["color"]))
+        left, right = axes.get_xlim()
+        lowest, highest = axes.get_ylim()
+        axes.set_xlim(left, right + 0.75 * (right - left))
+        middle, step = np.mean([end[0] for end in ends]), 0.09 * (highest - lowest)
+        for place, (score, loss, plan, color) in enumerate(sorted(ends)):
+            height = middle + step * (place - (len(ends) - 1) / 2)
             axes.annotate(
-                plan, (loss[-1], score[-1]), xytext=(5, 0), textcoords="offset points", color=style["color"], fontsize=9
+                plan,
+                (loss, score),
+                (right + 0.08 * (right - left), height),
+                color=color,
+                fontsize=10,
+                va="center",
+                arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4},
             )
+        start = rows[(rows["kind"] == kind) & (rows["plan"] == "no push")]
+        axes.annotate("no push", (start["loss"].mean(), start["score"].mean()), (8, -4), textcoords="offset points")
         axes.set_title(f"{kind} text")
         axes.set_ylabel("P(positive), bag of words")
-    every[-1].set_xlabel("loss without a push, nats a token (less is more fluent)")
+    every[-1].set_xlabel("loss without a push, nats a token")
     return figure
 
 
