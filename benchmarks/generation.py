@@ -220,8 +220,7 @@ def at_budget(
     model: LanguageModel, texts: Any, vectors: torch.Tensor, odds: Any, shapes: np.ndarray, budget: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shapes ``(k, n_layers)`` as strong as the budget of mean divergence asks, and the shifts of the odds there."""
-    states = last_token_states(model, texts.select([0]), max_tokens=texts.max_tokens)[:, -1]
-    source, head = reading(model, texts, vectors[-1], odds, states), head_of(model, texts.select([0]), states)
+    source, head = reading(model, texts, vectors[-1], odds), head_of(model, texts)
     for _ in range(2):
         every = np.broadcast_to(shapes, (len(texts), *shapes.shape))
         shifts, costs = push_effects(head, texts, vectors, every, source, horizon=HORIZON)
@@ -248,7 +247,7 @@ def losses(model: LanguageModel, prompts: Prompts, new: torch.Tensor) -> np.ndar
 def judged_odds(judge: LanguageModel, odds: Any, texts: list[str]) -> np.ndarray:
     tokens = llvlit.tokenize(judge, Prompts([text + QUESTION for text in texts], [0] * len(texts)))
     states = last_token_states(judge, tokens)[:, -1]
-    return np.asarray(reading(judge, tokens, states[0], odds, states).values(states).numpy())
+    return np.asarray(reading(judge, tokens, states[0], odds).values(states).numpy())
 
 
 def repeated(text: str) -> float:

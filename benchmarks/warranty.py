@@ -34,6 +34,7 @@ from llvlit.method.effects import push_effects
 from llvlit.method.outputs import Output, reading
 from llvlit.method.recommendation import Recommendation
 from llvlit.prompts import Prompts, auc
+from llvlit.study.warranty import promises_kept, shares_of_oracle
 from llvlit.tasks.splits import Splits
 
 SCALES = np.array([0.3, 0.6, 1.0, 1.7, 3.0])
@@ -74,9 +75,8 @@ def choices(
     directions = advice.directions
     vectors, n_layers = directions.on(model), model.n_layers
     tokens = llvlit.tokenize(model, splits.evaluation)
-    states = last_token_states(model, tokens)
-    source = reading(model, tokens, vectors[-1], output, states[:, -1])
-    head = source.head or head_of(model, tokens, states[:, -1])
+    source = reading(model, tokens, vectors[-1], output)
+    head = source.head or head_of(model, tokens)
     learned = last_token_states(model, splits.concept)
     lens = None
     if output is not None:
@@ -138,32 +138,13 @@ def choices_file(path: Path) -> Path:
     return path.with_suffix(".choices.csv")
 
 
-def report(warranties: pd.DataFrame, shares: pd.DataFrame) -> None:
+def report(trials: pd.DataFrame, shares: pd.DataFrame) -> None:
     print("\n## The warranty\n")
-    far = (warranties["kl over budget"] - 1).abs()
-    corrected = (warranties["corrected over budget"] - 1).abs()
-    table = warranties.assign(**{"within 25 %": far <= 0.25, "corrected within 10 %": corrected <= 0.1})
-    measures = ["within 25 %", "kl expected", "shift expected", "corrected within 10 %"]
-    for by in (["budget"], ["model", "output"]):
-        columns = {name: (name, "mean") for name in measures}
-        columns |= {"trials": ("seed", "size"), "median kl over budget": ("kl over budget", "median")}
-        print(table.groupby(by).agg(**columns).round(3).reset_index().to_markdown(index=False), "\n")
+    for by in ("budget", "model"):
+        print(promises_kept(trials, by=by).round(3).to_markdown(index=False), "\n")
     if len(shares):
         print("\n## The choice of layers: share of the oracle's shift at equal measured divergence\n")
-        names = [name for name in shares.columns if name not in ("model", "task", "seed", "output", "budget")]
-        cells = shares.groupby(["model", "task", "output"])[names].mean()
-        rows = []
-        generator = np.random.default_rng(0)
-        for name in names:
-            values = cells[name].dropna()
-            ahead = (cells["recommended"] - cells[name]).dropna().to_numpy()
-            draws = ahead[generator.integers(len(ahead), size=(2000, len(ahead)))].mean(axis=1)
-            low, high = np.quantile(draws, [0.025, 0.975])
-            least = values.min()
-            rows.append((name, len(values), values.mean(), least, f"{ahead.mean():.3f} ({low:.3f} to {high:.3f})"))
-        columns = ["choice", "model and task", "mean share", "least", "recommended ahead by (95 %)"]
-        print(pd.DataFrame(rows, columns=columns).round(3).sort_values("mean share").to_markdown(index=False), "\n")
-        print(cells.groupby("model").mean().round(3).reset_index().to_markdown(index=False), "\n")
+        print(shares_of_oracle(shares).round(3).to_markdown(index=False), "\n")
 
 
 def main() -> None:

@@ -60,6 +60,8 @@ Write ``{eq}`eq-sum` `` for {eq}`eq-sum`.
 ```{code-cell} ipython3
 :tags: [hide-input]
 
+from llvlit.publishing.exercises import check_answer
+
 two = 1 + 1
 dict(name="fig-sum")
 ```
@@ -85,6 +87,17 @@ SECRET-WORDS by {eq}`eq-sum`.
 Compute it.
 ````
 
+```{dropdown} Hint
+Count, as $\R$ in {ref}`sums` does.
+```
+
+```{code-cell} ipython3
+:tags: [check]
+
+answer = None  # a whole number
+check_answer(answer, lambda: two, hint="Count again.")
+```
+
 ````{solution-start} ex-code
 :class: dropdown
 ````
@@ -93,7 +106,7 @@ SECRET-BEFORE
 
 ```{code-cell} ipython3
 secret_code = two
-assert secret_code == 2
+assert check_answer(secret_code, lambda: two)
 ```
 
 SECRET-AFTER

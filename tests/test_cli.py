@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,18 @@ import torch
 from filelock import FileLock
 from pyarrow import parquet
 
-from conftest import byte_tokenizer, tiny_module
+from conftest import byte_tokenizer, tiny_model, tiny_module
 from llvlit import LLV, Prompts, load_model, load_recommendation, load_task, provenance, recommend
 from llvlit.cli.main import main, parser
+from llvlit.cli.steer import Steering, _continuations, _ends
 from llvlit.engine.depth import depth_system
 from llvlit.engine.models import PACKAGED, embedded_names
+from llvlit.engine.tokens import tokenize
 from llvlit.files import locked
-from llvlit.method.concepts import concept_directions
+from llvlit.method.concepts import as_directions, concept_directions, random_directions
 from llvlit.method.gain_matrix import GainMatrix, gain_matrix
 from llvlit.method.gains import measured_gains
+from llvlit.method.steering import steer
 from llvlit.method.verification import output_shifts
 from llvlit.study.cells import load_results, run_study
 from llvlit.study.grid import load_grid
@@ -126,7 +130,7 @@ def test_help_teaches_by_an_example_that_parses(command: str, capsys: pytest.Cap
         main([command, "--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    example = re.search(rf"Example:\n  (llvlit {command}\b.*)", text)
+    example = re.search(rf"Examples?:\n  (llvlit {command}\b.*)", text)
     assert example, text
     options = set(re.findall(r"(?<!\S)--[a-z]+", text))
     assert {"--json", *re.findall(r"(?<!\S)--[a-z]+", example[1])} <= options
@@ -336,6 +340,49 @@ def test_steer_uses_a_plan_at_several_strengths(run, plan: Path) -> None:
         assert all(1 <= n - tokens[0] <= 6 for n in tokens[1:])
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "bloom"])
+def test_what_is_written_does_not_depend_on_the_texts_beside_it(kind: str) -> None:
+    model = tiny_model(kind, dtype=torch.float32)
+    tokens = tokenize(model, Prompts(["the film was good", "a day", "I liked it a lot"], [1, 0, 1]))
+    pushes = np.random.default_rng(0).standard_normal((3, 4)) * [[0], [1], [1]]
+    rows = [row for row in range(3) for _ in pushes]
+    for positions in ("prompt", "last", "all"):
+        steering = Steering([], as_directions(random_directions(5, 24, seed=1)), positions, None, 1, None)
+        together = _continuations(model, steering, np.tile(pushes, (3, 1)), tokens.select(rows), 12)
+        alone = [
+            _continuations(model, steering, pushes[[place % 3]], tokens.select([row]), 12)[0]
+            for place, row in enumerate(rows)
+        ]
+        assert together == alone and len(set(alone)) > 3
+        with steer(model, steering.directions, pushes[1], positions=positions), torch.no_grad():
+            ids = torch.tensor([tokens.ids[1]])
+            kept = {"max_new_tokens": 12, "do_sample": False, "repetition_penalty": 1.3, "pad_token_id": 0}
+            out = model.module.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), eos_token_id=_ends(model), **kept
+            )
+        new = takewhile(lambda token: token not in _ends(model), out[0, ids.shape[1] :].tolist())
+        assert model.tokenizer.decode([*tokens.ids[1], *new], skip_special_tokens=True).strip() == alone[4]
+
+
+def test_the_token_that_is_read_is_chosen_once_and_kept_in_the_plan(run, fail, capsys, tmp_path: Path) -> None:
+    for name, word, answer in (("cheers", "good", "yes"), ("jeers", "bad", "no")):
+        lines = [f"{number} of {number + 3} say: {word} {answer}" for number in range(16)]
+        (tmp_path / name).write_text("\n".join(lines))
+    asked = ("--model", "embedded/small", "--contrast", "cheers", "jeers", "--device", "cpu", "--token-index", -2)
+    found = run("recommend", *asked, "--budget", 0.05, "--save", "plan", "--json")
+    assert found["metadata"]["token_index"] == -2 == load_recommendation("plan").metadata["token_index"]
+    for command in (("gains", "--order", 2, "--no-plot"), ("order", "--no-plot")):
+        assert "read at token -2" in " ".join(run(*command, *asked).split())
+    assert main(["gains", *map(str, asked[:-2]), "--order", "2", "--no-plot"]) == 0
+    assert capsys.readouterr().err.startswith("llvlit gains: The last token alone tells the label")
+    with_plan = ("steer", "3 of 4 say: good yes", "--plan", "plan", "--tokens", 2, "--device", "cpu", "--json")
+    read, last = (run(*with_plan, *more) for more in ((), ("--token-index", -1)))
+    assert read["prompts"]["token_index"] == -2 and "token_index" not in last["prompts"]
+    assert read["texts"][0]["plain"].startswith("3 of 4 say: good") and "yes" not in read["texts"][0]["plain"][:20]
+    assert last["texts"][0]["plain"].startswith("3 of 4 say: good yes")
+    assert "has no token -9" in fail("steer", "A film", "--plan", "plan", "--token-index", -9, "--device", "cpu")
+
+
 def test_steer_makes_a_plan_where_there_is_none(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("llvlit.method.recommendation._trust", lambda *_: 0.5)
@@ -429,6 +476,8 @@ def test_a_prompt_of_one_token_is_named_with_what_to_do(fail, tmp_path: Path) ->
         (["A dull film", "--positions", "all"], "--positions all is not what the plan was made for"),
         (["A dull film", "--positive", "good", "--negative", "bad"], "says what is read"),
         (["A dull film", "--model", "embedded/medium"], "with other weights than embedded/medium"),
+        (["A dull film", "--layers", "3-5"], "--layers says how a plan is made"),
+        (["A dull film", "--towards", "negative"], "--towards says how a plan is made"),
     ],
 )
 def test_steer_refuses(arguments: list[str], message: str, fail, plan: Path) -> None:
@@ -440,8 +489,8 @@ def test_a_plan_that_was_changed_is_not_used(fail, plan: Path, tmp_path: Path) -
     shutil.copytree(plan, copy)
     weights = copy / "plan.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert "changed after it was written" in fail("steer", "--plan", copy, status=1)
-    assert "no complete recommendation" in fail("steer", "--plan", tmp_path, status=1)
+    assert "changed after it was written" in fail("steer", "--plan", copy)
+    assert "no complete recommendation" in fail("steer", "--plan", tmp_path)
 
 
 def test_chat_is_in_the_prompts_and_in_the_metadata_and_told_once(run, fail, last_words: Path, tmp_path: Path) -> None:
@@ -458,7 +507,8 @@ def test_chat_is_in_the_prompts_and_in_the_metadata_and_told_once(run, fail, las
     assert (metadata["chat"], metadata["start_token"], metadata["suffix"]) == (True, "<|endoftext|>", "")
     steered = ("steer", "A dull film", *asked, "--chat", "--tokens", 2, "--inputs", "1:5%")
     found = run(*steered, "--json")
-    assert found["texts"][0]["plain"].startswith("Q: A dull film!") and found["prompts"]["chat"]
+    assert found["texts"][0]["prompt"] == "A dull film" and found["prompts"]["chat"]
+    assert "film" not in found["texts"][0]["plain"]  # the answer alone
     assert " ".join(run(*steered).split()).count("chat template") == 1
 
 
@@ -713,6 +763,10 @@ def test_dry_run_runs_nothing(study: tuple[str, ...], run, tmp_path: Path) -> No
         (["recommend", *SMALL, "--positive", "good"], ["--positive and --negative come together"]),
         (["recommend", *SMALL, "--positive", "good", "--negative", "good"], ["good stands among"]),
         (["recommend", *SMALL, "--layers", "9-12"], ["layers[1]=12"]),
+        (
+            ["recommend", *SMALL, "--positive", "splendiferous", "--negative", "bad", "--save", "plan"],
+            ["splendiferous"],
+        ),
         (["recommend", *SMALL, "--figure", "plan.pdf"], ["--figure plan.pdf", ".svg or .png"]),
         (["recommend", *SMALL, "--save", "none/plan"], ["--save none/plan", "folder that exists"]),
         (["recommend", *SMALL, "--budget", "1e9"], ["No plan meets a budget of 1e+09 nats"]),
@@ -764,6 +818,8 @@ def test_a_failure_is_one_line(arguments: list[str], messages: list[str], fail) 
         (["gains", "--device", "\udcff"], "--device: name='\\udcff' holds a lone surrogate"),
         (["recommend", "--budget", "0"], "--budget: number=0.0 must be above 0"),
         (["recommend", "--budget", "-1"], "--budget: number=-1.0 must be above 0"),
+        (["recommend", "--budget", "nan"], "--budget: number=nan must be finite"),
+        (["recommend", "--token-index", "last"], "--token-index: number='last' is of type str"),
         (["recommend", "--layers", "8-2"], "--layers: layers='8-2' names no layers"),
         (["recommend", "--budget", "1", "--shift", "1"], "not allowed with argument --budget"),
         (["steer", "a\udcff"], "TEXT: text='a\\udcff' holds a lone surrogate"),

@@ -104,6 +104,12 @@ def test_a_last_token_that_tells_the_label_is_flagged_with_what_to_do():
     assert "token_index" in str(told[0].message) and told[0].filename == __file__
 
 
+def test_prompts_that_learned_positions_tell_apart_are_called_of_unlike_length():
+    texts = [f"{letter} {end}" for letter in "abcdefghijklmnop" for end in ("is so", "is not so")]
+    with pytest.warns(UserWarning, match=r"position alone tells the label.*equally long"):
+        concept_directions(tiny_model("gpt2"), Prompts(texts, [0, 1] * 16, np.arange(16).repeat(2)))
+
+
 @pytest.mark.parametrize("ends", [([" (A", " (B"], [" (B", " (A"]), (list("abcd"), list("ABCD"))])
 def test_last_tokens_that_tell_nothing_of_other_prompts_are_not_flagged(ends):
     """Letters in balance between the classes, and letters seen once each, which a fit to them would tell apart."""

@@ -228,6 +228,22 @@ def test_generation_from_left_padding_is_that_of_each_prompt_alone(model_type, p
                 assert (mine[row] - own[0]).abs().max() < 1e-5 * own.abs().max()
 
 
+@pytest.mark.parametrize("positions", ["prompt", "last", "all"])
+def test_rows_may_have_inputs_of_their_own(gpt2, positions):
+    vectors, ids = random_directions(5, 24, seed=6), torch.tensor([ROWS[0], ROWS[0], ROWS[0]])
+    own = np.array([1.0, 0.0, -2.0])[:, None] * PUSHES
+    with torch.no_grad():
+        with steer(gpt2, vectors, own, positions=positions):
+            together = gpt2.module(ids).logits
+            with pytest.raises(InputError, match="inputs are of 3 prompts, and the pass has 1"):
+                gpt2.module(ids[:1])
+        for row, inputs in enumerate(own):
+            with steer(gpt2, vectors, inputs, positions=positions):
+                assert (gpt2.module(ids[:1]).logits[0] - together[row]).abs().max() < 1e-10
+    with pytest.raises(InputError, match=r"inputs has shape \(3, 5\); expected \(n_prompts, 4\)"):
+        steer(gpt2, vectors, np.ones((3, 5))).__enter__()
+
+
 RECURRENT = ["mamba", "qwen3_5_text", "recurrent_gemma"]
 """Their caches hold a state, beside keys and values or without; the last one keeps it in its layers."""
 

@@ -8,7 +8,10 @@ import resource
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 from course_book import CHAPTER, FRONT_MATTER, OTHER, course_book
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
@@ -16,6 +19,7 @@ from nbclient import NotebookClient
 
 from llvlit.cli.main import main
 from llvlit.errors import BuildError, FileError, InputError, LlvlitError
+from llvlit.publishing.exercises import check_answer
 from llvlit.publishing.notebooks import ANSWER, exercise_table, write_exercises
 from llvlit.publishing.pages import read_pages
 
@@ -60,17 +64,31 @@ def test_students_get_an_empty_cell_where_instructors_get_the_solution(made):
         "SECRET-WORDS by (1).",
         "#### Solution to In code",
         "SECRET-BEFORE",
-        "secret_code = two\nassert secret_code == 2",
+        "secret_code = two\nassert check_answer(secret_code, lambda: two)",
         "SECRET-AFTER",
     ] or taken[1:] == [
         "#### Solution to In words\n\nSECRET-WORDS by (1).",
         "#### Solution to In code\n\nSECRET-BEFORE",
-        "secret_code = two\nassert secret_code == 2",
+        "secret_code = two\nassert check_answer(secret_code, lambda: two)",
         "SECRET-AFTER",
     ]
     assert "Instructor" in taken[0]
     assert [source for source in student if source not in instructor][1:] == [ANSWER, ANSWER]
     assert student[-2:] == instructor[-2:] == ["## After", "print(two)"]
+
+
+CHECK = 'answer = None  # a whole number\ncheck_answer(answer, lambda: two, hint="Count again.")'
+
+
+def test_hint_and_check_stand_below_the_empty_cell_and_above_the_solution(made):
+    hint = "<details>\n<summary>Hint</summary>\n\nCount, as $\\mathbb{R}$ in *What do sums do?* does.\n\n</details>"
+    student, instructor = (sources(named(paths, "sums")) for paths in (made.student, made.instructor))
+    place = student.index("### Exercise: ★★★ In code\n\n`ex-code`\n\nCompute it.")
+    assert student[place + 1 : place + 5] == [ANSWER, hint, CHECK, "## After"]
+    place = instructor.index(hint)
+    assert instructor[place + 1] == CHECK and instructor[place + 2].startswith("#### Solution to In code")
+    (check,) = (cell for cell in cells(named(made.student, "sums")) if "check" in cell.metadata.get("tags", ()))
+    assert "jupyter" not in check.metadata  # open, since it is there to be filled in
 
 
 def test_exercises_are_listed_with_their_stars(made):
@@ -129,6 +147,14 @@ def test_instructor_notebook_executes(made, tmp_path):
     notebook = nbformat.read(named(made.instructor, "sums"), as_version=4)
     NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     assert notebook.cells[-1].outputs[0].text == "2\n"
+    told = [
+        part.text
+        for cell in notebook.cells
+        if "check_answer(" in cell.source
+        for part in cell.get("outputs", ())
+        if part.output_type == "stream"
+    ]
+    assert told == ["Put your result into `answer` and run this cell again.\n", "Right.\n"]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +168,11 @@ def test_instructor_notebook_executes(made, tmp_path):
         ),
         ("````{solution-start} ex-code\n:class: dropdown\n````", "", "book/sums.md: a solution-end closes nothing"),
         ("{solution-start} ex-code", "{solution-start} ex-cod", "'ex-cod' has a solution, but no exercise"),
+        (
+            "SECRET-BEFORE",
+            "```{code-cell}\n:tags: [check]\n1\n```",
+            "the cell that checks 'ex-code' lies in its solution",
+        ),
         (":label: ex-code", ":label: ex-words", "the exercise 'In code ★★★' needs a `:label:` of its own"),
         (":label: ex-code", "", "needs a `:label:` of its own, not ''"),
     ],
@@ -260,6 +291,72 @@ def test_odd_text_gives_a_notebook_or_an_error_of_ours(tmp_path, text):
         assert "book/sums.md" in str(error)
     else:
         assert not re.search(r"\{[a-z:]+\}`[^`]|\{admonition\}", "".join(sources(named(made.student, "sums"))))
+
+
+# The check of a reader's result
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (1.009, 1.0), (-2, -2.02), (0, 0.0), (3, 3), (3.0, 3), (True, True), (np.bool_(False), False),
+        ("  Layer  TWELVE ", "layer twelve"), (["a", "B "], ["A", "b"]),
+        (torch.tensor([1.0, 2.0]), np.array([1.0, 2.01])), ([[1, 2], [3, 4]], np.arange(1, 5).reshape(2, 2)),
+        (torch.ones(2, dtype=torch.bfloat16, requires_grad=True), [1.0, 1.0]),
+        ([0.001, 1.0], [0.0, 1.0]), (pd.Series([1.0]), [1.0]), (np.int64(7), 7),
+    ],
+)  # fmt: skip
+def test_a_right_answer_is_told_so(answer, right, capsys):
+    assert check_answer(answer, lambda: right, hint="No.") is True
+    assert capsys.readouterr().out == "Right.\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        (1.02, 1.0), (1e-9, 0.0), (300, 301), (float("nan"), 1.0), (float("inf"), 1.0), (False, True), ("sure", "no"),
+        ([2.0, 1.0], [1.0, 2.0]), ([True, False], [True, True]), (10.1, 10),
+    ],
+)  # fmt: skip
+def test_a_wrong_answer_gets_the_hint_and_no_value(answer, right, capsys):
+    assert check_answer(answer, lambda: right, hint="Count again.") is False
+    assert capsys.readouterr().out == "Not yet. Count again.\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "told"),
+    [
+        ("0.5", 0.5, "of type str; asked for is a number. Think."),
+        (True, 1.0, "of type bool; asked for is a number. Think."),
+        (1, True, "of type int; asked for is True or False. Think."),
+        ([1.0], 1.0, "of type list and shape (1,); asked for is a number. Think."),
+        (1.0, [1.0, 2.0], "of type float; asked for is a number in each place of an array of shape (2,). Think."),
+        ([[1], [1, 2]], 1.0, "of type list; asked for is a number. Think."),
+        (object(), "a", "of type object; asked for is a string. Think."),
+        (1 + 2j, 1.0, "of type complex; asked for is a number. Think."),
+        (lambda: 1.0, 1.0, "of type function; asked for is a number. Think."),
+    ],
+)
+def test_an_answer_of_another_kind_gets_a_sentence(answer, right, told, capsys):
+    assert check_answer(answer, lambda: right, hint="Think.") is False
+    assert capsys.readouterr().out == f"Not yet: `answer` is {told}\n"
+
+
+def test_nothing_is_computed_while_there_is_no_answer(capsys):
+    assert check_answer(None, lambda: pytest.fail("computed"), hint="Secret.") is False
+    assert capsys.readouterr().out == "Put your result into `answer` and run this cell again.\n"
+
+
+@pytest.mark.parametrize("right", [None, float("nan"), [], object(), 1j, [1.0, float("inf")]])
+def test_an_expected_value_that_is_none_is_the_authors_fault(right):
+    with pytest.raises(InputError, match="expected gives no finite number"):
+        check_answer(1.0, lambda: right)
+    with pytest.raises(InputError, match=r"expected=2\.0 is of type float"):
+        check_answer(1.0, 2.0)
+
+
+def test_tolerance_is_relative(capsys):
+    assert check_answer(90.0, lambda: 100.0, tolerance=0.1) and not check_answer(90.0, lambda: 100.0, tolerance=0.09)
 
 
 # The book's own

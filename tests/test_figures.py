@@ -199,6 +199,19 @@ def test_agreement_is_drawn_with_its_intervals_models_in_order():
     assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[0.25, 1.0], [0.5, 1.25]]
 
 
+def test_a_ladder_has_no_curve_between_families_and_names_its_lines():
+    names = ["small", "large", "SmolLM2-135M", "Gemma 3 270M"]
+    rows = pd.DataFrame({"name": names, "predictor": "krylov", "relative_error": [0.1, 0.2, 0.3, 0.4]})
+    rows = rows.assign(relative_error_low=0.05, relative_error_high=0.5)
+    (axes,) = study_figures.ladder(rows, {"krylov": "the basis"}, split=2).axes
+    parts = [container.lines[0] for container in axes.containers]
+    assert [line.get_ydata().tolist() for line in parts] == [[0.1, 0.2], [0.3, 0.4]]
+    assert [text.get_text() for text in axes.texts] == ["the basis"] and axes.get_yscale() == "log"
+    assert [label.get_text() for label in axes.get_xticklabels()][2:] == ["SmolLM2\n135M", "Gemma 3\n270M"]
+    with pytest.raises(InputError, match="split"):
+        study_figures.ladder(rows, {"krylov": "the basis"}, split=9)
+
+
 def test_an_interval_can_be_a_band_behind_the_line():
     rows = summary(spearman=[0.5, 0.75])
     _, (axes,) = figures.new()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 from bs4 import BeautifulSoup
 from playwright.sync_api import Browser
+from pypdf import PdfReader
 from spellchecker import SpellChecker
 
 from llvlit.method.control import energy, minimum_energy
@@ -38,6 +40,19 @@ def soup(name: str) -> BeautifulSoup:
     return BeautifulSoup((HTML / f"{name}.html").read_text(encoding="utf-8"), "html.parser")
 
 
+def test_every_page_and_every_handout_was_built():
+    assert [name for name in NAMES if not (HTML / f"{name}.html").is_file()] == []
+    led = {link["href"] for name in NAMES for link in soup(name).select("p.handout a")}
+    assert led and led == {f"../handouts/{path.name}" for path in (HTML / "handouts").iterdir()}
+
+
+@pytest.mark.parametrize("path", sorted(HTML.glob("handouts/*.html")), ids=lambda path: path.stem)
+def test_a_handout_prints_on_two_sheets(browser, path):
+    with viewed(browser, VIEWS[0]) as tab:
+        open_page(tab, path)
+        assert len(PdfReader(io.BytesIO(tab.pdf(prefer_css_page_size=True))).pages) <= 2
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     """A page of the book; of module scope, so that all tests of a page follow one another."""
@@ -53,13 +68,11 @@ def page(name: str) -> BeautifulSoup:
 
 
 def test_figures_with_panels_side_by_side_are_marked_for_the_phone():
-    figures = soup("book/gains").select("figure")
+    figures = soup("book/reduction").select("figure")
     assert {figure["id"]: "wide" in (figure.img.get("class") or []) for figure in figures} == {
-        "fig-gains-travel": False,
-        "fig-gains-bases": True,
-        "fig-gains-order": False,
-        "fig-gains-lost": True,
-        "fig-gains-amplitude": False,
+        "fig-turning": False,
+        "fig-orders": False,
+        "fig-captured": True,
     }
 
 

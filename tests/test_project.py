@@ -125,7 +125,7 @@ def test_zenodo_metadata_agree_with_citation_and_project():
 
 def test_workflows_follow_the_schema():
     paths = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-    assert [path.name for path in paths] == ["book.yml", "ci.yml", "links.yml"]
+    assert [path.name for path in paths] == ["book.yml", "ci.yml", "daily.yml", "links.yml"]
     done = schema_check("vendor.github-workflows", *paths)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -158,9 +158,11 @@ def test_contributing_names_every_room_and_only_what_is_there():
     assert len(text.splitlines()) < 80
 
 
-def test_every_page_is_in_the_contents():
+def test_every_page_that_the_contents_name_exists_and_no_other():
+    named = re.findall(r"^ *(?:root:|- file:) *(\S+)$", (ROOT / "_toc.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for name in named if name != INDEX and not (ROOT / f"{name}.md").is_file()] == []
     listed = {page.name for page in read_pages(ROOT)}
-    assert listed == {INDEX, *(f"book/{path.stem}" for path in (ROOT / "book").glob("*.md"))}
+    assert listed == {*named} == {INDEX, *(f"book/{path.stem}" for path in (ROOT / "book").glob("*.md"))}
 
 
 def chapters():

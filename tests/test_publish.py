@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, urlparse
 
 import nbformat
 import pytest
+from bs4 import BeautifulSoup
 from test_book import command_builds
 
 from llvlit.errors import BuildError, FileError, InputError
@@ -511,6 +512,53 @@ def test_menu_leads_to_the_first_page_where_the_other_version_lacks_this_one(sit
         page.goto(f"{address}/latest/book/chapter.html")
         page.get_by_label("Version of the book").select_option("v0.9.0")
         page.wait_for_url("**/v0.9.0/book/intro.html")
+    page.close()
+
+
+RUN = {
+    "versions": "newest",
+    "outcome": "<failure>",
+    "date": "2026-11-27 13:00",
+    "commit": "0123456789ab",
+    "python": "3.13.1",
+    "torch": "9.9.0+cpu",
+    "transformers": "8.8.0",
+}
+
+
+def cells_of_runs(page: Path) -> list[str]:
+    """What stands in the table of daily builds."""
+    found = BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser").select("table.daily-runs td")
+    return [cell.get_text() for cell in found]
+
+
+def test_daily_builds_are_taken_into_the_page_that_tells_of_them(book, tmp_path):
+    site = tmp_path / "site"
+    publish_book(book, site=site, revision="a" * 40)
+    (told,) = cells_of_runs(site / "latest" / "book" / "intro.html")
+    assert "knows of none" in told and json.loads((site / "runs.json").read_text()) == []
+    (site / "runs.json").write_text(json.dumps([RUN | {"more": 1}, RUN | {"versions": "locked"}]))
+    publish_book(book, site=site, revision="a" * 40)
+    cells = cells_of_runs(site / "latest" / "book" / "intro.html")
+    assert cells == [*RUN.values(), "locked", *list(RUN.values())[1:]] and "more" not in cells
+    assert json.loads((site / "runs.json").read_text())[0]["torch"] == "9.9.0+cpu"
+    (site / "runs.json").write_text(json.dumps([{"torch": "9.9.0"}]))
+    with pytest.raises(FileError, match=r"runs\.json cannot be read as the list of daily builds .*versions"):
+        publish_book(book, site=site, revision="a" * 40)
+
+
+def test_a_published_page_reads_the_newest_daily_builds(site, browser, tmp_path):
+    shutil.copytree(site, tmp_path / "site")
+    page, _, complaints = watched_page(browser)
+    with served(tmp_path / "site") as address:
+        page.goto(f"{address}/latest/book/intro.html")
+        page.get_by_label("Version of the book").wait_for()
+        assert "knows of none" in page.locator(".daily-runs td").inner_text()
+        (tmp_path / "site" / "runs.json").write_text(json.dumps([RUN]))
+        page.reload()
+        page.locator(".daily-runs td").nth(6).wait_for()
+        assert page.locator(".daily-runs td").all_inner_texts() == list(RUN.values())
+    assert complaints == []
     page.close()
 
 

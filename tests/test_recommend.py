@@ -11,12 +11,15 @@ import torch
 
 import llvlit
 from conftest import PROMPTS as SIX
-from conftest import byte_tokenizer, tiny_model
-from llvlit.engine.models import LanguageModel
-from llvlit.errors import FileError, InputError
+from conftest import byte_tokenizer, tiny_model, tiny_module
+from llvlit.engine import depth
+from llvlit.engine.models import LanguageModel, wrap_model
+from llvlit.errors import FileError, InputError, NumericalError
+from llvlit.method import recommendation
 from llvlit.method.concepts import as_directions, random_directions
 from llvlit.method.effects import with_continuations
 from llvlit.method.fisher import responses
+from llvlit.method.plans import positive
 from llvlit.method.recommendation import load_recommendation
 
 DIRECTIONS = random_directions(5, 24, seed=1)
@@ -124,7 +127,7 @@ def test_odds_are_those_of_the_next_token(gpt2):
 
     tokens = llvlit.tokenize(gpt2, PROMPTS)
     states = last_token_states(gpt2, tokens)[:, -1]
-    found = reading(gpt2, tokens, DIRECTIONS[-1], ODDS, states).values(states)
+    found = reading(gpt2, tokens, DIRECTIONS[-1], ODDS).values(states)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-10)
 
 
@@ -152,6 +155,14 @@ def test_a_recommendation_meets_its_budget_at_prompts_like_its_own(options):
     again = check.corrected.verify(model, others)
     assert again.kl.value == pytest.approx(0.02, rel=0.1)
     assert again.corrected.verify(model, others).kl.value == pytest.approx(0.02, rel=0.1)
+
+
+def test_a_few_prompts_are_recorded_once(monkeypatch):
+    model, calls = tiny_model("gpt2"), []
+    run = depth.run_all_tokens
+    monkeypatch.setattr(depth, "run_all_tokens", lambda *given: calls.append(len(given[1])) or run(*given))
+    llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.01)
+    assert sorted(calls) == [1] * 4 + [8] * 4  # the head's check, and the prompts
 
 
 @pytest.mark.filterwarnings("ignore:.*trust radius")
@@ -223,7 +234,10 @@ def test_words_and_budgets_that_cannot_be_used_are_told(gpt2):
     with pytest.raises(InputError, match="among the positive"):
         llvlit.TokenContrast(["a"], ["a"])
     with pytest.raises(InputError, match="first_tokens"):
-        llvlit.TokenContrast(["good"], ["bad"]).tokens(gpt2)
+        llvlit.TokenContrast(["good"], ["bad"], space=False).tokens(gpt2)
+    for first_tokens in (False, True):  # as one token for each byte has it: all words would be read at the space
+        with pytest.raises(InputError, match="'good' begins with a bare space"):
+            llvlit.TokenContrast(["good"], ["bad"], first_tokens=first_tokens).tokens(gpt2)
     with pytest.raises(InputError, match="same token"):
         llvlit.TokenContrast(["good"], ["great"], space=False, first_tokens=True).tokens(gpt2)
     with pytest.raises(InputError, match="all zero"):
@@ -239,6 +253,56 @@ def test_words_and_budgets_that_cannot_be_used_are_told(gpt2):
         llvlit.recommend(gpt2, EIGHT.select([0, 1]), DIRECTIONS)
     with pytest.warns(UserWarning, match="trust radius"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=2.0)
+
+
+def test_words_are_looked_up_once(monkeypatch):
+    model, looked_up = tiny_model("gpt2"), []
+    tokens = llvlit.tokenize(model, EIGHT)
+    monkeypatch.setattr(llvlit.TokenContrast, "tokens", lambda *_: looked_up.append(1) or ((3, 4), (5,)))
+    llvlit.recommend(model, tokens, DIRECTIONS, budget=0.01, output=ODDS)
+    assert len(looked_up) == 1
+
+
+@pytest.mark.parametrize("method", ["linear", "measured"])
+def test_an_output_that_does_not_fit_is_refused_before_the_matrix_is_computed(gpt2, monkeypatch, method):
+    for name in ("sweep", "propagate_beside"):
+        monkeypatch.setattr(f"llvlit.method.gain_matrix.{name}", lambda *_, **__: pytest.fail("computed first"))
+    with pytest.raises(InputError, match="token 900"):
+        llvlit.gain_matrix(gpt2, PROMPTS, DIRECTIONS, method=method, output=llvlit.LogitReadout({900: 1.0}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_that_a_push_makes_infinite_are_told(kind):
+    model = tiny_model(kind, dtype=torch.float32, tie_word_embeddings=False)
+    states: list[torch.Tensor] = []
+    head = model.module.lm_head
+    with torch.no_grad():
+        hook = head.register_forward_pre_hook(lambda _, given: states.append(given[0][0, -1].double()))
+        for ids in llvlit.tokenize(model, EIGHT).ids:
+            model.module(input_ids=torch.tensor([ids]))
+        hook.remove()
+        row = -torch.stack(states).mean(dim=0)  # a word that is never likely, at the edge of the largest number
+        head.weight[3] = row * (3.39e38 / max(abs(float(row @ state)) for state in states))
+    with pytest.raises(NumericalError, match="not finite"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.2)
+    with torch.no_grad():
+        head.weight[3] = -float("inf")
+    with pytest.raises(NumericalError, match="not finite"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.2)
+
+
+def test_what_is_sure_of_its_next_token_has_no_budget():
+    model = tiny_model("gpt2", tie_word_embeddings=False)
+    with torch.no_grad():
+        model.module.lm_head.weight.mul_(1e6)
+    with pytest.raises(NumericalError, match="sure of one token"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.2)
+
+
+@pytest.mark.parametrize("shift", [60.0, 1e6])
+def test_a_shift_far_beyond_the_states_is_beyond_the_trust_radius(gpt2, shift):
+    with pytest.warns(UserWarning, match=r"shift=.* beyond the trust radius: .* up to \S+ times"):
+        llvlit.recommend(gpt2, EIGHT, DIRECTIONS, shift=shift)
 
 
 def test_every_result_reads_the_output_it_is_asked_for(gpt2):
@@ -263,6 +327,9 @@ def test_what_a_format_cannot_say_is_solved_away(tmp_path):
     advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02, output=ODDS)
     with pytest.raises(InputError, match="cannot say"):
         advice.export(tmp_path / "push.gguf")
+    other = tiny_model("llama", hidden_size=32, head_dim=8)
+    with pytest.raises(InputError, match="for tiny-llama with other weights"):
+        advice.export(tmp_path / "push.gguf", model=other, prompts=EIGHT)
     assert advice.export(tmp_path / "push.json", format="easysteer", model=model, prompts=EIGHT).inputs[0] == 0
     written = advice.export(tmp_path / "push.gguf", model=model, prompts=EIGHT)
     assert written.positions == "all"
@@ -270,6 +337,11 @@ def test_what_a_format_cannot_say_is_solved_away(tmp_path):
     assert written.kl.value == pytest.approx(0.02, rel=0.3)
     assert written.export(tmp_path / "again.gguf") is written
     read = llvlit.import_vectors(tmp_path / "push.gguf")
+    with (
+        pytest.raises(InputError, match=r"\(5, 24\); tiny-llama needs .* \(5, 32\)"),
+        llvlit.steer(other, read.directions, read.inputs, positions="all"),
+    ):
+        pass
     for text in EIGHT.texts[:2]:
         ids = torch.tensor(llvlit.tokenize(model, llvlit.Prompts([text], [1])).ids)
         with llvlit.steer(model, read.directions, read.inputs, positions="all"), torch.no_grad():
@@ -290,6 +362,34 @@ def test_what_cannot_be_met_or_resolved_is_refused_and_never_promised(gpt2):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, shift=1e-14)
     with pytest.raises(InputError, match="budget"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*float16")
+def test_a_plan_that_drowns_in_16_bits_is_refused_before_all_prompts_are_computed(monkeypatch):
+    model, seen = tiny_model("gpt2", dtype=torch.float16), []
+    first_order = recommendation.responses
+    monkeypatch.setattr(
+        recommendation,
+        "responses",
+        lambda *given, **options: seen.append(len(given[1])) or first_order(*given, **options),
+    )
+    with pytest.raises(InputError, match=r"push.*float16"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, budget=1e-7)
+    with pytest.raises(InputError, match=r"limit=0.001.*float16"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, limit=1e-3)
+    assert seen == [1]
+    assert llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.01).kl.value == pytest.approx(0.01, rel=0.2)
+    assert seen == [1, 1, 8]
+
+
+def test_the_trust_radius_of_a_weak_plan_does_not_drown_in_rounding():
+    modules = [tiny_module("gpt2", dtype=torch.float32) for _ in range(2)]
+    single, double = (wrap_model(module, byte_tokenizer()) for module in (modules[0], modules[1].double()))
+    radii = []
+    for model, shift in ((double, 1e-3), (single, 1e-4), (single, 1e-3), (single, 1e-2)):
+        advice = llvlit.recommend(model, EIGHT, DIRECTIONS, shift=shift, layers=(2, 2))
+        radii.append(advice.trust_radius * np.abs(advice.inputs).max())
+    np.testing.assert_allclose(radii, radii[0], rtol=0.05)
 
 
 @pytest.mark.filterwarnings("ignore:.*trust radius")
@@ -319,6 +419,23 @@ def test_what_is_foretold_of_the_best_is_not_flattered_by_the_choice():
         advice = llvlit.recommend(model, llvlit.Prompts(texts[first : first + 8], [0, 1] * 4), DIRECTIONS, budget=0.05)
         ahead.append(advice.shift.value / advice.verify(model, others).shift.value - 1)
     assert abs(np.mean(ahead)) < 2.5 * np.std(ahead) / np.sqrt(len(ahead))
+
+
+@pytest.mark.parametrize("n_units", [6, 16])
+@pytest.mark.parametrize("spread", ["log-normal, 0.6", "log-normal, 1", "squares"])
+def test_an_interval_of_divergences_holds_the_mean_of_new_prompts(spread, n_units):
+    generator = np.random.default_rng(0)
+    draw = {
+        "log-normal, 0.6": lambda shape: generator.lognormal(0, 0.6, shape),
+        "log-normal, 1": lambda shape: generator.lognormal(0, 1, shape),
+        "squares": lambda shape: generator.standard_normal(shape) ** 2,
+    }[spread]
+    seen, new = draw((2000, n_units)), draw((2000, n_units)).mean(axis=1)
+    predictions = [positive(values, tuple(range(n_units))) for values in seen]
+    held = np.mean([each.low <= mean <= each.high for each, mean in zip(predictions, new, strict=True)])
+    assert 0.92 <= held <= 0.97
+    assert all(each.value == pytest.approx(values.mean()) for each, values in zip(predictions, seen, strict=True))
+    assert positive(np.full(n_units, 0.2), tuple(range(n_units))).high == pytest.approx(0.2)
 
 
 def test_prompts_of_another_kind_are_refused(gpt2):

@@ -8,10 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
+
+from llvlit.publishing.daily import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKFLOWS = {
@@ -48,7 +51,7 @@ def test_rights_are_the_least(name):
     workflow = WORKFLOWS[name]
     assert workflow["permissions"] == {"contents": "read"} and "pull_request_target" not in events(workflow)
     writers = {key for key, job in workflow["jobs"].items() if job.get("permissions", {}) != {}}
-    assert writers == ({"publish", "release"} if name == "book" else set())
+    assert writers == {"book": {"publish", "release"}, "daily": {"publish"}}.get(name, set())
     for key in writers:
         job = workflow["jobs"][key]
         assert job["permissions"] == {"contents": "write"} and job["runs-on"] == "ubuntu-latest" and "if" in job
@@ -88,6 +91,9 @@ def test_events():
     (weekly,) = events(WORKFLOWS["links"])["schedule"]
     assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", weekly["cron"])
     assert any(step.get("run") == "make links" for name, _, step in steps() if name == "links")
+    (daily,) = events(WORKFLOWS["daily"])["schedule"]
+    assert re.fullmatch(r"\d+ \d+ \* \* \*", daily["cron"])
+    assert WORKFLOWS["daily"]["jobs"]["build"]["strategy"]["matrix"]["versions"] == ["locked", "newest"]
 
 
 def test_pull_requests_get_the_built_book():
@@ -167,6 +173,43 @@ def test_publishing_keeps_what_is_there_and_refuses_a_stale_site(tmp_path, origi
     assert not pushed(site, tip), "a site that was made from an older branch must not replace the newer"
     log = subprocess.run(["git", "-C", str(bare), "rev-list", "gh-pages"], capture_output=True, text=True, check=True)
     assert log.stdout.split() == [newest]
+
+
+def test_a_daily_build_tells_its_versions_where_the_status_page_reads_them(tmp_path, origin):
+    bare, variables = origin
+    daily = WORKFLOWS["daily"]["jobs"]
+    tell = script(daily["build"], "Tell how it went")
+    put = script(daily["publish"], "Put the outcome above the published versions")
+    for versions, outcome in {"locked": "success", "newest": "failure"}.items():
+        folder = tmp_path / "runs" / f"run-{versions}"
+        program = folder / ".venv" / "bin" / "python"
+        program.parent.mkdir(parents=True)
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        program.chmod(0o755)
+        done = run(tell, folder, **variables, VERSIONS=versions, OUTCOME=outcome)
+        assert done.returncode == 0, done.stderr
+    assert "No book is published yet" in run(put, tmp_path, **variables).stdout
+    site = tmp_path / "published"
+    (site / "latest").mkdir(parents=True)
+    (site / "latest" / "index.html").write_text("one")
+    push = script(BOOK["publish"], "Replace the gh-pages branch")
+    assert run(push, site, **variables, TIP="", VERSION="latest").returncode == 0
+    for _ in range(2):  # a second day replaces the first
+        shutil.rmtree(tmp_path / "site", ignore_errors=True)
+        done = run(put, tmp_path, **variables)
+        assert done.returncode == 0, done.stderr
+    shown = subprocess.run(
+        ["git", "-C", bare, "show", "gh-pages:runs.json"], capture_output=True, text=True, check=True
+    )
+    (tmp_path / "runs.json").write_text(shown.stdout)
+    locked, newest = read_runs(tmp_path / "runs.json")
+    assert (locked["versions"], locked["outcome"]) == ("locked", "success")
+    assert (newest["versions"], newest["outcome"], newest["commit"]) == ("newest", "failure", "0" * 12)
+    assert newest["torch"] == version("torch") and newest["transformers"] == version("transformers")
+    kept = subprocess.run(["git", "-C", bare, "ls-tree", "--name-only", "gh-pages"], capture_output=True, text=True)
+    assert kept.stdout.split() == ["latest", "runs.json"]
+    log = subprocess.run(["git", "-C", bare, "rev-list", "--count", "gh-pages"], capture_output=True, text=True)
+    assert log.stdout.strip() == "1"
 
 
 def test_an_unreachable_branch_is_not_taken_for_an_absent_one(tmp_path, origin):

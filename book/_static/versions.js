@@ -1,5 +1,5 @@
-// A menu of the published versions. `llvlit publish` writes the version into the copy that it publishes;
-// anywhere else, and in a book opened from disk, this does nothing and fetches nothing.
+// A menu of the published versions, and the newest daily builds on the status page. `llvlit publish` writes the
+// version into the copy that it publishes; anywhere else, and in a book opened from disk, this fetches nothing.
 "use strict";
 
 (() => {
@@ -43,13 +43,29 @@
     else document.body.prepend(box);
   }
 
-  async function start() {
+  function tell(runs) {
+    const rows = runs.map((run) => {
+      const row = document.createElement("tr");
+      for (const field of ["versions", "outcome", "date", "commit", "python", "torch", "transformers"]) {
+        row.insertCell().textContent = run[field];
+      }
+      return row;
+    });
+    if (rows.length) document.querySelector(".daily-runs tbody").replaceChildren(...rows);
+  }
+
+  async function take(name, use) {
     try {
-      const answer = await fetch(new URL("versions.json", site));
-      if (answer.ok) show(await answer.json());
+      const answer = await fetch(new URL(name, site), { cache: "no-cache" });
+      if (answer.ok) use(await answer.json());
     } catch {
-      // The menu is an extra: without the list the page is whole.
+      // Both are extras: without them the page is whole.
     }
+  }
+
+  function start() {
+    take("versions.json", show);
+    if (document.querySelector(".daily-runs")) take("runs.json", tell);
   }
 
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);

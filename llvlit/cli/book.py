@@ -8,23 +8,26 @@ from typing import Any
 
 from llvlit.cli.options import add_device, command
 from llvlit.cli.terminal import show
-from llvlit.errors import InputError
+from llvlit.errors import BuildError, InputError
 
 ROOT_HELP = "folder with _config.yml and _toc.yml (default: here)"
 
 
 def mount(commands: Any) -> None:
     """Add the commands."""
-    parser = command(commands, book, "llvlit book --profile embedded")
+    parser = command(commands, book, "llvlit book --chapters gains\n  llvlit book --profile embedded")
     parser.add_argument("--root", default=".", help=ROOT_HELP)
     parser.add_argument(
         "--profile",
-        default="embedded",
-        help="embedded (default, offline), pretrained (SmolLM2-135M, offline), paper (hub), or a folder of models",
+        default="pretrained",
+        help="pretrained (default: SmolLM2-135M, offline), embedded (offline), paper (hub), or a folder of models",
     )
     add_device(parser)
     parser.add_argument("--chapters", nargs="+", metavar="NAME", help="execute these only, such as: gains control")
     parser.add_argument("--no-pages", action="store_true", help="execute, and leave the built pages as they are")
+    parser.add_argument(
+        "--rules", action="store_true", help="execute nothing: print what each chapter shows and asks, and its limits"
+    )
     parser.add_argument(
         "--pdf", action="store_true", help="also print the book into _build/llvlit.pdf (needs Chromium)"
     )
@@ -48,6 +51,9 @@ def book(options: argparse.Namespace) -> None:
     """Execute every chapter and build the book."""
     if options.no_pages and (options.pdf or options.screenshots):
         raise InputError("--no-pages builds no page; leave out --pdf and --screenshots, which show pages.")
+    if options.rules:
+        _rules(options)
+        return
     from llvlit.publishing.browser import take_screenshots, write_pdf
     from llvlit.publishing.build import build_book
     from llvlit.publishing.pages import read_pages
@@ -76,6 +82,18 @@ def book(options: argparse.Namespace) -> None:
             lines.append(f"Screenshots: {len(taken)} in {options.screenshots}")
     finally:
         show(options, {"index": built.index, "seconds": built.seconds}, "\n".join(lines))
+
+
+def _rules(options: argparse.Namespace) -> None:
+    """Count each chapter, print the counts, and fail where a rule is broken."""
+    from llvlit.publishing.pages import read_pages
+    from llvlit.publishing.rules import count_book, counts_table, rule_faults
+
+    root = Path(options.root)
+    counts = count_book(root, read_pages(root))
+    show(options, {"pages": counts}, counts_table(counts))
+    if faults := rule_faults(counts):
+        raise BuildError("\n".join(faults))
 
 
 def publish(options: argparse.Namespace) -> None:

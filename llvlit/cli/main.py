@@ -6,11 +6,13 @@ import argparse
 import gc
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from llvlit.cli import book, gains, lists, order, recommend, steer, study, train
 from llvlit.cli.terminal import complain, printing, write
-from llvlit.errors import InputError, LlvlitError
+from llvlit.errors import ConceptNotVisibleError, InputError, LlvlitError
 
 FIRST_STEPS = """\
 llvlit: which layers of a transformer move a concept, how strongly, and what is the cheapest push?
@@ -60,7 +62,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with printing():
             options = parser().parse_args(words)
         logging.getLogger("transformers").setLevel(logging.ERROR)
-        options.run(options)
+        with warnings.catch_warnings():
+            usual = warnings.showwarning
+
+            def tell(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+                if category is UserWarning:  # ours: the place in the code is no help
+                    complain(f"llvlit {words[0]}: {message}")
+                else:
+                    usual(message, category, *place, **more)
+
+            warnings.showwarning = tell
+            options.run(options)
         return DONE
     except BrokenPipeError:  # whoever reads has left, as `head` does: nothing to say
         return FAILED
@@ -69,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (LlvlitError, OSError) as error:  # the system's own: a file or folder that was named
         complain(" ".join(["llvlit", *words[:1]]) + f": {error}")
-        return USAGE if isinstance(error, InputError) else FAILED
+        return USAGE if isinstance(error, InputError | ConceptNotVisibleError) else FAILED
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from llvlit.cli.terminal import show
+from llvlit.cli.terminal import show, terminal_width
 from llvlit.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,13 +23,16 @@ if TYPE_CHECKING:
 
 
 def command(commands: Any, run: Callable[[argparse.Namespace], None], example: str) -> argparse.ArgumentParser:
-    """A command's own parser, mounted among the others: the name and the docstring of what main calls are its own."""
+    """A command's own parser, mounted among the others: the name and the docstring of what main calls are its own.
+
+    Of several examples, each has a line.
+    """
     summary = " ".join((run.__doc__ or "").split())
     parser: argparse.ArgumentParser = commands.add_parser(
         run.__name__,
         help=summary,
-        description=summary,
-        epilog=f"Example:\n  {example}",
+        description=textwrap.fill(summary, min(terminal_width(), 100)),
+        epilog=textwrap.indent(example, "  ").join([f"Example{'s' * (chr(10) in example)}:\n", ""]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for kind, check in KINDS.items():
@@ -64,6 +67,7 @@ KINDS: dict[str | None, Callable[[ModuleType, str], Any]] = {
     "text": lambda checks, word: checks.text("text", word),
     "count": lambda checks, word: checks.integer("number", _number(int, word), at_least=1),
     "step": lambda checks, word: checks.integer("number", _number(int, word), at_least=0),
+    "index": lambda checks, word: checks.integer("number", _number(int, word)),
     "seed": lambda checks, word: checks.seed("seed", _number(int, word)),
     "number": lambda checks, word: checks.number("number", _number(float, word)),
     "share": lambda checks, word: checks.number("number", _number(float, word), above=0, below=1),
@@ -82,9 +86,9 @@ def _checked(check: Callable[[ModuleType, str], Any], word: str) -> Any:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse._ActionsContainer) -> None:
     """Add ``--device``."""
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
+    parser.add_argument("--device", default="auto", help="what computes: auto (default), cpu, cuda, ...")
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -96,31 +100,55 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 def add_experiment(parser: argparse.ArgumentParser) -> None:
     """Add what names a model, a task and the prompts of its splits."""
-    parser.add_argument(
-        "--model", default="embedded/large", help="embedded/..., smollm2-135m, a folder, a .gguf file, or a hub id"
+    group = parser.add_argument_group("the model, and the prompts that show the concept")
+    group.add_argument(
+        "--model",
+        default="embedded/large",
+        help="a name that `llvlit models` lists, such as smollm2-135m; a folder; a .gguf file; or a hub id "
+        "(default embedded/large)",
     )
-    parser.add_argument("--dtype", type="text", help="float32 (default), float64, bfloat16 or float16")
-    parser.add_argument(
-        "--task", default="film-sentiment", help="a task's name, or a .parquet, .csv or .jsonl file (text, label)"
+    group.add_argument("--dtype", type="text", help="float32 (default), float64, bfloat16 or float16")
+    group.add_argument(
+        "--task",
+        default="film-sentiment",
+        help="labeled prompts of two classes: a name that `llvlit tasks` lists, or a .parquet, .csv or .jsonl file "
+        "with the columns text and label, 1 for the concept and 0 without (default film-sentiment)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--contrast",
         nargs=2,
         metavar="FILE",
-        help="prompts of your own in place of a task: two text files, one prompt a line, those with the concept first",
+        help="your own prompts in place of a task: two text files, one prompt a line, those with the concept first",
     )
-    add_data_dir(parser)
-    parser.add_argument(
+    group.add_argument(
+        "--data-dir", metavar="FOLDER", help="where NAME.parquet, .csv or .jsonl lies, so that --task NAME finds it"
+    )
+    group.add_argument(
         "--prompts",
         type="count",
+        metavar="N",
         default=50,
-        help="prompts per class to measure on, and as many to predict from (default 50); directions are found on four "
-        "times as many, or twice where the task has no more",
+        help="prompts of each class to predict from, and as many others to test on (default 50); directions are found "
+        "on four times as many, or twice where the task has no more; fewer take less time and tell less",
     )
-    parser.add_argument("--suffix", type="text", help="what every prompt ends in (default: what the task says)")
-    parser.add_argument("--seed", type="seed", default=0, help="seed of the splits (default 0)")
-    parser.add_argument("--chat", action="store_true", help="put each prompt into the model's chat template")
-    add_device(parser)
+    group.add_argument(
+        "--suffix",
+        type="text",
+        help='what every prompt ends in, such as " The film was" (default: what the task says)',
+    )
+    group.add_argument("--seed", type="seed", default=0, help="which prompts are drawn (default 0)")
+    group.add_argument(
+        "--chat", action="store_true", help="make each prompt a user's message in the model's chat template"
+    )
+    group.add_argument(
+        "--token-index",
+        type="index",
+        metavar="I",
+        default=-1,
+        help="the token that is read and pushed, -1 being the last (default), -2 the one before; what follows it is "
+        "cut off. Of use where prompts end in the answer, which must not tell the class",
+    )
+    add_device(group)
 
 
 def lines_of(path: str | Path) -> list[str]:
@@ -171,8 +199,9 @@ def load_experiment(options: argparse.Namespace) -> tuple[LanguageModel, dict[st
     except InputError:
         splits = task.split(concept=2 * n, operating=n, evaluation=n, seed=options.seed)
     model = load_model(options.model, device=options.device, dtype=options.dtype)
+    how = {"chat": options.chat, "token_index": options.token_index}
     parts = ("concept", "operating", "evaluation")
-    return model, {part: tokenize(model, getattr(splits, part), chat=options.chat) for part in parts}
+    return model, {part: tokenize(model, getattr(splits, part), **how) for part in parts}
 
 
 def add_files(parser: argparse.ArgumentParser, drawn: str, saved: str) -> None:

@@ -79,7 +79,7 @@ def compute(options: argparse.Namespace) -> tuple[dict[str, Any], GainMatrix]:
         nulls["the same directions, turned together"] = gain_matrix(model, tokens, turned, **how)
         nulls["random directions"] = gain_matrix(model, tokens, random_directions(*shape, seed=options.seed), **how)
         untrained = load_subject(f"untrained:{options.model}", device=options.device)
-        own = tokenize(untrained, tokens.prompts, chat=options.chat)
+        own = tokenize(untrained, tokens.prompts, chat=options.chat, token_index=options.token_index)
         nulls["untrained weights, the same directions"] = gain_matrix(untrained, own, directions, **how)
     return {
         "title": f"{model.name} on {task_title(options)}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import textwrap
 import warnings
 from contextlib import contextmanager
@@ -40,48 +41,84 @@ WIDTH = 80
 
 def mount(commands: Any) -> None:
     """Add the command."""
-    example = 'llvlit recommend --budget 0.2 --positive "great, good" --negative "bad, awful" --save plan'
-    parser = command(commands, recommend, example)
-    add_experiment(parser)
-    aim = parser.add_mutually_exclusive_group()
-    aim.add_argument("--budget", type="length", default=0.2, help="divergence of the next token, in nats (default 0.2)")
-    aim.add_argument("--shift", type="number", help="wanted shift of the output in place of a budget, in its units")
+    parser = command(commands, recommend, EXAMPLES)
+    strength = parser.add_argument_group("how strongly")
+    aim = strength.add_mutually_exclusive_group()
+    aim.add_argument(
+        "--budget",
+        type="length",
+        metavar="NATS",
+        default=0.2,
+        help="what the push may cost: the divergence of the next token's distribution from the plain one. At 0.05 you "
+        "hardly notice it in a sentence, at 1 the text is another one (default 0.2)",
+    )
+    aim.add_argument(
+        "--shift",
+        type="number",
+        metavar="AMOUNT",
+        help="what the push should do, in place of a budget: the shift of the output in its own units",
+    )
     add_plan(parser)
+    add_experiment(parser)
     parser.add_argument("--positions", choices=("last", "all"), default="last", help=POSITIONS)
-    parser.add_argument("--save", metavar="FOLDER", help="save the plan, for `llvlit steer` to use")
-    parser.add_argument("--figure", metavar="FILE", help="draw the plan over the layers (.svg or .png)")
+    parser.add_argument("--save", metavar="FOLDER", help="save the plan there, for `llvlit steer --plan FOLDER`")
+    parser.add_argument("--figure", metavar="FILE", help="draw the plan over the layers, as .svg or .png")
 
 
-POSITIONS = "which tokens are pushed: the last, and in generation every new one (default), or all"
+EXAMPLES = """\
+llvlit recommend --budget 0.2 --save plan --figure plan.svg
+llvlit recommend --positive "great, good" --negative "bad, awful" --layers 8-20
+llvlit recommend --model smollm2-135m --contrast polite.txt rude.txt --chat --save polite"""
+POSITIONS = "which tokens are pushed: the prompt's last and then every new one (default), or all, the prompt's too"
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """Add what a plan is made with, besides its strength and which tokens are pushed."""
-    parser.add_argument(
+    aim = parser.add_argument_group("what to move, and where pushes are allowed")
+    aim.add_argument(
         "--positive",
         metavar="WORDS",
-        help='read the log-odds of next words in place of the concept: "great, good", or a file of them, one a line',
+        help='move the odds of next words in place of the concept: "great, good", or a file with one a line; those '
+        "that should become likelier",
     )
-    parser.add_argument("--negative", metavar="WORDS", help="the words that these are weighed against")
-    parser.add_argument("--first-tokens", action="store_true", help="of words that are several tokens, take the first")
-    parser.add_argument(
-        "--towards", choices=("positive", "negative"), default="positive", help="which way a budget moves the output"
+    aim.add_argument("--negative", metavar="WORDS", help="the words that they are weighed against")
+    aim.add_argument(
+        "--first-tokens",
+        action="store_true",
+        help="of a word that is several tokens, take the first; else it is refused",
     )
-    parser.add_argument("--layers", type="layers", metavar="8-20", help="the first and last layer that may be pushed")
-    parser.add_argument(
-        "--limit", type="length", help="largest push, as a share of the length of the state that it joins"
+    aim.add_argument(
+        "--towards",
+        choices=("positive", "negative"),
+        default="positive",
+        help="whether a budget buys more of the concept or the words (default), or less",
     )
-    parser.add_argument(
+    aim.add_argument(
+        "--layers",
+        type="layers",
+        metavar="FIRST-LAST",
+        help="push before these layers alone, such as 8-20 (default: all)",
+    )
+    aim.add_argument(
+        "--limit",
+        type="length",
+        metavar="SHARE",
+        help="the largest push, as a share of the length of the state that it joins, such as 0.05 (default: none)",
+    )
+    aim.add_argument(
         "--horizon",
         type="count",
+        metavar="N",
         default=1,
-        help="tokens that are read, those of the model's own continuation (default 1: the next)",
+        help="plan for the next N tokens of a text that the model writes, not the next alone (default 1; more take "
+        "longer)",
     )
 
 
 def recommend(options: argparse.Namespace) -> None:
-    """Recommend layers and strength for a budget: what to push, what it will do, what the alternatives would, and what
-    it did on other prompts. The plan is made from 32 prompts and verified on 32 others.
+    """Say which layers to push, and how strongly: one sentence first, then what other plans would do at the same cost,
+    and what this one did on prompts that it had not seen. No trial of yours is needed. The plan is made from 32 prompts
+    and tested on 32 others.
     """
     from llvlit.method.concepts import concept_directions
 
@@ -109,7 +146,7 @@ def recommend(options: argparse.Namespace) -> None:
         table((found.plan, *found.alternatives)),
         "",
         *textwrap.wrap(str(verification), WIDTH),
-        f"By hand: llvlit steer --inputs {by_hand(found)}",
+        f"By hand: {by_hand(found, options)}",
         *(line for note in notes for line in textwrap.wrap(note, WIDTH)),
         *prompts_note(head(splits["operating"])),
         f"Computed in {model.precision}.",
@@ -222,10 +259,12 @@ def table(plans: tuple[Plan, ...]) -> str:
     return columns(rows)
 
 
-def by_hand(found: Recommendation) -> str:
-    """The plan's main pushes as ``--inputs`` takes them."""
+def by_hand(found: Recommendation, options: argparse.Namespace) -> str:
+    """The command that pushes as the plan does in the main, without it."""
     relative = found.inputs / found.sizes
-    return " ".join(f"{layer}:{relative[layer]:.2%}" for layer in found.layers)
+    named = ["--contrast", *options.contrast] if options.contrast else ["--task", options.task]
+    words = ["llvlit", "steer", "TEXT", "--model", options.model, *named, *["--chat"] * options.chat, "--inputs"]
+    return shlex.join([*words, *(f"{layer}:{relative[layer]:.2%}" for layer in found.layers)])
 
 
 def draw(found: Recommendation, path: Path, title: str) -> None:

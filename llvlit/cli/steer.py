@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llvlit.cli.options import add_experiment, command, load_experiment, prompts_note, task_title
 from llvlit.cli.recommend import WIDTH, add_plan, facts_of, head, make_plan, output_of, told
 from llvlit.cli.terminal import show, side_by_side, terminal_width
-from llvlit.errors import InputError, NumericalError
+from llvlit.errors import FileError, InputError, NumericalError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from llvlit.method.recommendation import Recommendation
 
 PROMPT, MODEL = "The plot was thin and", "embedded/large"
+AT_ONCE = 32
+"""Texts that are generated together."""
 
 
 @dataclass(frozen=True)
@@ -55,50 +57,68 @@ class Steering:
         return 1.0, "log-odds" if type(self.output).__name__ == "TokenContrast" else ""
 
 
+EXAMPLES = f"""\
+llvlit steer "{PROMPT}" "The actors" --plan plan --targets 1 2 4
+llvlit steer "The film was" --model smollm2-135m --task sst2.parquet --budget 0.3
+llvlit steer "The film was" --inputs 12-15:4% 20:-2%"""
+PLAN_ONLY = ("layers", "limit", "horizon", "towards", "task", "contrast", "suffix", "data_dir", "prompts", "seed")
+"""Options that say how a plan is made, and nothing where one is at hand."""
+
+
 def mount(commands: Any) -> None:
     """Add the command."""
-    parser = command(commands, steer, f'llvlit steer "{PROMPT}" "The actors" --plan plan --targets 1 2 4')
+    parser = command(commands, steer, EXAMPLES)
     parser.add_argument("texts", type="text", nargs="*", metavar="TEXT", help=f'texts to continue (default "{PROMPT}")')
     parser.add_argument(
         "--plan",
         metavar="FOLDER",
-        help="a plan that `llvlit recommend` saved; no other "
-        "is made then, and the model and the chat template are the plan's unless named",
+        help="use a plan that `llvlit recommend --save FOLDER` wrote: nothing is planned anew, and the model, the chat "
+        "template and the token that is read are the plan's unless named",
     )
-    strength = parser.add_mutually_exclusive_group()
+    parser.add_argument("--tokens", type="count", metavar="N", default=30, help="tokens to write (default 30)")
+    parser.add_argument(
+        "--positions",
+        choices=("prompt", "last", "all"),
+        help="which tokens are pushed: the prompt's last alone; that and every new one (default, or what the plan "
+        "says); or all, the prompt's too",
+    )
+    group = parser.add_argument_group("how strongly (one of these)")
+    strength = group.add_mutually_exclusive_group()
     strength.add_argument(
-        "--budget", type="length", help="divergence of the next token, in nats (default 0.2, or the plan's)"
+        "--budget",
+        type="length",
+        metavar="NATS",
+        help="what the push may cost: the divergence of the next token's distribution from the plain one (default 0.2, "
+        "or the plan's)",
     )
     strength.add_argument(
         "--target",
         type="number",
         metavar="SHIFT",
-        help="wanted shift in place of a budget: in class gaps of the concept, or in the log-odds of words",
+        help="what the push should do: the shift of the concept in distances between its classes (1 or 2 is a good "
+        "start, and below zero it goes the other way), or of words in their log-odds",
     )
-    strength.add_argument("--targets", type="number", nargs="+", metavar="SHIFT", help="several of them, one by one")
+    strength.add_argument(
+        "--targets", type="number", nargs="+", metavar="SHIFT", help="several such shifts, one after the other"
+    )
     strength.add_argument(
         "--inputs",
         type="text",
         nargs="+",
         metavar="LAYER:PUSH",
-        help="layers and strength by hand: `20:3%% 22-25:1.5%%` in per cent of the state's length, or without the sign "
-        "the input itself, in the residual stream's units",
+        help="layers and strength by hand: `20:3%% 22-25:1.5%%` in per cent of the state's length before the layer; "
+        "without the sign, the length of the push itself",
     )
-    add_experiment(parser)
-    parser.set_defaults(model=None)
     add_plan(parser)
-    parser.add_argument(
-        "--positions",
-        choices=("prompt", "last", "all"),
-        help="which tokens are pushed: the prompt's last alone, the last and in generation every new one (default, or "
-        "what the plan says), or all",
-    )
-    parser.add_argument("--tokens", type="count", default=30, help="tokens to generate (default 30)")
+    add_experiment(parser)
+    parser.set_defaults(made_with={name: parser.get_default(name) for name in PLAN_ONLY})
+    parser.set_defaults(model=None, token_index=None)
 
 
 def steer(options: argparse.Namespace) -> None:
-    """Generate text side by side: as it is, with the recommended push, and with a uniform one at the same divergence;
-    each with its score and its cost in nats. A plan that was saved is used in seconds.
+    """Write texts on, side by side: plain, with the recommended push, and with a uniform one that is to cost as much;
+    each with its score and its cost in nats. A plan that was saved is used at once; else one is made first, which
+    takes a minute or two on a small model.
     """
     import numpy as np
 
@@ -118,20 +138,20 @@ def steer(options: argparse.Namespace) -> None:
     except NumericalError as error:
         raise InputError(f"The text cannot be pushed that far: {error}") from error
     size, unit = steering.unit
+    rows = np.tile(np.vstack([0 * given[:1], given]), (len(tokens), 1))  # of each text the plain one first
+    one_of_each = [row for row in range(len(tokens)) for _ in range(1 + len(given))]
+    written = iter(_continuations(model, steering, rows, tokens.select(one_of_each), options.tokens))
     found = []
     for row, text in enumerate(tokens.prompts.texts):
-        one = tokens.select([row])
-        blocks, column = [], 0
+        plain, blocks, measured = next(written), [], zip(effects[0][row] / size, effects[1][row], strict=True)
         for pushes in steering.pushes:
             block = {}
             for push in pushes:
                 expected = None if push.shift is None else {"shift": push.shift / size, "kl": push.kl}
-                measured = {"shift": effects[0][row, column] / size, "kl": effects[1][row, column]}
-                written = _continue(model, steering, push.inputs, one, options.tokens)
-                block[push.name] = {"text": written, "expected": expected, "measured": measured, "inputs": push.inputs}
-                column += 1
+                done = dict(zip(("shift", "kl"), next(measured), strict=True))
+                each = {"text": next(written), "expected": expected, "measured": done, "inputs": push.inputs}
+                block[push.name] = each
             blocks.append(block)
-        plain = _continue(model, steering, 0 * given[0], one, options.tokens)
         found.append({"prompt": text, "plain": plain, "pushed": blocks})
     about: dict[str, Any] = {"unit": unit, "positions": steering.positions, "notes": notes, "prompts": tokens.metadata}
     about |= {"plan": facts_of(steering.plan) if steering.plan and not options.inputs else None}
@@ -150,11 +170,21 @@ def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedProm
     if options.target is not None:
         options.targets = [options.target]
     if options.plan:
-        plan = load_recommendation(options.plan)
+        if ignored := [name for name, usual in options.made_with.items() if getattr(options, name) != usual]:
+            raise InputError(
+                f"--{ignored[0].replace('_', '-')} says how a plan is made, and {options.plan} is one already. Leave "
+                "it out, or make another with `llvlit recommend`."
+            )
+        try:
+            plan = load_recommendation(options.plan)
+        except FileError as error:
+            raise InputError(f"--plan: {error}") from error
         model = load_model(options.model or plan.metadata["model"], device=options.device, dtype=options.dtype)
         plan.check_model(model)
         if output is not None:
             raise InputError(f"--plan {options.plan} says what is read; leave out --positive and --negative.")
+        if options.token_index is None:
+            options.token_index = int(plan.metadata.get("token_index", -1))
         tokens = _tokens(model, texts, options, chat=options.chat or bool(plan.metadata["chat"]))
         positions = _positions(options.positions, plan)
         if options.inputs:
@@ -164,6 +194,7 @@ def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedProm
             pushes = [_rivals(each) for each in _strengths(plan, options)]
         return model, tokens, Steering(pushes, plan.directions, positions, plan.output, plan.horizon, plan)
     options.model = options.model or MODEL
+    options.token_index = -1 if options.token_index is None else options.token_index
     model, splits = load_experiment(options)
     tokens = _tokens(model, texts, options, chat=options.chat)
     positions, directions = options.positions or "last", concept_directions(model, splits["concept"])
@@ -257,7 +288,9 @@ def _tokens(model: LanguageModel, texts: list[str], options: argparse.Namespace,
             f"--tokens {options.tokens} leaves no room for a prompt of two tokens; {model.name} holds "
             f"{model.max_positions}. Generate fewer."
         )
-    tokens = tokenize(model, Prompts(texts, [1] * len(texts)), max_tokens=room, chat=chat)
+    tokens = tokenize(
+        model, Prompts(texts, [1] * len(texts)), max_tokens=room, chat=chat, token_index=options.token_index
+    )
     if tokens.n_cut:
         raise InputError(
             f"The prompt is longer than {room} tokens; with --tokens {options.tokens} there is no room for more, as "
@@ -291,29 +324,73 @@ def _legend(model: LanguageModel, steering: Steering, options: argparse.Namespac
         read += ", in units of the distance between the classes' means"
     over = "" if steering.horizon == 1 else f" over {steering.horizon} new tokens"
     what = f"{options.plan}: " if options.plan else f"{task_title(options)}: "
-    told = f"{what}{read}, and the divergence of the next token of {model.name}. Expected: at new prompts, on average"
-    told += f". Measured: at this one, in the full model{over}."
+    suffix = steering.plan.metadata["suffix"] if steering.plan else ""
+    like = f" that end in {suffix!r}" if suffix else ""
+    told = f"{what}{read}, and the divergence of the next token of {model.name}. "
+    if steering.plan is not None:
+        told += f"Expected: at new prompts{like}, on average. "
+    told += f"Measured: at this one, in the full model{over}."
     lines = textwrap.wrap(told, WIDTH)
     by_plan = steering.plan is not None and not options.inputs
     return [*lines, "", *textwrap.wrap(str(steering.plan), WIDTH)] if by_plan else lines
 
 
-def _continue(
-    model: LanguageModel, steering: Steering, inputs: np.ndarray, prompt: TokenizedPrompts, tokens: int
-) -> str:
+def _continuations(
+    model: LanguageModel, steering: Steering, inputs: np.ndarray, prompts: TokenizedPrompts, tokens: int
+) -> list[str]:
+    """Each prompt with what the model writes on, pushed by its own inputs ``(n_prompts, n_layers)``; of a chat, the
+    answer alone. No text depends on those beside it.
+    """
     import torch
 
     from llvlit.method import steering as method
 
     module: Any = model.module
-    ids = torch.tensor(prompt.ids, device=model.device)
-    with method.steer(model, steering.directions, inputs, positions=steering.positions), torch.no_grad():
-        out = module.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            do_sample=False,
-            repetition_penalty=1.3,
-            pad_token_id=model.tokenizer.eos_token_id,
-        )
-    return str(model.tokenizer.decode(out[0], skip_special_tokens=True))
+    lengths = [len(ids) for ids in prompts.ids]
+    ends = _ends(model)
+    texts: dict[int, str] = {}
+    for rows in _together(model, lengths):
+        longest = max(lengths[row] for row in rows)
+        # padding is hidden from attention; a token that the text has anyway, so that no penalty sees another one
+        ids = [[prompts.ids[row][0]] * (longest - lengths[row]) + list(prompts.ids[row]) for row in rows]
+        mask = [[0] * (longest - lengths[row]) + [1] * lengths[row] for row in rows]
+        given = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+        with method.steer(model, steering.directions, inputs[rows], positions=steering.positions), torch.no_grad():
+            out = module.generate(
+                **{name: values.to(model.device) for name, values in given.items()},
+                max_new_tokens=tokens,
+                do_sample=False,
+                repetition_penalty=1.3,
+                eos_token_id=ends or None,
+                pad_token_id=ends[0] if ends else 0,
+            )
+        for row, new in zip(rows, out[:, longest:].tolist(), strict=True):
+            end = next((place for place, token in enumerate(new) if token in ends), len(new))
+            whole = ([] if prompts.chat else list(prompts.ids[row])) + new[:end]
+            texts[row] = str(model.tokenizer.decode(whole, skip_special_tokens=True)).strip()
+    return [texts[row] for row in range(len(lengths))]
+
+
+def _together(model: LanguageModel, lengths: list[int]) -> list[list[int]]:
+    """Rows that are generated at once: of any length where a model counts positions as it is told, else of one.
+
+    In float64 also of one: what hides padding there is minus infinity where a model takes its softmax in float32.
+    """
+    from inspect import signature
+
+    import torch
+
+    module: Any = model.module
+    told = "position_ids" in signature(module.forward).parameters and not getattr(module, "_is_stateful", False)
+    mixed = told and model.dtype != torch.float64
+    groups: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        groups.setdefault(0 if mixed else length, []).append(row)
+    return [rows[start : start + AT_ONCE] for rows in groups.values() for start in range(0, len(rows), AT_ONCE)]
+
+
+def _ends(model: LanguageModel) -> list[int]:
+    """Tokens that end a text: the tokenizer's, and those that the model names for generation."""
+    named = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
+    several = named if isinstance(named, list) else [named]
+    return list(dict.fromkeys(int(each) for each in (model.tokenizer.eos_token_id, *several) if each is not None))

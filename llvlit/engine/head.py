@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from llvlit.engine.check import HINT, check_replay
+from llvlit.engine.depth import last_token_states
 from llvlit.engine.exclusive import exclusive
 from llvlit.engine.layer import all_finite
 from llvlit.engine.models import LanguageModel
@@ -86,13 +87,8 @@ class Head:
         return lambda hidden, *_, **__: (hidden, *[None] * (self.n_outputs - 1)) if self.n_outputs else hidden
 
 
-def head_of(model: LanguageModel, tokens: TokenizedPrompts, states: torch.Tensor) -> Head:
-    """The head of a model, checked on a prompt: of its final state it makes the logits that the whole model gives.
-
-    Parameters
-    ----------
-    states : (n_prompts, hidden_size) tensor
-        Final states ``x_L`` of the prompts' last tokens, before the final norm.
+def head_of(model: LanguageModel, tokens: TokenizedPrompts) -> Head:
+    """The head of a model, checked on the shortest prompt: of its final state it makes the logits of the whole model.
 
     Raises
     ------
@@ -101,12 +97,13 @@ def head_of(model: LanguageModel, tokens: TokenizedPrompts, states: torch.Tensor
     NumericalError
         If a logit is not finite.
     """
-    head = Head(model, check_replay(model, tokens).n_outputs)
-    shortest = min(range(len(tokens)), key=lambda row: len(tokens.ids[row]))
-    ids = torch.tensor([tokens.ids[shortest]], device=model.device)
+    shortest = tokens.select([min(range(len(tokens)), key=lambda row: len(tokens.ids[row]))])
+    state = last_token_states(model, shortest, max_tokens=tokens.max_tokens)[0, -1]
     with exclusive(model), torch.no_grad():
+        head = Head(model, check_replay(model, tokens).n_outputs)
+        ids = torch.tensor(shortest.ids, device=model.device)
         expected = model.module(input_ids=ids, use_cache=False).logits[0, -1].to(torch.float64)
-        found = head.logits(states[shortest]).to(torch.float64)
+        found = head.logits(state).to(torch.float64)
     if not all_finite(expected):
         raise NumericalError(f"{model.name} gives logits that are not finite. Check the model's weights.")
     spread = expected.std().clamp_min(torch.finfo(torch.float64).tiny)

@@ -83,6 +83,17 @@ class Directions:
                 f"borrowed has shape {borrowed.shape}, type {borrowed.dtype}; pass a bool for every state."
             )
 
+    @property
+    def first_own(self) -> int:
+        """The first state from which on every state has a direction of its own: gains are worth showing from there.
+
+        Examples
+        --------
+        >>> directions.first_own, bool(directions.borrowed[directions.first_own :].any())
+        (1, False)
+        """
+        return int(np.flatnonzero(np.append(True, self.borrowed)).max())
+
     def on(self, model: LanguageModel | DepthSystem) -> torch.Tensor:
         """Vectors in the type and on the device of a model or a system; InputError if their shape does not fit it."""
         instance("model", model, (LanguageModel, DepthSystem), "a model, as load_model gives it, or a depth system")
@@ -185,12 +196,17 @@ def concept_directions(
     directions = directions_of_states(states, labelled, method=method, seed=seed)
     area = 0.5 if directions.borrowed[0] else _held_out_auc(states[:, 0].double().cpu(), labelled)
     if area >= TELLING:
-        warnings.warn(
-            f"The last token alone tells the label: before layer 0, where no other token was read, prompts held out "
-            f"are told apart with an AUC of {area:.2f}. {_ends(model, tokens)}. Such a direction is the tokens', not "
-            "a concept's. Read an earlier token (token_index of tokenize), or end all prompts alike (a suffix).",
-            stacklevel=2,
+        told = (
+            f"before layer 0, where no other token was read, prompts held out are told apart with an AUC of {area:.2f}"
         )
+        if len({ids[-1] for ids in tokens.ids}) == 1:  # learned positions are part of the embedding
+            said = f"The last token's position alone tells the label: {told}, though all end alike. Make the classes' "
+            said += "prompts equally long."
+        else:
+            said = f"The last token alone tells the label: {told}. {_ends(model, tokens)}. Such a direction is the "
+            said += "tokens', not a concept's. Read an earlier token (token_index of tokenize), or end all prompts "
+            said += "alike (a suffix)."
+        warnings.warn(said, stacklevel=2)
     return directions
 
 

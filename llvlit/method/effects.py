@@ -10,19 +10,27 @@ import numpy as np
 import torch
 
 from llvlit.checks import integer
-from llvlit.engine.depth import depth_system
+from llvlit.engine.depth import DepthSystem, depth_system
 from llvlit.engine.exclusive import lock_of
-from llvlit.engine.head import Head
+from llvlit.engine.head import Head, head_of
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import TokenizedPrompts
 from llvlit.engine.tokenwise import token_finals
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.gains import in_parts
-from llvlit.method.outputs import Reading
+from llvlit.method.outputs import Output, Reading, reading
 from llvlit.progress import progress
 
 CANDIDATES_AT_ONCE = 64
 """Sets of inputs of each prompt that pass through depth together."""
+
+
+def sources(
+    model: LanguageModel, texts: TokenizedPrompts, vectors: torch.Tensor, output: Output | None
+) -> tuple[Head, Reading]:
+    """The model's head and the output's reading, checked on the shortest text."""
+    source = reading(model, texts, vectors[-1], output)
+    return source.head or head_of(model, texts), source
 
 
 def push_effects(
@@ -34,6 +42,7 @@ def push_effects(
     *,
     everywhere: bool = False,
     horizon: int = 1,
+    system: DepthSystem | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Shift of the output and divergence of the next token's distribution in the full model, each ``(n_texts, k)``.
 
@@ -45,6 +54,8 @@ def push_effects(
     inputs : (n_texts, k, n_layers) array
     everywhere, horizon
         See :func:`llvlit.engine.tokenwise.token_tangents`.
+    system
+        Of all the texts, where they are so few that it has been made.
 
     Raises
     ------
@@ -52,7 +63,7 @@ def push_effects(
         If a pushed state or logit is not finite.
     """
     shifts, costs = np.empty((2, len(texts), inputs.shape[1]))
-    for rows, columns, rest, pushed in _finals(head.model, texts, vectors, inputs, everywhere, horizon):
+    for rows, columns, rest, pushed in _finals(head.model, texts, vectors, inputs, everywhere, horizon, system):
         moved = source.shifts(rest.unsqueeze(1), pushed)
         shifts[np.ix_(rows, columns)] = moved.mean(dim=-1).cpu().numpy()
         costs[np.ix_(rows, columns)] = _divergences(head, rest, pushed).cpu().numpy()
@@ -71,6 +82,7 @@ def _finals(
     inputs: np.ndarray,
     everywhere: bool,
     horizon: int,
+    recorded: DepthSystem | None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]]:
     """Rows, columns, final states ``(n, horizon, hidden_size)``, and pushed ones ``(n, k, horizon, hidden_size)``."""
     given, columns = torch.tensor(inputs), np.arange(inputs.shape[1])
@@ -80,7 +92,7 @@ def _finals(
             yield members.cpu().numpy(), columns, rest, pushed
         return
     for rows, part in in_parts(texts):
-        system = depth_system(model, part, max_tokens=texts.max_tokens)
+        system = recorded or depth_system(model, part, max_tokens=texts.max_tokens)
         for some in np.array_split(columns, -(-len(columns) // CANDIDATES_AT_ONCE)):
             pushes = given[rows][:, some].to(system.states).unsqueeze(-1) * vectors[:-1]
             start = system.states[:, :1].expand(-1, len(some), -1)

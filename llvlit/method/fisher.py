@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from llvlit.checks import array
-from llvlit.engine.depth import sweep
+from llvlit.engine.depth import DepthSystem, sweep
 from llvlit.engine.head import Head, head_of
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
@@ -20,6 +20,7 @@ from llvlit.method.concepts import Directions, DirectionsLike, as_directions, bo
 from llvlit.method.gains import checked_positions, in_parts
 from llvlit.method.intervals import mean_interval
 from llvlit.method.results import Result, load_result, save_result, settle, units_of
+from llvlit.method.routing import has_routes
 from llvlit.prompts import Prompts
 
 
@@ -27,7 +28,8 @@ from llvlit.prompts import Prompts
 class FisherMetric(Result):
     """Covariance of the logits' response to unit inputs under the next token's own distribution, prompt by prompt.
 
-    To second order, inputs u change the distribution by ``KL(p || p pushed) = u^T F u / 2`` nats.
+    To second order, inputs u change the distribution by ``KL(p || p pushed) = u^T F u / 2`` nats; in a mixture of
+    experts, as long as no token is sent to other experts.
 
     Attributes
     ----------
@@ -38,7 +40,8 @@ class FisherMetric(Result):
     borrowed : tuple of int
         Layers whose push went along a borrowed direction.
     metadata : dict
-        Model and prompts, by name, fingerprint and number; which tokens were pushed and read.
+        Model and prompts, by name, fingerprint and number; which tokens were pushed and read; and of a mixture of
+        experts, that each prompt's are those without a push.
 
     Raises
     ------
@@ -64,7 +67,8 @@ class FisherMetric(Result):
 
     def _about(self) -> str:
         n_prompts, n_layers, _ = self.per_prompt.shape
-        return f"Fisher metric of {n_layers} layers, {n_prompts} prompts"
+        routes = ", each by its own experts" if self.metadata.get("experts") == "as without a push" else ""
+        return f"Fisher metric of {n_layers} layers, {n_prompts} prompts{routes}"
 
     @property
     def mean(self) -> np.ndarray:
@@ -132,9 +136,8 @@ def fisher_metric(
     vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
     everywhere = checked_positions(positions)
     fisher = np.empty((len(tokens), model.n_layers, model.n_layers))
-    head: Head | None = None
-    for rows, states, tangents in responses(model, tokens, vectors, everywhere=everywhere, max_tokens=max_tokens):
-        head = head or head_of(model, tokens.select(rows), states[:, -1])
+    head = head_of(model, tokens)
+    for rows, states, tangents in responses(model, tokens, vectors, everywhere=everywhere):
         fisher[rows] = pulled_back(head, states, tangents)
     return make_metric(model, tokens, fisher, along, positions)
 
@@ -153,6 +156,7 @@ def make_metric(
         raise NumericalError(f"The responses of {model.name}'s logits are not finite. Check the model's weights.")
     borrowed = borrowed_of(along, True)
     metadata = {**origin(model, tokens), "positions": positions, "horizon": horizon}
+    metadata |= {"experts": "as without a push"} if has_routes(model) else {}
     return FisherMetric(fisher, tokens.prompts.pairs, borrowed=borrowed, metadata=metadata)
 
 
@@ -163,7 +167,7 @@ def responses(
     *,
     everywhere: bool = False,
     horizon: int = 1,
-    max_tokens: int = MAX_TOKENS,
+    system: DepthSystem | None = None,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """Final states of the tokens that are read, and their derivatives with respect to the inputs, part by part.
 
@@ -172,6 +176,8 @@ def responses(
     vectors : (n_layers + 1, hidden_size) tensor
     everywhere, horizon
         See :func:`llvlit.engine.tokenwise.token_tangents`.
+    system
+        Of all the texts, where they are so few that it has been made.
 
     Yields
     ------
@@ -184,7 +190,8 @@ def responses(
         return
     for rows, part in in_parts(tokens):
         reached = vectors.new_zeros(len(part), 0, vectors.shape[-1])
-        for layer in sweep(model, part, max_tokens=max_tokens, description="responses"):
+        swept = sweep(model, part, max_tokens=tokens.max_tokens, description="responses")
+        for layer in system.layers if system else swept:
             new = vectors[layer.index].expand(len(part), 1, -1)
             reached = layer.jvp(torch.cat([reached, new], dim=1))
             states = layer.next_states

@@ -20,7 +20,7 @@ from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
 from llvlit.method.gains import KINDS, Gains, adjoint_gains, check_resolution, measured_gains, smallest_step
 from llvlit.method.hankel import balance, misses, most_orders, smallest_orders
 from llvlit.method.intervals import interval, mean_interval, resampled_means
-from llvlit.method.outputs import Output
+from llvlit.method.outputs import Output, reading
 from llvlit.method.results import Result, load_result, measured_parts, save_result, settle
 from llvlit.method.routing import RouteWatch, has_routes, tell_routes
 from llvlit.method.surrogate import LLV
@@ -236,7 +236,9 @@ def gain_matrix(
     options: dict[str, Any] = {"output": output, "max_tokens": max_tokens, "final_norm": final_norm}
     along = as_directions(directions)
     vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
-    if choice("method", method, METHODS) == "linear":
+    choice("method", method, METHODS)
+    source = reading(model, tokens, vectors[-1], output, final_norm=final_norm)  # before anything is computed
+    if method == "linear":
         told: dict[str, Any] = {}
         amplitude, per_prompt = 0.0, _linear(model, tokens, vectors, max_tokens, final_norm)
     else:
@@ -247,10 +249,10 @@ def gain_matrix(
             if method == "linear"
             else measured_gains(model, tokens, along, amplitude=amplitude, **options)
         )
-        per_prompt[:, :, -1], told["output"] = gains.per_prompt, str(output)
+        per_prompt[:, :, -1] = gains.per_prompt
     if not np.isfinite(per_prompt).all():
         raise NumericalError(f"The gain matrix of {model.name} is not finite. Check the model's weights.")
-    metadata = {**origin(model, tokens, final_norm=final_norm), **told}
+    metadata = {**origin(model, tokens, final_norm=final_norm), **source.metadata, **told}
     pairs, borrowed = tokens.prompts.pairs, borrowed_of(along)
     return GainMatrix(per_prompt, method, amplitude, pairs, borrowed=borrowed, metadata=metadata)
 

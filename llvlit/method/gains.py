@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from llvlit.checks import array, choice, flag, instance, integer
-from llvlit.engine.depth import Seeds, all_token_adjoints, last_token_states, propagate_beside, seeds_of, sweep
+from llvlit.engine.depth import Seeds, all_token_adjoints, propagate_beside, seeds_of, sweep
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, origin, tokens_of
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.concepts import Directions, DirectionsLike, borrowed_of, sets_of
 from llvlit.method.intervals import mean_interval
-from llvlit.method.outputs import Output, Reading, reading
+from llvlit.method.outputs import Output, reading
 from llvlit.method.results import Result, load_result, measured_parts, save_result, settle
 from llvlit.method.routing import RouteWatch, has_routes, tell_routes
 from llvlit.prompts import Prompts
@@ -184,7 +184,7 @@ def measured_gains(
             joining = joining if layer else [states, *joining]
         return torch.stack(joining, dim=1)
 
-    source = _reading(model, tokens, vectors[0, -1], output, final_norm)
+    source = reading(model, tokens, vectors[0, -1], output, final_norm=final_norm)
     with routes or nullcontext():
         pushed = propagate_beside(model, tokens, push, final_norm=final_norm, description="measured gains")
     if routes:
@@ -212,17 +212,6 @@ def _distinct(values: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[
         places.append(next((i for i, other in enumerate(distinct) if torch.equal(other, value)), len(distinct)))
         distinct += [value] if places[-1] == len(distinct) else []
     return distinct, places
-
-
-def _reading(
-    model: LanguageModel, tokens: TokenizedPrompts, readout: torch.Tensor, output: Output | None, final_norm: bool
-) -> Reading:
-    """How the output is read; of one that reads logits, checked on the shortest prompt."""
-    if output is None:
-        return Reading(readout)
-    shortest = tokens.select([min(range(len(tokens)), key=lambda row: len(tokens.ids[row]))])
-    states = last_token_states(model, shortest, max_tokens=tokens.max_tokens)[:, -1]
-    return reading(model, shortest, readout, output, states, final_norm=final_norm)
 
 
 def checked_positions(positions: str) -> bool:
@@ -320,7 +309,7 @@ def adjoint_gains(
     outputs, place_of = _distinct(list(vectors[-1]))
     tokens = tokens_of(model, prompts, max_tokens)
     flag("final_norm", final_norm)
-    source = _reading(model, tokens, vectors[-1, 0], output, final_norm)
+    source = reading(model, tokens, vectors[-1, 0], output, final_norm=final_norm)
     seeds: torch.Tensor | Seeds = torch.stack(outputs)
     if output is not None:
         seeds, place_of = lambda states: source.gradients(states).unsqueeze(1), [0] * len(several)

@@ -34,10 +34,8 @@ class Optimum(Result):
     local : tuple of float
         Energies that the single starts led to, infinite where one led nowhere.  Where they differ, there are several
         valleys, and a lower one may have been missed.
-    borrowed : tuple of int
-        Layers pushed along a borrowed direction.
-    metadata : dict
-        Model and prompts, by name, fingerprint and number.
+    borrowed, metadata
+        As of :class:`llvlit.RequiredEnergy`.
 
     Examples
     --------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,12 @@ import torch
 
 from llvlit.checks import flag, instance, integer, number, sequence, text
 from llvlit.engine.head import Head, head_of
-from llvlit.engine.layer import real_tensor
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import TokenizedPrompts
 from llvlit.errors import InputError
 
+Score = Callable[[torch.Tensor], torch.Tensor]
+"""From logits ``(..., n_words)`` to values ``(...)`` in float64."""
 SHOWN = 3
 """Words that stand in a printed output."""
 CONTEXT = "It was"
@@ -38,7 +39,7 @@ class TokenContrast:
     ------
     InputError
         If a set is empty or a word stands in both; when it is used with a model, also if a word is several tokens
-        and ``first_tokens`` is not set, or words of both sets share a token.
+        and ``first_tokens`` is not set, the first of them is a bare space, or words of both sets share a token.
 
     Examples
     --------
@@ -77,6 +78,12 @@ class TokenContrast:
         sets = []
         for words in (self.positive, self.negative):
             found = {word: _tokens_of(model, word, space=self.space) for word in words}
+            for word, ids in found.items():
+                if word.strip() and not str(model.tokenizer.decode([ids[0]])).strip():
+                    raise InputError(
+                        f"{word!r} begins with a bare space in the tokens of {model.name}, as other words do: its "
+                        "first token tells nothing. Take other words, or set space=False."
+                    )
             long = {word: ids for word, ids in found.items() if len(ids) > 1}
             if long and not self.first_tokens:
                 word, ids = next(iter(long.items()))
@@ -91,11 +98,15 @@ class TokenContrast:
             raise InputError(f"Words of both sets begin with the same token of {model.name}: {pieces}. Leave one out.")
         return sets[0], sets[1]
 
-    def _values(self, logits: torch.Tensor, model: LanguageModel) -> torch.Tensor:
-        """Log-odds ``(...)`` of logits ``(..., n_words)``, in float64."""
-        ids = self.tokens(model)
-        positive, negative = (_logits_of(logits, each, model) for each in ids)
-        return positive.logsumexp(dim=-1) - negative.logsumexp(dim=-1)
+    def _score(self, model: LanguageModel) -> Score:
+        """Log-odds ``(...)`` of logits ``(..., n_words)``, in float64; the words are looked up once."""
+        sets = self.tokens(model)
+
+        def odds(logits: torch.Tensor) -> torch.Tensor:
+            positive, negative = (_logits_of(logits, each, model).logsumexp(dim=-1) for each in sets)
+            return positive - negative
+
+        return odds
 
 
 @dataclass(frozen=True, init=False)
@@ -129,14 +140,10 @@ class LogitReadout:
     def __str__(self) -> str:
         return "logits " + " ".join(f"{weight:+g} [{token}]" for token, weight in self.weights)
 
-    def _values(self, logits: torch.Tensor, model: LanguageModel) -> torch.Tensor:
+    def _score(self, model: LanguageModel) -> Score:
         """Sums ``(...)`` of logits ``(..., n_words)``, in float64."""
         tokens, weights = zip(*self.weights, strict=True)
-        if max(tokens) >= logits.shape[-1]:
-            raise InputError(f"weights names token {max(tokens)}; {model.name} has logits of {logits.shape[-1]}.")
-        return logits[..., list(tokens)].to(torch.float64) @ torch.tensor(weights, dtype=torch.float64).to(
-            logits.device
-        )
+        return lambda logits: _logits_of(logits, tokens, model) @ torch.tensor(weights).to(logits.device, torch.float64)
 
 
 Output = TokenContrast | LogitReadout
@@ -155,15 +162,16 @@ class Reading:
     readout: torch.Tensor
     output: Output | None = None
     head: Head | None = field(default=None, repr=False)
+    score: Score | None = field(default=None, repr=False)
 
     def values(self, states: torch.Tensor) -> torch.Tensor:
         """Y ``(...)`` of final states ``(..., hidden_size)``, in float64."""
-        if self.output is None or self.head is None:
+        if self.score is None or self.head is None:
             return states.to(torch.float64) @ self.readout.to(states.device, torch.float64)
         rows, values = states.reshape(-1, states.shape[-1]), []
         with torch.no_grad():
             for part in self.head.parts(len(rows), 1):
-                values.append(self.output._values(self.head.logits(rows[part]), self.head.model))
+                values.append(self.score(self.head.logits(rows[part])))
         return torch.cat(values).reshape(states.shape[:-1]) if values else rows.new_zeros(states.shape[:-1])
 
     def shifts(self, rest: torch.Tensor, pushed: torch.Tensor) -> torch.Tensor:
@@ -175,14 +183,13 @@ class Reading:
 
     def gradients(self, states: torch.Tensor) -> torch.Tensor:
         """``dy / dx_L`` at final states ``(n, hidden_size)``."""
-        if self.output is None or self.head is None:
+        if self.score is None or self.head is None:
             return self.readout.to(states).expand(len(states), -1)
         gradients = torch.empty_like(states)
         for part in self.head.parts(len(states), 1):
             with torch.enable_grad():
                 point = states[part].detach().requires_grad_()
-                value = self.output._values(self.head.logits(point), self.head.model)
-                gradients[part] = torch.autograd.grad(value.sum(), point)[0]
+                gradients[part] = torch.autograd.grad(self.score(self.head.logits(point)).sum(), point)[0]
         return gradients
 
     @property
@@ -196,16 +203,10 @@ def reading(
     tokens: TokenizedPrompts,
     readout: torch.Tensor,
     output: Output | None,
-    states: torch.Tensor | None,
     *,
     final_norm: bool = False,
 ) -> Reading:
-    """How the output of a model is read.
-
-    Parameters
-    ----------
-    states : (n_prompts, hidden_size) tensor, or None where there is no output
-        Final states of the prompts, on which the model's head is checked.
+    """How the output of a model is read; of one that reads logits, the head is checked on the shortest prompt.
 
     Raises
     ------
@@ -217,19 +218,18 @@ def reading(
     instance("output", output, (TokenContrast, LogitReadout), "a TokenContrast or LogitReadout")
     if final_norm:
         raise InputError("output reads the logits, which have the final norm in them. Leave final_norm out.")
-    assert states is not None
-    found = Reading(readout, output, head_of(model, tokens, states))
-    found.values(states[:1])  # before anything is computed: words that the model does not know
+    score = output._score(model)
+    found = Reading(readout, output, head_of(model, tokens), score)
+    found.values(readout[None])  # before anything is computed: words that the model has no logits of
     return found
 
 
 def _logits_of(logits: torch.Tensor, tokens: tuple[int, ...], model: LanguageModel) -> torch.Tensor:
     """Logits ``(..., k)`` of some tokens, in float64."""
-    instance("model", model, LanguageModel, "a model, as load_model gives it")
-    logits = real_tensor("logits", logits, finite=False)
-    n_words = logits.shape[-1] if logits.ndim else 0
-    if max(tokens) >= n_words:
-        raise InputError(f"weights or words name token {max(tokens)}; the logits of {model.name} are {n_words}.")
+    if max(tokens) >= logits.shape[-1]:
+        raise InputError(
+            f"weights or words name token {max(tokens)}; the logits of {model.name} are {logits.shape[-1]}."
+        )
     return logits[..., list(tokens)].to(torch.float64)
 
 

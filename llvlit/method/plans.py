@@ -103,6 +103,11 @@ class SecondOrder:
         unit = np.eye(n_layers)
         shapes = {}
         inner = F[np.ix_(may, may)]
+        if not inner.trace() > 0:
+            raise NumericalError(
+                "No push changes the next token's distribution, which may be sure of one token: no budget tells how "
+                "strong one may be. Take other prompts or layers."
+            )
         ridge = np.diag(self.weights[may]) * (inner / self.weights[may, None]).trace() / len(may)
         for strength in REGULARIZATION:
             solved = np.zeros(n_layers)
@@ -231,18 +236,39 @@ def _at(curve: np.ndarray, lengths: np.ndarray, factor: float, power: int) -> np
 
 def expected(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
     """The mean over units, and where that over as many new ones will be: Student's interval, since both vary."""
-    _, unit, counts = np.unique(pairs, return_inverse=True, return_counts=True)
-    means = np.bincount(unit, values) / counts
+    means = _unit_means(values, pairs)
     half = float(stdtrit(len(means) - 1, 0.975) * means.std(ddof=1) * np.sqrt(2 / len(means)))
     mean = float(means.mean())
     return Prediction(mean, mean - half, mean + half)
 
 
 def positive(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
-    """The same of what cannot be negative: the interval is one of the logarithm."""
-    plain = expected(values, pairs)
-    ratio = np.exp((plain.high - plain.value) / max(plain.value, np.finfo(float).tiny))
-    return Prediction(plain.value, float(plain.value / ratio), float(plain.value * ratio))
+    """The same of what cannot be negative and is skewed: an interval of the mean's logarithm.
+
+    The error is that of the jackknife.  A variance of heavy tails is known worse than one of a normal distribution, so
+    Student's quantile has ``1 / (1 / (n - 1) + k / 2n)`` degrees of freedom, with the excess kurtosis k of the n units
+    (Satterthwaite's).  That a strength was set by the same units is in it: the mean that was set varies as they do.
+
+    In simulations of 4 to 24 units the interval holds 94 to 96 % of new means where the logarithm of single values has
+    a standard deviation of 0.3 or 0.6, 92 to 95 % where it has 1, and 88 to 90 % with Pareto's tails of exponent 2.5:
+    units that hold no outlier know of none.
+    """
+    means = _unit_means(values, pairs)
+    n, value = len(means), float(means.mean())
+    others = np.log(np.maximum((n * value - means) / (n - 1), max(1e-3 * value, np.finfo(float).tiny)))
+    error = np.sqrt((n - 1) / n * ((others - others.mean()) ** 2).sum())
+    squares = (means - value) ** 2
+    kurtosis = (squares**2).mean() / max(squares.mean() ** 2, np.finfo(float).tiny)
+    excess = ((n + 1) * (kurtosis - 3) + 6) * (n - 1) / ((n - 2) * (n - 3))
+    freedom = max(2.0, 1 / (1 / (n - 1) + max(excess, 0.0) / (2 * n)))
+    ratio = float(np.exp(stdtrit(freedom, 0.975) * error * np.sqrt(2)))
+    return Prediction(value, value / ratio, value * ratio)
+
+
+def _unit_means(values: np.ndarray, pairs: tuple[int, ...]) -> np.ndarray:
+    """The mean of each independent unit."""
+    _, unit, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    return np.asarray(np.bincount(unit, values) / counts)
 
 
 def measured(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:

@@ -8,7 +8,6 @@ is seen; and what is foretold of the best is read at prompts that it was not cho
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,94 +19,46 @@ import torch
 
 from llvlit.checks import array, choice, instance, integer, number, sequence, shown
 from llvlit.checks import path as checked_path
-from llvlit.engine.depth import last_token_states
-from llvlit.engine.head import Head, head_of
+from llvlit.engine.depth import DepthSystem, depth_system, last_token_states
 from llvlit.engine.models import LanguageModel
+from llvlit.engine.precision import HALVES
 from llvlit.engine.tokens import MAX_TOKENS, TokenizedPrompts, tokenize, tokens_of
 from llvlit.errors import FileError, InputError
-from llvlit.files import (
-    finish,
-    finished,
-    load_tensors,
-    read_bytes,
-    read_json,
-    replaced,
-    save_tensors,
-    write_json,
-)
-from llvlit.method.concepts import Directions, DirectionsLike, as_directions, borrowed_of
+from llvlit.files import finished
+from llvlit.method.concepts import Directions, DirectionsLike, as_directions
 from llvlit.method.control import relative_weights
-from llvlit.method.effects import push_effects, with_continuations
+from llvlit.method.effects import push_effects, sources, with_continuations
 from llvlit.method.exchange import FIRST_LAYER, FORMATS, SteeringVectors, export_vectors
 from llvlit.method.fisher import FisherMetric, make_metric, pulled_back, responses
-from llvlit.method.gains import POSITIONS, Gains, check_resolution, checked_positions, make_gains
-from llvlit.method.outputs import LogitReadout, Output, Reading, TokenContrast, reading
-from llvlit.method.plans import (
-    Plan,
-    Prediction,
-    SecondOrder,
-    competing_plans,
-    held_out_in_turn,
-    measured,
-    scaled_plan,
+from llvlit.method.gains import (
+    POSITIONS,
+    PROMPTS_AT_ONCE,
+    Gains,
+    check_resolution,
+    checked_positions,
+    make_gains,
+    smallest_step,
 )
+from llvlit.method.outputs import Output
+from llvlit.method.plans import Plan, Prediction, SecondOrder, competing_plans, held_out_in_turn, scaled_plan
 from llvlit.method.results import own_content
+from llvlit.method.routing import RARE, has_routes, rerouted_tokens
+from llvlit.method.saved_plans import KIND, read_plan, write_plan
 from llvlit.method.trust import coefficients, radius
+from llvlit.method.warranty import Verification, text_digest, verify
 from llvlit.prompts import Prompts
-from llvlit.provenance import environment
 
-KIND = "recommendation"
+PUSH = "relative size of the plan's largest push"
 TOWARDS = ("positive", "negative")
-WITHIN = 0.25
-"""Relative error of the divergence that the warranty allows."""
 SMALLEST_BUDGET = 1e-8
 """In nats: below it the divergence drowns in the rounding of logits."""
 STEP = 0.25
-"""Of the plan, the smallest part whose shift tells how far a straight line can be trusted."""
+"""Of the plan, the smallest part whose shift tells how far a straight line can be trusted; of a weak one more, and of
+one whose pushes are longer than the states, of these."""
+FAR_OFF = 3.0
+"""How many times too weak for its numbers one prompt must have all plans for the others not to be asked."""
 MATTERS = 0.05
 """Share of the largest relative push from which on a layer is named."""
-
-
-@dataclass(frozen=True, eq=False)
-class Verification:
-    """What a recommendation did at other prompts, in the full model.
-
-    Attributes
-    ----------
-    shift, kl : Prediction
-        Measured means, and their 95 % intervals over independent units.
-    held : bool
-        Whether both lie where the means of so many prompts were expected.
-    near : bool
-        Whether the divergence is within 25 % of what was expected; of few prompts it is often not by chance.
-    per_prompt : (2, n_prompts) float64 array
-        Shift and divergence at each prompt.
-    corrected : Recommendation
-        The same shape at the strength that these prompts ask for.
-
-    Examples
-    --------
-    >>> advice = llvlit.recommend(model, splits.operating, directions, budget=0.05)
-    >>> check = advice.verify(model, splits.evaluation)
-    >>> bool(check.kl.low <= check.kl.value <= check.kl.high)
-    True
-    """
-
-    shift: Prediction
-    kl: Prediction
-    held: bool
-    near: bool
-    per_prompt: np.ndarray = field(repr=False)
-    corrected: Recommendation = field(repr=False)
-
-    def __str__(self) -> str:
-        n_prompts = self.per_prompt.shape[1]
-        verdict = "The warranty held" if self.held else "The warranty did NOT hold"
-        within = "within" if self.near else "NOT within"
-        return (
-            f"{verdict} at {n_prompts} other prompts: shift {self.shift}, {self.kl} nats, {within} 25 % of what was "
-            "expected."
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +92,8 @@ class Recommendation:
     output : TokenContrast, LogitReadout or None
         None: the concept along its last direction.
     metadata : dict
+        Model and prompts, and what was asked for.  Of a mixture of experts, ``rerouted`` holds the share of prompts
+        that the plan sends to other experts.
 
     Examples
     --------
@@ -211,6 +164,7 @@ class Recommendation:
             f"Push before layer{'s' * (len(named) > 1)} {_ranges(named)} at {where}, by {sizes} of the state's length; "
             f"expect {what} to {moves} by {_with_error(self.shift)}{in_gaps} at {_with_error(self.kl)} nats{over}. "
             f"The linear prediction holds to 10 % up to {self.trust_radius:.2g} times this push.{alone}"
+            f"{_rerouted(self)}"
         )
 
     def verify(self, model: LanguageModel, prompts: Prompts | TokenizedPrompts) -> Verification:
@@ -226,34 +180,7 @@ class Recommendation:
         InputError
             If the model is another one, or the prompts hold one that the recommendation was made from.
         """
-        tokens = self.tokens(model, prompts)
-        known = set(self.metadata["token_digests"])
-        if both := [tokens.prompts.texts[row] for row, ids in enumerate(tokens.ids) if _digest(ids) in known]:
-            raise InputError(
-                f"prompts hold {len(both)} text(s) that the recommendation was made from, such as {both[0]!r}: it "
-                "would be tested on itself. Pass others."
-            )
-        n_units = len(set(tokens.prompts.pairs))
-        if n_units < 2:
-            raise InputError("prompts are one independent one (twins count once); a mean needs two. Pass more.")
-        texts = with_continuations(model, tokens, self.horizon)
-        vectors = self.directions.on(model)
-        head, source = sources(model, texts, vectors, self.output)
-        inputs = np.broadcast_to(self.inputs, (len(texts), 1, len(self.inputs)))
-        shifts, costs = push_effects(
-            head, texts, vectors, inputs, source, everywhere=self.positions == "all", horizon=self.horizon
-        )
-        per_prompt = np.stack([shifts[:, 0], costs[:, 0]])
-        shift, kl = (measured(values, tokens.prompts.pairs) for values in per_prompt)
-        n_known = len(set(self.gains.pairs))
-        wider = float(np.sqrt((1 / n_known + 1 / n_units) / (2 / n_known)))  # the intervals are for as many new prompts
-        held = all(_holds(each, found.value, wider) for each, found in ((self.shift, shift), (self.kl, kl)))
-        near = abs(kl.value / self.kl.value - 1) <= WITHIN
-        reached = max(kl.value, np.finfo(float).tiny) if self.aim == "kl" else shift.value or np.finfo(float).tiny
-        factor = np.sqrt(self.target / reached) if self.aim == "kl" else self.target / reached
-        seen = replace(self, plan=replace(self.plan, shift=shift, kl=kl)).scaled(float(factor))
-        corrected = replace(seen, target=self.target, alternatives=())
-        return Verification(shift, kl, held, near, per_prompt, corrected)
+        return verify(self, model, prompts)
 
     def tokens(self, model: LanguageModel, prompts: Prompts | TokenizedPrompts) -> TokenizedPrompts:
         """Prompts as tokens, with what was done to those that the recommendation was made from.
@@ -301,39 +228,7 @@ class Recommendation:
         FileError
             If the folder holds anything else than a recommendation, or cannot be written.
         """
-        folder = checked_path("folder", folder)
-        plans = (self.plan, *self.alternatives)
-        arrays = {
-            "inputs": np.stack([plan.inputs for plan in plans]),
-            "gains": self.gains.per_prompt,
-            "fisher": self.fisher.per_prompt,
-            "sizes": self.sizes,
-            "directions": self.directions.vectors,
-            "gaps": self.directions.gaps,
-            "chance_gaps": self.directions.chance_gaps,
-            "borrowed": self.directions.borrowed.astype(np.uint8),
-        }
-        manifest = {
-            "kind": KIND,
-            "plans": [{"name": plan.name, "shift": vars(plan.shift), "kl": vars(plan.kl)} for plan in plans],
-            "aim": self.aim,
-            "target": self.target,
-            "trust_radius": self.trust_radius,
-            "pairs": self.gains.pairs,
-            "directions": self.directions.method,
-            "positions": self.positions,
-            "horizon": self.horizon,
-            "site": "added to the residual stream before each layer",
-            "hidden_size": int(self.directions.vectors.shape[1]),
-            "output": _output_parts(self.output),
-            "metadata": {**environment(), **self.metadata},
-        }
-        with replaced(folder, KIND) as fresh:
-            save_tensors(fresh / "plan.safetensors", arrays, manifest)
-            shown = {**manifest, "layers": self.layers, "in words": str(self), "inputs": self.inputs.tolist()}
-            shown["sha256"] = _file_digest(fresh / "plan.safetensors")
-            write_json(fresh / "manifest.json", shown)
-            finish(fresh, KIND)
+        write_plan(self, checked_path("folder", folder))
 
     @property
     def vectors(self) -> SteeringVectors:
@@ -445,42 +340,8 @@ def load_recommendation(folder: str | Path) -> Recommendation:
         raise FileError(
             f"{folder} is no complete recommendation of llvlit's. Make it with recommend(...).save(folder)."
         )
-    manifest = read_json(folder / "manifest.json", "a recommendation's manifest")
-    tensors, header = load_tensors(folder / "plan.safetensors", kind=KIND)
-    same = all(manifest.get(key) == value for key, value in header.items() if key != "format")
-    same &= manifest.get("inputs") == tensors["inputs"][:1].flatten().tolist()
-    if not same or manifest.get("sha256") != _file_digest(folder / "plan.safetensors"):
-        raise FileError(f"{folder}/manifest.json tells of another plan, or was changed. Make the recommendation again.")
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     with own_content(folder):
-        plans = [
-            Plan(each["name"], inputs, Prediction(**each["shift"]), Prediction(**each["kl"]))
-            for each, inputs in zip(header["plans"], arrays["inputs"], strict=True)
-        ]
-        directions = Directions(
-            tensors["directions"],
-            arrays["gaps"],
-            arrays["chance_gaps"],
-            arrays["borrowed"].astype(bool),
-            header["directions"],
-        )
-        metadata, pairs = header["metadata"], tuple(header["pairs"])
-        told = {"borrowed": borrowed_of(directions, True), "metadata": metadata}
-        return Recommendation(
-            plan=plans[0],
-            alternatives=tuple(plans[1:]),
-            aim=header["aim"],
-            target=header["target"],
-            trust_radius=header["trust_radius"],
-            gains=Gains(arrays["gains"], "adjoint", 0.0, pairs, **told),
-            fisher=FisherMetric(arrays["fisher"], pairs, **told),
-            sizes=arrays["sizes"],
-            directions=directions,
-            positions=header["positions"],
-            horizon=header["horizon"],
-            output=_output_of(header["output"]),
-            metadata=metadata,
-        )
+        return Recommendation(**read_plan(folder))
 
 
 def recommend(
@@ -532,7 +393,8 @@ def recommend(
     Raises
     ------
     InputError
-        If the arguments do not fit, there are too few prompts, or no plan meets the aim within the limits.
+        If the arguments do not fit, there are too few prompts, no plan meets the aim within the limits, or its pushes
+        drown in the rounding of the model's numbers.
     NumericalError
         If a pushed logit is not finite.
 
@@ -540,7 +402,7 @@ def recommend(
     -----
     UserWarning
         If the plan is beyond its trust radius: the linear prediction is off by more than 10 %.  What is expected of
-        it was measured all the same.
+        it was measured all the same.  Or if it sends more than 5 % of the prompts to other experts.
 
     Notes
     -----
@@ -571,44 +433,63 @@ def recommend(
         aim, target = "shift", number("shift", shift, nonzero=True)
         sign = float(np.sign(target))
     most = np.inf if limit is None else number("limit", limit, above=0)
+    if limit is not None:
+        check_resolution("limit", most, 1.0, model.dtype)
     allowed = _allowed(model, along, layers)
     folds = held_out_in_turn(tokens.prompts.pairs)
     texts = with_continuations(model, tokens, horizon)
     head, source = sources(model, texts, vectors, output)
-    states = last_token_states(model, tokens, max_tokens=max_tokens)
+    few = not everywhere and horizon == 1 and len(tokens) <= PROMPTS_AT_ONCE  # then they are recorded once
+    system = depth_system(model, tokens, max_tokens=max_tokens) if few else None
+    states = system.states if system else last_token_states(model, tokens, max_tokens=max_tokens)
     if shift is not None:
-        size = states[:, -1].norm(dim=-1) if output is None else 1 + source.values(states[:, -1]).abs()
-        check_resolution("shift", target, size.mean().item(), model.dtype)
-
-    gains = np.empty((len(texts), model.n_layers))
-    metric = np.empty((len(texts), model.n_layers, model.n_layers))
-    every = responses(model, texts, vectors, everywhere=everywhere, horizon=horizon, max_tokens=texts.max_tokens)
-    for rows, read, tangents in every:
-        slopes = source.gradients(read.flatten(0, 1)).view_as(read)
-        gains[rows] = torch.einsum("nth,ntlh->nl", slopes.double(), tangents.double()).cpu().numpy() / horizon
-        metric[rows] = pulled_back(head, read, tangents)
+        sizes = states[:, -1].norm(dim=-1) if output is None else 1 + source.values(states[:, -1]).abs()
+        check_resolution("shift", target, sizes.mean().item(), model.dtype)
     weights = relative_weights(states)
+
+    def first_order(some: TokenizedPrompts, system: DepthSystem | None = None) -> tuple[np.ndarray, np.ndarray]:
+        gains = np.empty((len(some), model.n_layers))
+        metric = np.empty((len(some), model.n_layers, model.n_layers))
+        every = responses(model, some, vectors, everywhere=everywhere, horizon=horizon, system=system)
+        for rows, read, tangents in every:
+            slopes = source.gradients(read.flatten(0, 1)).view_as(read)
+            gains[rows] = torch.einsum("nth,ntlh->nl", slopes.double(), tangents.double()).cpu().numpy() / horizon
+            metric[rows] = pulled_back(head, read, tangents)
+        return gains, metric
+
+    if model.dtype in HALVES:  # most plans drown in their rounding; one prompt tells before all are computed
+        one = SecondOrder(*first_order(texts.select([0])), weights, allowed, sign)
+        all_of_it = np.ones(1, dtype=bool)
+        pushes = [one.strength(shape, all_of_it, aim, target) * shape for shape in one.shapes(all_of_it).values()]
+        size = float((np.abs(pushes) * np.sqrt(weights)).max())
+        if FAR_OFF * size < smallest_step(1.0, model.dtype):
+            check_resolution(PUSH, size, 1.0, model.dtype)
+    gains, metric = first_order(texts, system)
+    made = make_gains(model, tokens, gains, along)
+    fisher = make_metric(model, tokens, metric, along, positions, horizon=horizon)
+    made.metadata.update({**source.metadata, "positions": positions, "horizon": horizon})
     local = SecondOrder(gains, metric, weights, allowed, sign)
 
     def effects(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return push_effects(head, texts, vectors, inputs, source, everywhere=everywhere, horizon=horizon)
+        return push_effects(head, texts, vectors, inputs, source, everywhere=everywhere, horizon=horizon, system=system)
 
     plans = competing_plans(local, folds, aim, target, most, tokens.prompts.pairs, effects)
     metadata = {
         "budget": target if aim == "kl" else None,
         "max_tokens": max_tokens,
         "model_type": str(getattr(model.module.config, "model_type", "")),
-        "token_digests": [_digest(ids) for ids in tokens.ids],
+        "token_digests": [text_digest(ids) for ids in tokens.ids],
         "layers": list(_bounds(model, layers)),
         "limit": limit,
         **source.metadata,
     }
-    made = make_gains(model, tokens, gains, along)
-    fisher = make_metric(model, tokens, metric, along, positions, horizon=horizon)
-    made.metadata.update({**source.metadata, "positions": positions, "horizon": horizon})
     most_relative = float((np.abs(plans[0].inputs) * np.sqrt(weights)).max())
-    check_resolution("The largest push of the plan, relative to its state,", STEP * most_relative, 1.0, model.dtype)
-    radius = _trust(plans[0].inputs, effects, len(texts))
+    check_resolution(PUSH, most_relative, 1.0, model.dtype)
+    step = max(STEP / max(1.0, most_relative), torch.finfo(model.dtype).eps ** 0.25 / most_relative)
+    radius = _trust(plans[0].inputs, step, effects, len(texts))
+    if has_routes(model):
+        changed = rerouted_tokens(model, texts, vectors, plans[0].inputs, horizon=horizon, everywhere=everywhere)
+        metadata["rerouted"] = float(changed.mean())
     found = Recommendation(
         plan=plans[0],
         alternatives=tuple(plans[1:]),
@@ -624,6 +505,12 @@ def recommend(
         output=output,
         metadata={**fisher.metadata, **metadata},
     )
+    if metadata.get("rerouted", 0) > RARE:
+        warnings.warn(
+            f"{_rerouted(found).strip()} The output jumps there: no straight line tells of it, and the trust radius is "
+            "that of no curve. What is expected was measured in the full model.",
+            stacklevel=2,
+        )
     if radius < 1:
         told = f"budget={target:g} nats" if aim == "kl" else f"shift={target:g}"
         warnings.warn(
@@ -656,32 +543,25 @@ def _allowed(model: LanguageModel, along: Directions, layers: tuple[int, int] | 
     return np.asarray(allowed)
 
 
-def sources(
-    model: LanguageModel, texts: TokenizedPrompts, vectors: torch.Tensor, output: Output | None
-) -> tuple[Head, Reading]:
-    """The model's head and the output's reading, checked on the shortest text."""
-    shortest = texts.select([min(range(len(texts)), key=lambda row: len(texts.ids[row]))])
-    states = last_token_states(model, shortest, max_tokens=texts.max_tokens)[:, -1]
-    source = reading(model, shortest, vectors[-1], output, states)
-    return source.head or head_of(model, shortest, states), source
+def _trust(
+    inputs: np.ndarray, step: float, effects: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], n: int
+) -> float:
+    """How many times as strong inputs may be until the mean shift leaves its linear prediction by 10 %.
 
-
-def _holds(expected: Prediction, found: float, wider: float) -> bool:
-    """Whether a mean lies where it was expected, the interval some times as wide."""
-    low, high = (expected.value + wider * (bound - expected.value) for bound in (expected.low, expected.high))
-    return low <= found <= high
-
-
-def _trust(inputs: np.ndarray, effects: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]], n: int) -> float:
-    """How many times as strong inputs may be until the mean shift leaves its linear prediction by 10 %."""
-    scales = STEP * np.array([1.0, -1.0, 2.0, -2.0])
+    From pushes of one step and two, in both directions.
+    """
+    scales = step * np.array([1.0, -1.0, 2.0, -2.0])
     shifts, _ = effects(np.broadcast_to(scales[:, None] * inputs, (n, 4, len(inputs))))
-    slope, second, third = coefficients(np.array(STEP), shifts.mean(axis=0))
+    slope, second, third = coefficients(np.array(step), shifts.mean(axis=0))
     return float(radius(slope, second, third, 0.1))
 
 
-def _file_digest(path: Path) -> str:
-    return hashlib.sha256(read_bytes(path, "a plan")).hexdigest()
+def _rerouted(advice: Recommendation) -> str:
+    """What is told of a mixture of experts whose routes the plan changes."""
+    share = advice.metadata.get("rerouted")
+    return (
+        f" The router of {advice.metadata['model']} sends {share:.0%} of the prompts to other experts." if share else ""
+    )
 
 
 def _with_error(prediction: Prediction) -> str:
@@ -689,10 +569,6 @@ def _with_error(prediction: Prediction) -> str:
     half = (prediction.high - prediction.low) / 2
     digits = max(0, 1 - int(np.floor(np.log10(half)))) if half > 0 else 3
     return f"{abs(prediction.value):.{digits}f} ± {half:.{digits}f}"
-
-
-def _digest(ids: tuple[int, ...]) -> str:
-    return hashlib.sha256(str(ids).encode()).hexdigest()[:16]
 
 
 def _ranges(layers: list[int]) -> str:
@@ -704,16 +580,3 @@ def _ranges(layers: list[int]) -> str:
         else:
             runs.append([layer])
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
-
-
-def _output_parts(output: Output | None) -> dict[str, Any] | None:
-    return None if output is None else {"kind": type(output).__name__, **vars(output)}
-
-
-def _output_of(parts: dict[str, Any] | None) -> Output | None:
-    if parts is None:
-        return None
-    if parts["kind"] == "TokenContrast":
-        options = {name: parts[name] for name in ("space", "first_tokens")}
-        return TokenContrast(parts["positive"], parts["negative"], **options)
-    return LogitReadout(dict(map(tuple, parts["weights"])))

@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 from llvlit.engine.depth import DepthSystem
 from llvlit.engine.layer import FrozenBatch
 from llvlit.engine.models import LanguageModel, text_config
+from llvlit.engine.tokens import TokenizedPrompts
+from llvlit.engine.tokenwise import token_finals
 
 RARE = 0.05
 """Share of pushes beyond which a change of route is told, and which the amplitude that is suggested aims at."""
@@ -26,7 +28,7 @@ def has_routes(model: LanguageModel) -> bool:
 
 
 class RouteWatch(TorchFunctionMode):
-    """Inside, the last choice of the largest scores (``topk``) that each layer takes is noted: its router's.
+    """Inside, each choice of the largest scores (``topk``) is noted; the last that a layer takes is its router's.
 
     The candidates of each prompt stand last in a layer's rows, the unpushed state first among them; a candidate's
     route has changed where its choice is another one than that state's, in any layer from its own on.
@@ -34,7 +36,7 @@ class RouteWatch(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.picks: torch.Tensor | None = None
+        self.picks: list[torch.Tensor] = []
         self.segment: tuple[int, int, int] | None = None
         self.n_batches: dict[int, int] = defaultdict(int)  # so far, at each layer
         self.changed: dict[int, np.ndarray] = {}  # of each batch, (n_prompts, n_candidates - 1)
@@ -42,13 +44,13 @@ class RouteWatch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if func in (torch.topk, torch.Tensor.topk):
-            self.picks = out[1]
+            self.picks.append(out[1])
         return out
 
     def enter(self, layer: int, n_prompts: int, n_candidates: int) -> None:
         """Called before each layer, with what will run in it."""
         self.leave()
-        self.segment, self.picks = (layer, n_prompts, n_candidates), None
+        self.segment, self.picks = (layer, n_prompts, n_candidates), []
 
     def leave(self) -> None:
         """Compare what the candidates of the layer before were given."""
@@ -60,9 +62,9 @@ class RouteWatch(TorchFunctionMode):
         before = self.changed.get(batch, np.zeros((n_prompts, 0), dtype=bool))
         now = np.zeros((n_prompts, n_candidates - 1), dtype=bool)
         now[:, : before.shape[1]] = before
-        if self.picks is not None and self.picks.numel() % n_prompts == 0:
-            n_picks = self.picks.shape[-1]
-            picks = self.picks.sort(dim=-1).values.reshape(n_prompts, -1, n_picks)
+        if self.picks and self.picks[-1].numel() % n_prompts == 0:
+            n_picks = self.picks[-1].shape[-1]
+            picks = self.picks[-1].sort(dim=-1).values.reshape(n_prompts, -1, n_picks)
             if picks.shape[1] > n_candidates:  # all tokens and the candidates in one call
                 picks = picks[:, -n_candidates:]
                 now |= (picks[:, 1:] != picks[:, :1]).any(dim=-1).cpu().numpy()
@@ -97,6 +99,27 @@ def tell_routes(name: str, shares: np.ndarray, amplitudes: Sequence[float], smal
     return told
 
 
+def rerouted_tokens(
+    model: LanguageModel,
+    texts: TokenizedPrompts,
+    vectors: torch.Tensor,
+    inputs: np.ndarray,
+    *,
+    horizon: int,
+    everywhere: bool,
+) -> np.ndarray:
+    """Which texts ``(n_texts,)`` have a token that inputs ``(n_layers,)`` at many tokens send to other experts."""
+    changed = np.zeros(len(texts), dtype=bool)
+    given = torch.tensor(inputs).expand(1, 1, -1)
+    for row in range(len(texts)):
+        with RouteWatch() as routes:  # of the text as it is, and pushed, one after the other
+            list(token_finals(model, texts.select([row]), vectors[:-1], given, horizon=horizon, everywhere=everywhere))
+        picks = [each.sort(dim=-1).values for each in routes.picks]
+        half = len(picks) // 2
+        changed[row] = any(not torch.equal(*pair) for pair in zip(picks[:half], picks[half:], strict=True))
+    return changed
+
+
 def rerouted(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray) -> np.ndarray:
     """Which prompts ``(n_prompts,)`` some of their inputs ``(n_prompts, k, n_layers)`` send to other experts.
 
@@ -109,8 +132,8 @@ def rerouted(system: DepthSystem, vectors: torch.Tensor, inputs: np.ndarray) -> 
         rest = layer.states[batch.members].unsqueeze(1)
         with RouteWatch() as routes:
             out = layer._replay(batch, torch.cat([rest, piece], dim=1))
-        if routes.picks is not None and batch.context.tokens is None:
-            picks = routes.picks.sort(dim=-1).values.reshape(len(rest), 1 + piece.shape[1], -1)
+        if routes.picks and batch.context.tokens is None:
+            picks = routes.picks[-1].sort(dim=-1).values.reshape(len(rest), 1 + piece.shape[1], -1)
             changed[batch.members.cpu().numpy()] |= (picks[:, 1:] != picks[:, :1]).any(dim=-1).any(dim=-1).cpu().numpy()
         return out[:, 1:]
 

@@ -36,8 +36,8 @@ def steer(
 
     Parameters
     ----------
-    inputs : (n_layers,) array
-        u, such as :func:`recommend` or :func:`minimum_energy` gives.
+    inputs : (n_layers,) array, or (n_prompts, n_layers)
+        u, such as :func:`recommend` or :func:`minimum_energy` gives; or one for each row of every pass inside.
     positions
         ``last``: the last real token of every pass; in generation the prompt's last token, then each new one.
         ``prompt``: the last real token of a pass before which nothing lies in the cache; in generation the prompt's
@@ -49,7 +49,7 @@ def steer(
     ------
     InputError
         If the inputs or directions do not fit the model.  Inside, when a pass of several tokens has a mask of another
-        shape, which does not tell padding.
+        shape, which does not tell padding; or rows have inputs of their own, and the pass has another number of them.
     ModelError
         If the model is being steered already.
     NumericalError
@@ -66,9 +66,10 @@ def steer(
     False
     """
     vectors = as_directions(directions).on(model)
-    inputs = array("inputs", inputs, (model.n_layers,))
+    inputs = array("inputs", inputs)
+    inputs = array("inputs", inputs, (*["n_prompts"] * (inputs.ndim == 2), model.n_layers))
     pushed = _real_tokens if choice("positions", positions, MODES) == "all" else _last_tokens
-    pushes = torch.as_tensor(inputs).to(vectors).unsqueeze(-1) * vectors[:-1]
+    pushes = torch.as_tensor(inputs).to(vectors).unsqueeze(-1) * vectors[:-1]  # (..., n_layers, hidden_size)
 
     running = local()  # in each thread: what runs and holds the layers, the mask it was given, whether it goes on
 
@@ -91,7 +92,10 @@ def steer(
     def hook(layer: int) -> Any:
         def push(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             hidden = args[0].clone()
-            hidden[pushed_tokens(hidden)] += pushes[layer]
+            if inputs.ndim == 2 and len(inputs) != len(hidden):
+                raise InputError(f"inputs are of {len(inputs)} prompts, and the pass has {len(hidden)}. Pass as many.")
+            rows, places = pushed_tokens(hidden)
+            hidden[rows, places] += pushes[rows, layer] if inputs.ndim == 2 else pushes[layer]
             return (hidden, *args[1:])
 
         return push
@@ -113,7 +117,7 @@ def steer(
                 for module in _holders(model):
                     module.register_forward_pre_hook(note_mask, with_kwargs=True)
                     module.register_forward_hook(forget_mask, always_call=True)
-                for layer in np.flatnonzero(inputs).tolist():
+                for layer in np.flatnonzero(inputs.reshape(-1, model.n_layers).any(axis=0)).tolist():
                     model.layers[layer].register_forward_pre_hook(hook(layer))
                 model.layers[-1].register_forward_hook(check_finite)
             yield model

@@ -194,6 +194,7 @@ def trust_radius(
     tokens = tokens_of(model, prompts, max_tokens)
     check_coverage(coverage, tokens.prompts.pairs)
     check_resolution(f"a push of {STEP:g} of the state, inputs", STEP, 1.0, model.dtype)
+    source = reading(model, tokens, vectors[-1], output, final_norm=final_norm)
     parts, jumps = [], []
     for _, part in progress(list(in_parts(tokens)), "trust radius"):
         system = depth_system(model, part, max_tokens=max_tokens, final_norm=final_norm)
@@ -201,7 +202,6 @@ def trust_radius(
         steps = STEP / (np.abs(rows) / sizes[:, None]).max(axis=-1)  # (n_prompts, n_shapes)
         scales = steps[..., None] * np.array([1.0, -1.0, 2.0, -2.0])
         pushed = scales[..., None] * rows[:, None]  # (n_prompts, n_shapes, 4, n_layers)
-        source = reading(model, part, vectors[-1], output, system.states[:, -1], final_norm=final_norm)
         shifts = output_shifts(system, vectors, pushed.reshape(len(part), -1, model.n_layers), source=source)
         parts.append(coefficients(steps, shifts.reshape(scales.shape)))
         if has_routes(model):

@@ -171,11 +171,11 @@ def required_energy(
     tolerance = number("relative_tolerance", relative_tolerance, above=0, at_most=0.5)
     check_resolution("relative_tolerance", tolerance, 1.0, model.dtype)
     tokens = tokens_of(model, prompts, max_tokens)
+    source = reading(model, tokens, vectors[-1], output, final_norm=final_norm)
     parts = []
     for _, part in progress(list(in_parts(tokens)), "energies"):
         system = depth_system(model, part, max_tokens=max_tokens, final_norm=final_norm)
         states = system.states[:, -1]
-        source = reading(model, part, vectors[-1], output, states, final_norm=final_norm)
         size = (states.norm(dim=-1) if output is None else 1 + source.values(states).abs()).mean().item()
         check_resolution("target", target, size, model.dtype)
         parts.append(_first_crossings(_Search(system, vectors, units, target, source), tolerance))

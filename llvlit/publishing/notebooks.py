@@ -4,7 +4,8 @@ The notebook that papermill wrote holds a cell with the settings of that run, su
 have.  In a reader's copy the chapter's own settings, which run anywhere, come back, with a note on what was computed.
 
 A class gets every chapter twice, unexecuted and in plain Markdown.  A chapter keeps a solution between two gates,
-``{solution-start} LABEL`` and ``{solution-end}``: instructors get it, students an empty code cell in its place.
+``{solution-start} LABEL`` and ``{solution-end}``: instructors get it, students an empty code cell below the exercise,
+and below that what both get: the hint, and the cell tagged ``check`` that tells whether a result is right.
 Each notebook begins with a cell that fetches its version of the package.
 """
 
@@ -28,6 +29,9 @@ from llvlit.publishing.plain_markdown import STAR, Directive, Writer, collect_re
 SOURCE_FOLDER = "llvlit-source"
 GRADES = {1: "a few lines", 2: "needs the chapter's idea", 3: "a small project"}
 ANSWER = "# your answer"
+CHECK = "check"
+"""Tag of a cell below an exercise in which :func:`llvlit.publishing.exercises.check_answer` judges a result."""
+
 READERS = {"student": "Student's notebook", "instructor": "Instructor's notebook, with solutions"}
 _GATES = ("exercise", "solution", "solution-start", "solution-end")
 _HIDDEN = {"hide-input", "remove-input", "remove-cell"}
@@ -261,6 +265,8 @@ def _cells(
     for cell in source.cells:
         if cell.cell_type == "code":
             tags = set(cell.metadata.get("tags", ()))
+            if CHECK in tags and inside:
+                raise BuildError(f"{place}: the cell that checks {inside!r} lies in its solution. Put it above that.")
             hidden = {"jupyter": {"source_hidden": True}} if tags & _HIDDEN and "parameters" not in tags else {}
             code = new_code_cell(cell.source, metadata={**cell.metadata, **hidden})
             yield code, ["instructor"] if inside else READERS
@@ -284,9 +290,9 @@ def _cells(
             if part.name == "exercise":
                 text = f"### Exercise: {exercise.heading}\n\n`{label}`\n\n{body}"
                 yield new_markdown_cell(text.strip()), READERS
+                yield new_code_cell(ANSWER), ["student"]
             else:
                 inside = label if part.name == "solution-start" else ""
                 yield new_markdown_cell(f"#### Solution to {exercise.title}\n\n{body}".strip()), ["instructor"]
-                yield new_code_cell(ANSWER), ["student"]
     if inside:
         raise BuildError(f"{place}: the solution of {inside!r} has no solution-end. Add it.")

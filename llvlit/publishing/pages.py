@@ -28,6 +28,7 @@ INDEX = "genindex"
 MOST_YAML = 100_000  # bytes
 MOST_BRACKETS = 1000
 WIDE = 500  # points; a figure of one panel is narrower
+NARROW = 320  # points; so wide can a figure be on a phone
 
 _BAR = re.compile(r"(?<!\\)\|")
 
@@ -95,7 +96,7 @@ def read_contents(root: Path) -> tuple[str, ...]:
         )
     contents = read_yaml(root / CONTENTS, "the book's contents")
     names: dict[str, str] = {}  # by what they are called without their folder, on any file system
-    for name in (contents.get("root"), *_listed(contents)):
+    for name in (contents.get("root"), *listed(contents)):
         parts = PurePosixPath(name).parts if isinstance(name, str) and "\0" not in name else ()
         if not parts or parts[0] == "/" or ".." in parts:
             raise BuildError(
@@ -108,7 +109,7 @@ def read_contents(root: Path) -> tuple[str, ...]:
     return tuple(names.values())
 
 
-def _listed(contents: Any) -> Iterator[Any]:
+def listed(contents: Any) -> Iterator[Any]:
     """What stands under ``file``, at any depth."""
     if isinstance(contents, dict):
         if "file" in contents:
@@ -116,7 +117,7 @@ def _listed(contents: Any) -> Iterator[Any]:
         contents = [value for value in contents.values() if isinstance(value, list)]
     if isinstance(contents, list):
         for part in contents:
-            yield from _listed(part)
+            yield from listed(part)
 
 
 def _read_page(root: Path, name: str) -> Page:
@@ -230,11 +231,12 @@ def _lift_figure(cell: NotebookNode, place: str) -> None:
         raise BuildError(f"{place}: {len(images)} figures in one cell. Give each a cell of its own.")
     cell.metadata["mystnb"] = {
         "figure": {"name": stated["name"], "caption": stated["caption"]},
-        "image": {"alt": stated["alt"], **({"classes": "wide"} if _is_wide(images[0].data) else {})},
+        "image": {"alt": stated["alt"], **_class_of(images[0].data)},
     }
 
 
-def _is_wide(data: Mapping[str, Any]) -> bool:
-    """Whether an SVG has panels side by side, which a phone shows in part, to be scrolled."""
+def _class_of(data: Mapping[str, Any]) -> dict[str, str]:
+    """``wide`` if an SVG has panels side by side, of which a phone shows a part at a time; ``narrow`` if it fits."""
     width = re.search(r'<svg[^>]* width="([\d.]+)pt"', str(data.get("image/svg+xml", "")))
-    return width is not None and float(width[1]) > WIDE
+    size = float(width[1]) if width else (NARROW + WIDE) / 2
+    return {"classes": "wide"} if size > WIDE else {"classes": "narrow"} if size < NARROW else {}

@@ -63,13 +63,13 @@ def split(text: str, names: Collection[str]) -> Iterator[str | Directive]:
     yield "\n".join(lines[at:])
 
 
-def _walk(text: str) -> Iterator[Token | Directive]:
+def walk(text: str) -> Iterator[Token | Directive]:
     """Every block of a MyST text in reading order: directives, what is in them, and tokens of anything else."""
     for token in _PARSER.parse(text):
         block = _directive(token)
         yield block or token
         if block and block.name not in _CODE:
-            yield from _walk(block.body)
+            yield from walk(block.body)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def collect_references(root: Path, pages: Sequence[Page]) -> References:
     labels, titles = dict[str, tuple[str, str]](), dict[str, tuple[str, bool]]()
     for page in pages:
         tokens, equations, figures = list[Token](), list[str](), list[str]()
-        for part in _walk(page.text):
+        for part in walk(page.text):
             if isinstance(part, Token):
                 tokens.append(part)
                 equations += [part.info] * (part.type == "math_block_label")
@@ -197,6 +197,8 @@ class Writer:
         if block.name == "prf:proof":
             body = self.text(block.body)
             return f"**Proof.** {body}" + ("\n\n∎" if body.endswith("$$") else " ∎")
+        if block.name == "dropdown":
+            return f"<details>\n<summary>{block.argument}</summary>\n\n{self.text(block.body)}\n\n</details>"
         title, body = self.text(block.argument, boxed=True), self.text(block.body, boxed=True)
         kind = block.name.removeprefix("prf:").capitalize()
         if block.name.startswith("prf:"):

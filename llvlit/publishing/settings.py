@@ -58,6 +58,18 @@ class BookSettings:
             object.__setattr__(self, argument, checks.integer(argument, getattr(self, argument), at_least=1))
         object.__setattr__(self, "amplitude", checks.number("amplitude", self.amplitude, above=0))
 
+    @property
+    def as_written(self) -> bool:
+        """Whether this is the run that the book's sentences speak of; its conclusions are asserted there alone.
+
+        Examples
+        --------
+        >>> from llvlit.publishing.settings import WRITTEN, load_settings
+        >>> load_settings(WRITTEN).as_written, load_settings("embedded").as_written
+        (True, False)
+        """
+        return self == load_settings(WRITTEN)
+
     def split(self, task: str | Task, *, seed: int = 0) -> Splits:
         """The splits of a task in these sizes."""
         loaded = load_task(task) if isinstance(task, str) else checks.instance("task", task, Task, "a task or its name")
@@ -91,13 +103,15 @@ class BookSettings:
 
 
 SETTINGS = ("embedded", "pretrained", "paper")
+WRITTEN = "pretrained"
+"""The profile that the book's sentences speak of, and that a build takes unless told otherwise."""
 
 
 def load_settings(profile: str) -> BookSettings:
     """Settings of a profile by its name, or of a local folder of models in the hub's format.
 
-    ``embedded`` runs anywhere; ``pretrained`` takes SmolLM2-135M on the embedded tasks, from a package (see
-    :func:`llvlit.load_model`); ``paper`` takes gpt2, gpt2-medium, gpt2-large and ten data sets from the hub, at the
+    ``pretrained`` takes SmolLM2-135M on the embedded tasks, from a package (see :func:`llvlit.load_model`);
+    ``embedded`` runs anywhere; ``paper`` takes gpt2, gpt2-medium, gpt2-large and ten data sets from the hub, at the
     paper's sizes; a folder's models run on the embedded tasks.
 
     Raises

@@ -2,7 +2,8 @@
 
 The site is what GitHub Pages serves.  ``latest/`` is the book of the main branch, ``v0.1.0/`` that of a tag; each
 holds the pages, the executed notebooks that the launch buttons open, the tables these read, the PDF if it was built,
-and ``SHA256SUMS``.  Above them stand ``versions.json``, a redirect to the newest release, and what Binder needs.
+and ``SHA256SUMS``.  Above them stand ``versions.json``, a redirect to the newest release, what Binder needs, and
+``runs.json``, which the daily builds fill.
 
 A site grows beside the old one and takes its place at the end; a folder that llvlit did not write is never replaced.
 """
@@ -27,6 +28,7 @@ from llvlit import checks
 from llvlit.errors import BuildError, FileError, InputError
 from llvlit.files import MARK, finish, finished, foreign, is_owned, locked, read_text, replaced, write_text
 from llvlit.publishing.build import CONFIG, HTML, PDF
+from llvlit.publishing.daily import RUNS, read_runs, with_runs
 from llvlit.publishing.execution import read_executed
 from llvlit.publishing.notebooks import install_cell, runnable
 from llvlit.publishing.pages import read_pages, read_yaml
@@ -208,12 +210,16 @@ def _lay_out(root: Path, folder: Path, revision: str) -> list[str]:
         write_text(switcher, text.replace(_PLACEHOLDER, f"const version = {json.dumps(folder.name)};"))
     # the launch buttons open this version's notebooks, each of which must be there
     link = re.compile(rf"(/{re.escape(branch)}(?:\?urlpath=lab/tree)?)/{re.escape(place)}/([^\"?#]+\.ipynb)")
+    told = folder.parent / RUNS
+    if not told.exists():
+        write_text(told, "[]\n")
+    runs = read_runs(told)
     for path in sorted(folder.rglob("*.html")):
         text = read_text(path, "a page of the book")
         if lost := {found[2] for found in link.finditer(text)} - set(notebooks):
             name = path.relative_to(folder.parent).as_posix()
             raise BuildError(f"{name}: its launch button opens {' and '.join(sorted(lost))}, which is no chapter.")
-        write_text(path, link.sub(rf"\g<1>/{folder.name}/notebooks/\g<2>", text))
+        write_text(path, with_runs(link.sub(rf"\g<1>/{folder.name}/notebooks/\g<2>", text), runs))
     _write_sums(folder)
     return notebooks
 

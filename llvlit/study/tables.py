@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +13,7 @@ import pandas as pd
 
 from llvlit import checks
 from llvlit.errors import FileError, InputError
-from llvlit.files import foreign, read_bytes, read_json, write_atomically, write_json
+from llvlit.files import foreign, read_bytes, write_atomically, write_json
 from llvlit.method.agreement import MEASURES
 from llvlit.method.intervals import mean_over_tasks
 from llvlit.study.cells import Results
@@ -40,11 +39,7 @@ WORDS |= {f"{name}fingerprint" for name in ("model_", "data_", "concept_", "oper
 WORDS |= {"start_token", "finished", "device", "commit"}
 """Columns of text; all others hold numbers, or true and false."""
 
-AGREEMENT = {"spearman": "Spearman", "pearson": "Pearson", "relative_error": "Relative error"}
 DASH = "\N{EN DASH}"
-STUDY = "a study, as read_study gives it"
-Paper = Mapping[str, Any]
-"""What ``results/paper.json`` holds."""
 
 
 def tables(results: Results) -> dict[str, pd.DataFrame]:
@@ -333,107 +328,6 @@ def committed(study: str, *, start: str | Path = ".") -> Path:
     raise FileError(f"There is no results/{study} here. Work in a checkout of llvlit, or run that study yourself.")
 
 
-@dataclass(frozen=True)
-class StudyTables:
-    """Tables of a committed study.
-
-    Attributes
-    ----------
-    cells, energy : DataFrame
-        As written; energy has no rows where none was asked for.
-    agreement : DataFrame
-        Mean-difference directions, exact products, no final norm, all layers, all operating prompts: the rows that
-        the paper's numbers are of.
-    provenance : dict
-        Grid, versions, devices.
-
-    Examples
-    --------
-    >>> from llvlit.study.tables import read_study
-    >>> read_study("real").parameters("embedded/small")
-    872320
-    """
-
-    cells: pd.DataFrame
-    agreement: pd.DataFrame
-    energy: pd.DataFrame
-    provenance: dict[str, Any]
-
-    @property
-    def models(self) -> list[str]:
-        """Models that show some concept, from small to large."""
-        seen = self.cells[self.cells["visible"].astype(bool)]
-        return list(seen.groupby("model")["parameters"].first().sort_values(kind="stable").index)
-
-    def parameters(self, model: str) -> int:
-        """Number of parameters of a model."""
-        sizes = dict(self.cells[["model", "parameters"]].dropna().to_numpy().tolist())
-        return int(sizes[checks.choice("model", model, sizes)])
-
-
-def read_study(name: str, *, start: str | Path = ".") -> StudyTables | None:
-    """Tables of ``results/NAME`` in the checkout around ``start``; None where that study is not there.
-
-    Examples
-    --------
-    >>> from llvlit.study.tables import read_study
-    >>> read_study("real").models
-    ['embedded/small', 'embedded/medium', 'embedded/large']
-    >>> read_study("nothing of this name") is None
-    True
-    """
-    checks.path("name", checks.text("name", name))
-    try:
-        folder = committed(name, start=start)
-    except FileError:
-        return None
-    rows = plain_rows(read_table(folder, "agreement"))
-    rows = rows[(rows["jacobian"] == "jvp") & ~rows["final_norm"] & (rows["layers"] == "all")]
-    has_energy = (folder / "energy.csv").exists()
-    energy = read_table(folder, "energy") if has_energy else pd.DataFrame(columns=["model", "metric", "layers"])
-    return StudyTables(read_table(folder, "cells"), rows, energy, read_json(folder / "provenance.json", "provenance"))
-
-
-def joined(first: StudyTables, second: StudyTables | None) -> StudyTables:
-    """Two studies of the same models as one, with the first one's provenance.
-
-    Examples
-    --------
-    >>> from llvlit.study.tables import joined, read_study
-    >>> real = read_study("real")
-    >>> joined(real, None) is real
-    True
-    """
-    for argument, study in (("first", first), ("second", second)):
-        if study is not None or argument == "first":
-            checks.instance(argument, study, StudyTables, STUDY)
-    if second is None:
-        return first
-
-    def both(name: str) -> pd.DataFrame:
-        return pd.concat([getattr(first, name), getattr(second, name)], ignore_index=True)
-
-    return StudyTables(both("cells"), both("agreement"), both("energy"), first.provenance)
-
-
-def at_setting(study: StudyTables, paper: Paper) -> pd.DataFrame:
-    """Agreements at the paper's amplitude, at each model's largest order that is no larger than the paper's.
-
-    Examples
-    --------
-    >>> from llvlit.study.tables import at_setting, read_study
-    >>> rows = at_setting(read_study("real"), {"setting": {"order": 32, "amplitude": 0.1}})
-    >>> rows["order"].dropna().unique().tolist()
-    [32.0]
-    """
-    expected = "what results/paper.json holds"
-    setting = checks.instance("paper", paper, Mapping, expected).get("setting")
-    setting = checks.instance("paper['setting']", setting, Mapping, expected)
-    order = checks.integer("paper['setting']['order']", setting.get("order"), at_least=1)
-    amplitude = checks.number("paper['setting']['amplitude']", setting.get("amplitude"), above=0)
-    return rows_at(checks.instance("study", study, StudyTables, STUDY).agreement, order=order, amplitude=amplitude)
-
-
 def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> str:
     """A mean with its interval in brackets, or alone where there is none.
 
@@ -481,86 +375,3 @@ def means(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.D
     bounds = [f"{value}{end}" for value in values for end in ("_low", "_high")]
     summary.loc[summary["n_tasks"] < 2, bounds] = np.nan
     return summary
-
-
-def paired(
-    frame: pd.DataFrame,
-    column: str,
-    after: Any,
-    before: Any,
-    *,
-    cell: Sequence[str] = CELL,
-    value: str = "spearman",
-) -> pd.Series:
-    """Mean of after minus before between two kinds of rows of the same cells.
-
-    Its entries are ``value``, ``value_low``, ``value_high`` (NaN below two tasks), ``n_tasks`` and ``n_pairs`` (of
-    task and seed).
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from llvlit.study.tables import paired
-    >>> rows = [("films", "krylov", 0.9), ("films", "random", 0.5), ("books", "krylov", 0.6), ("books", "random", 0.4)]
-    >>> frame = pd.DataFrame(rows, columns=["task", "predictor", "spearman"]).assign(model="m", seed=0)
-    >>> round(float(paired(frame, "predictor", "krylov", "random")["value"]), 2)
-    0.3
-    """
-    cell = _names("cell", cell)
-    if not {"task", "seed"} <= set(cell):
-        raise InputError(f"cell={cell} lacks task or seed; differences are averaged over both.")
-    for argument, kind in (("after", after), ("before", before)):
-        if not isinstance(kind, str | int | float) or kind != kind:
-            raise checks.refuse(argument, kind, f"a value of the column {checks.shown(column)}")
-    frame = with_columns("frame", frame, [*cell, checks.text("column", column)], [checks.text("value", value)])
-    wide = frame.pivot_table(index=cell, columns=column, values=value)
-    wide = wide.reindex(columns=[after, before])
-    both = (wide[after] - wide[before]).rename("value").dropna().reset_index()
-    return mean_of(both)
-
-
-def mean_of(frame: pd.DataFrame) -> pd.Series:
-    """Mean of the column ``value`` of such a frame, as :func:`llvlit.study.tables.paired` gives it.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from llvlit.study.tables import mean_of
-    >>> float(mean_of(pd.DataFrame({"task": ["films"], "seed": [0], "value": [0.5]}))["value"])
-    0.5
-    """
-    frame = with_columns("frame", frame, (), ["value"])
-    if not len(frame):
-        return pd.Series({"value": np.nan, "value_low": np.nan, "value_high": np.nan, "n_tasks": 0, "n_pairs": 0})
-    return means(frame.assign(kind=0), ["kind"], ["value"]).iloc[0]
-
-
-def verdict(row: pd.Series, more: str = "better", less: str = "worse", same: str = "no sure difference") -> str:
-    """What the interval of a difference says; nothing where there is none.
-
-    Examples
-    --------
-    >>> import pandas as pd
-    >>> from llvlit.study.tables import verdict
-    >>> verdict(pd.Series({"value_low": 0.1, "value_high": 0.4}))
-    'better'
-    """
-    words = {"more": more, "less": less, "same": same}
-    more, less, same = (checks.text(argument, word) for argument, word in words.items())
-    low, high = _entries(row, ["value_low", "value_high"])
-    if np.isnan(low):
-        return "too few tasks"
-    return more if low > 0 else less if high < 0 else same
-
-
-def extent(n_tasks: float, n_pairs: float) -> str:
-    """How much stands behind a mean.
-
-    Examples
-    --------
-    >>> from llvlit.study.tables import extent
-    >>> extent(4, 12), extent(1, 1)
-    ('4 tasks, 12 pairs', '1 task, 1 pair')
-    """
-    n_tasks, n_pairs = checks.number("n_tasks", n_tasks, at_least=0), checks.number("n_pairs", n_pairs, at_least=0)
-    return f"{n_tasks:.0f} task{'' if n_tasks == 1 else 's'}, {n_pairs:.0f} pair{'' if n_pairs == 1 else 's'}"

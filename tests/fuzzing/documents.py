@@ -32,11 +32,13 @@ from fuzzing.things import (
     model_folder,
 )
 from llvlit.engine.depth import depth_system
+from llvlit.files import read_json
 from llvlit.method.concepts import random_directions
 from llvlit.study.cells import Results, claim_folder, load_results, run_cell
+from llvlit.study.comparison import agreements
 from llvlit.study.grid import load_grid
 from llvlit.study.runner import write_result
-from llvlit.study.tables import read_study, read_table
+from llvlit.study.tables import committed, read_table
 
 __all__ = ["as_json", "cut", "drop", "flip", "header", "insert", "over", "places", "put"]
 
@@ -172,8 +174,10 @@ def report(changed: dict[str, bytes | None]) -> str:
 def read_committed(changed: dict[str, bytes | None]) -> Any:
     """The tables of a committed study with some files changed."""
     files = {f"results/tiny/{name}": data for name, data in (TABLES | changed).items() if data != b"absent"}
-    found = read_study("tiny", start=folder_of(files))
-    return None if found is None else (found.models, len(found.agreement), len(found.energy))
+    start = folder_of(files)
+    folder = committed("tiny", start=start)
+    energy = read_table(folder, "energy") if (folder / "energy.csv").exists() else []
+    return len(agreements("tiny", start=start)), len(energy), read_json(folder / "provenance.json", "provenance")
 
 
 # Models

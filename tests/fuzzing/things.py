@@ -235,6 +235,7 @@ cells_of = [("m", task, seed) for task in ("a", "b", "c") for seed in (0, 1)]
 frame = pd.DataFrame(cells_of, columns=["model", "task", "seed"]).assign(
     predictor=["x", "y"] * 3, x=rng.random(6), spearman=rng.random(6), value=rng.random(6)
 )
+agreement_rows = frame.assign(predictor="krylov", relative_error=1 + rng.random(6))
 energies = frame.assign(ratio=1 + rng.random(6), n_out_of_reach=0, metric="relative", layers="all", schedule="uniform")
 energy_means = summarize_energies(energies, ["model", "metric", "layers", "schedule"])
 row = pd.Series({"x": 0.5, "x_low": 0.4, "x_high": 0.7, "value": 0.5, "value_low": 0.1, "value_high": 0.4})
