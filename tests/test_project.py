@@ -173,7 +173,7 @@ def figure_calls(source: str):
     """Calls of ``figures.show`` in a cell."""
     lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
     for node in ast.walk(ast.parse("\n".join(lines))):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"figures.show", "show"}:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "figures.show":
             yield {word.arg: word.value for word in node.keywords}
 
 

@@ -174,8 +174,12 @@ def count_page(page: Page, notebook: NotebookNode) -> PageCounts:
             else:
                 visible.append(n_lines)
             if not tags & _UNSEEN:
-                captions += _captions(cell) if executed else _called(cell.source, "show", "caption")
-                tables += _shown_tables(cell) if executed else [None for _ in _called(cell.source, "table", "")]
+                captions += _captions(cell) if executed else _called(cell.source, "caption", "figures.show")
+                tables += (
+                    _shown_tables(cell)
+                    if executed
+                    else [None for _ in _called(cell.source, "", "table", "figures.table")]
+                )
             continue
         for part in split(cell.source, _ASIDE):
             if isinstance(part, Directive):
@@ -262,12 +266,12 @@ def _shown_tables(cell: NotebookNode) -> list[int | None]:
     return found
 
 
-def _called(source: str, function: str, keyword: str) -> list[str]:
-    """Text of a keyword in each call of a function of ``figures``; a value within an f-string is one word."""
+def _called(source: str, keyword: str, *functions: str) -> list[str]:
+    """Text of a keyword in each call of one of these functions; a value within an f-string is one word."""
     lines = [line for line in source.splitlines() if not line.lstrip().startswith(("%", "!"))]
     calls = [node for node in ast.walk(ast.parse("\n".join(lines))) if isinstance(node, ast.Call)]
     found = []
-    for call in (call for call in calls if ast.unparse(call.func) in (function, f"figures.{function}")):
+    for call in (call for call in calls if ast.unparse(call.func) in functions):
         value = next((word.value for word in call.keywords if word.arg == keyword), None)
         parts = value.values if isinstance(value, ast.JoinedStr) else [value]
         found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "1" for part in parts))
