@@ -414,6 +414,7 @@ UNDEFINED = {
         "families",
         "interval",
         "means",
+        "paired",
         "required_energy",
         "row",
         "setting_effects",
