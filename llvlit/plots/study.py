@@ -218,9 +218,9 @@ def ladder(summary: pd.DataFrame, steps: Mapping[str, str], *, split: int = 0) -
         rows = summary[summary["predictor"] == checks.text("steps", predictor)].set_index("name").reindex(names)
         style = {"color": "#6a6a6a", "marker": "*", **figures.PREDICTORS.get(predictor, {})}
         line = "-" if predictor == "null" else "--"
-        for part in (slice(0, split), slice(split, None)):
-            where = np.arange(len(names))[part]
-            interval_line(where, rows[part], "relative_error", axes=axes, label=text, linestyle=line, **style)
+        for where in filter(len, (range(split), range(split, len(names)))):
+            part = rows.iloc[where]
+            interval_line(where, part, "relative_error", axes=axes, label=text, linestyle=line, **style)
         end = (len(names) - 1, float(rows["relative_error"].iloc[-1]))
         beside: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
         axes.annotate(figures.plain(checks.text("steps", text)), end, color=style["color"], **beside)
@@ -267,15 +267,9 @@ def agreement_by_size(
         style = figures.PREDICTORS.get(predictor, figures.model_style(number))
         beside = 1.05 ** (number - (len(predictors) - 1) / 2)
         for part, line in ((rows[:split], "--"), (rows[split:], "none")):
-            interval_line(
-                part["parameters"].to_numpy() * beside,
-                part,
-                "spearman",
-                axes=axes,
-                label=predictor,
-                linestyle=line,
-                **style,
-            )
+            if len(part):
+                where = part["parameters"].to_numpy() * beside
+                interval_line(where, part, "spearman", axes=axes, label=predictor, linestyle=line, **style)
         at = min(max(split - 1, 0), len(rows) - 1)
         place: dict[str, Any] = {"xytext": (9, -4), "textcoords": "offset points"}
         axes.annotate(
