@@ -172,6 +172,12 @@ def _rows(
     return rows
 
 
+def _numbers(argument: str, table: pd.DataFrame, columns: Iterable[str]) -> None:
+    for name in columns:
+        if table.columns.tolist().count(name) != 1 or not is_numeric_dtype(table[name]):
+            raise InputError(f"{argument}: column {name} must be one, and hold numbers alone.")
+
+
 def _holds_texts(column: pd.Series) -> bool:
     return all(isinstance(text, str) for text in column)
 
@@ -258,12 +264,19 @@ def agreement_by_size(
     'log'
     """
     summary = _rows("summary", summary, ("name", "predictor"), ("spearman",))
+    _numbers("summary", summary, ("parameters",))
     split = checks.integer("split", split, at_least=0)
+    reported = []
+    for model in checks.sequence("paper", paper, "the paper's models"):
+        known = checks.instance("paper", model, Mapping, "models with parameters and spearman")
+        reported.append([checks.number(f"paper[{key!r}]", known.get(key)) for key in ("parameters", "spearman")])
     figure, (axes,) = figures.new(height=4.0)
     sizes = summary.groupby("name", sort=False)["parameters"].first()
     predictors = checks.sequence("predictors", predictors, "a list of predictors")
     for number, predictor in enumerate(predictors):
         rows = summary[summary["predictor"] == checks.text("predictors", predictor)]
+        if not len(rows):
+            raise InputError(f"predictors: summary has no {predictor!r}.")
         style = figures.PREDICTORS.get(predictor, figures.model_style(number))
         beside = 1.05 ** (number - (len(predictors) - 1) / 2)
         for part, line in ((rows[:split], "--"), (rows[split:], "none")):
@@ -275,9 +288,9 @@ def agreement_by_size(
         axes.annotate(
             predictor, rows[["parameters", "spearman"]].iloc[at].to_numpy(float), color=style["color"], **place
         )
-    reported = [[model[key] for model in paper] for key in ("parameters", "spearman")]
-    axes.plot(*reported, "*:", color="black", markersize=11)
-    axes.annotate("the paper", (reported[0][0], reported[1][0]), xytext=(-62, -14), textcoords="offset points")
+    axes.plot(*np.reshape(reported, (-1, 2)).T, "*:", color="black", markersize=11)
+    for size, value in reported[:1]:
+        axes.annotate("the paper", (size, value), xytext=(-62, -14), textcoords="offset points")
     for name, size in sizes.items():
         axes.annotate(figures.plain(str(name)), (size, 0.02), rotation=90, ha="center", fontsize=8, color="#6a6a6a")
     axes.set_xscale("log")
@@ -306,8 +319,9 @@ def straight_ranges(radii: pd.DataFrame, names: Mapping[str, int]) -> Figure:
     'log'
     """
     checks.instance("radii", radii, pd.DataFrame, "a table, as llvlit.study.comparison.straightness gives it")
-    if lacking := {"name", "depth", "median"} - set(radii.columns):
-        raise InputError(f"radii lacks {', '.join(sorted(lacking))}; it has {', '.join(map(str, radii.columns))}.")
+    if "name" not in radii or not _holds_texts(radii["name"]):
+        raise InputError("radii must have a column name, of texts.")
+    _numbers("radii", radii, ("depth", "median"))
     figure, (axes,) = figures.new(height=4.0)
     ends: list[float] = []
     for name, number in checks.instance("names", names, Mapping, "numbers of styles by model").items():
