@@ -12,7 +12,7 @@ from llvlit.errors import FileError, InputError
 from llvlit.publishing import scoreboard
 from llvlit.study import comparison
 from llvlit.study.comparison import SAME, agreements, changes, families, setting_effects, shared
-from llvlit.study.tables import committed, means, read_table
+from llvlit.study.tables import committed, means, paired, read_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAPER = scoreboard.paper_numbers(start=ROOT)
@@ -60,6 +60,10 @@ def test_one_task_has_a_mean_but_no_interval():
     frame = pd.DataFrame({"task": ["a"] * 3, "seed": [0, 1, 2], "model": "m", "x": [0.1, 0.2, 0.3]})
     row = means(frame, ["model"], ["x"]).iloc[0]
     assert row["x"] == pytest.approx(0.2) and np.isnan([row["x_low"], row["x_high"]]).all() and row["n_pairs"] == 3
+    both = pd.concat([frame.assign(kind="old", spearman=0.1), frame.assign(kind="new", spearman=0.5)])
+    change = paired(both, "kind", "new", "old")
+    assert change["value"] == pytest.approx(0.4) and np.isnan(change["value_low"])
+    assert paired(both[both["kind"] == "old"], "kind", "new", "old")["n_pairs"] == 0
 
 
 def test_effects_of_settings_are_those_of_the_equation_and_their_words_follow_the_line():

@@ -172,6 +172,12 @@ def _rows(
     return rows
 
 
+def _numbers(argument: str, table: pd.DataFrame, columns: Iterable[str]) -> None:
+    for name in columns:
+        if table.columns.tolist().count(name) != 1 or not is_numeric_dtype(table[name]):
+            raise InputError(f"{argument}: column {name} must be one, and hold numbers alone.")
+
+
 def _holds_texts(column: pd.Series) -> bool:
     return all(isinstance(text, str) for text in column)
 
@@ -218,9 +224,9 @@ def ladder(summary: pd.DataFrame, steps: Mapping[str, str], *, split: int = 0) -
         rows = summary[summary["predictor"] == checks.text("steps", predictor)].set_index("name").reindex(names)
         style = {"color": "#6a6a6a", "marker": "*", **figures.PREDICTORS.get(predictor, {})}
         line = "-" if predictor == "null" else "--"
-        for part in (slice(0, split), slice(split, None)):
-            where = np.arange(len(names))[part]
-            interval_line(where, rows[part], "relative_error", axes=axes, label=text, linestyle=line, **style)
+        for where in filter(len, (range(split), range(split, len(names)))):
+            part = rows.iloc[where]
+            interval_line(where, part, "relative_error", axes=axes, label=text, linestyle=line, **style)
         end = (len(names) - 1, float(rows["relative_error"].iloc[-1]))
         beside: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
         axes.annotate(figures.plain(checks.text("steps", text)), end, color=style["color"], **beside)
@@ -258,41 +264,33 @@ def agreement_by_size(
     'log'
     """
     summary = _rows("summary", summary, ("name", "predictor"), ("spearman",))
+    _numbers("summary", summary, ("parameters",))
     split = checks.integer("split", split, at_least=0)
-    models = [checks.instance("paper", each, Mapping, "models") for each in checks.sequence("paper", paper, "models")]
-    if not models or any(key not in model for model in models for key in ("parameters", "spearman")):
-        raise InputError("paper needs one model at least, each with parameters and spearman.")
-    reported = [
-        [checks.number(f"paper[{key!r}]", model[key]) for model in models] for key in ("parameters", "spearman")
-    ]
+    reported = []
+    for model in checks.sequence("paper", paper, "the paper's models"):
+        known = checks.instance("paper", model, Mapping, "models with parameters and spearman")
+        reported.append([checks.number(f"paper[{key!r}]", known.get(key)) for key in ("parameters", "spearman")])
     figure, (axes,) = figures.new(height=4.0)
     sizes = summary.groupby("name", sort=False)["parameters"].first()
     predictors = checks.sequence("predictors", predictors, "a list of predictors")
     for number, predictor in enumerate(predictors):
         rows = summary[summary["predictor"] == checks.text("predictors", predictor)]
+        if not len(rows):
+            raise InputError(f"predictors: summary has no {predictor!r}.")
         style = figures.PREDICTORS.get(predictor, figures.model_style(number))
         beside = 1.05 ** (number - (len(predictors) - 1) / 2)
-        if rows.empty:
-            raise InputError(f"predictors: summary has no row of {predictor!r}.")
         for part, line in ((rows[:split], "--"), (rows[split:], "none")):
-            if part.empty:
-                continue
-            interval_line(
-                part["parameters"].to_numpy() * beside,
-                part,
-                "spearman",
-                axes=axes,
-                label=predictor,
-                linestyle=line,
-                **style,
-            )
+            if len(part):
+                where = part["parameters"].to_numpy() * beside
+                interval_line(where, part, "spearman", axes=axes, label=predictor, linestyle=line, **style)
         at = min(max(split - 1, 0), len(rows) - 1)
         place: dict[str, Any] = {"xytext": (9, -4), "textcoords": "offset points"}
         axes.annotate(
             predictor, rows[["parameters", "spearman"]].iloc[at].to_numpy(float), color=style["color"], **place
         )
-    axes.plot(*reported, "*:", color="black", markersize=11)
-    axes.annotate("the paper", (reported[0][0], reported[1][0]), xytext=(-62, -14), textcoords="offset points")
+    axes.plot(*np.reshape(reported, (-1, 2)).T, "*:", color="black", markersize=11)
+    for size, value in reported[:1]:
+        axes.annotate("the paper", (size, value), xytext=(-62, -14), textcoords="offset points")
     for name, size in sizes.items():
         axes.annotate(figures.plain(str(name)), (size, 0.02), rotation=90, ha="center", fontsize=8, color="#6a6a6a")
     axes.set_xscale("log")
@@ -321,8 +319,9 @@ def straight_ranges(radii: pd.DataFrame, names: Mapping[str, int]) -> Figure:
     'log'
     """
     checks.instance("radii", radii, pd.DataFrame, "a table, as llvlit.study.comparison.straightness gives it")
-    if lacking := {"name", "depth", "median"} - set(radii.columns):
-        raise InputError(f"radii lacks {', '.join(sorted(lacking))}; it has {', '.join(map(str, radii.columns))}.")
+    if "name" not in radii or not _holds_texts(radii["name"]):
+        raise InputError("radii must have a column name, of texts.")
+    _numbers("radii", radii, ("depth", "median"))
     figure, (axes,) = figures.new(height=4.0)
     ends: list[float] = []
     for name, number in checks.instance("names", names, Mapping, "numbers of styles by model").items():

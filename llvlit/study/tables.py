@@ -375,3 +375,41 @@ def means(frame: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.D
     bounds = [f"{value}{end}" for value in values for end in ("_low", "_high")]
     summary.loc[summary["n_tasks"] < 2, bounds] = np.nan
     return summary
+
+
+def paired(
+    frame: pd.DataFrame,
+    column: str,
+    after: Any,
+    before: Any,
+    *,
+    cell: Sequence[str] = CELL,
+    value: str = "spearman",
+) -> pd.Series:
+    """Mean of after minus before between two kinds of rows of the same cells.
+
+    Its entries are ``value``, ``value_low``, ``value_high`` (NaN below two tasks), ``n_tasks`` and ``n_pairs`` (of
+    task and seed).
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from llvlit.study.tables import paired
+    >>> rows = [("films", "krylov", 0.9), ("films", "random", 0.5), ("books", "krylov", 0.6), ("books", "random", 0.4)]
+    >>> frame = pd.DataFrame(rows, columns=["task", "predictor", "spearman"]).assign(model="m", seed=0)
+    >>> round(float(paired(frame, "predictor", "krylov", "random")["value"]), 2)
+    0.3
+    """
+    cell = _names("cell", cell)
+    if not {"task", "seed"} <= set(cell):
+        raise InputError(f"cell={cell} lacks task or seed; differences are averaged over both.")
+    for argument, kind in (("after", after), ("before", before)):
+        if not isinstance(kind, str | int | float) or kind != kind:
+            raise checks.refuse(argument, kind, f"a value of the column {checks.shown(column)}")
+    frame = with_columns("frame", frame, [*cell, checks.text("column", column)], [checks.text("value", value)])
+    wide = frame.pivot_table(index=cell, columns=column, values=value)
+    wide = wide.reindex(columns=[after, before])
+    both = (wide[after] - wide[before]).rename("value").dropna().reset_index()
+    if not len(both):
+        return pd.Series({"value": np.nan, "value_low": np.nan, "value_high": np.nan, "n_tasks": 0, "n_pairs": 0})
+    return means(both.assign(kind=0), ["kind"], ["value"]).iloc[0]

@@ -421,6 +421,7 @@ UNDEFINED = {
         "families",
         "interval",
         "means",
+        "paired",
         "required_energy",
         "row",
         "setting_effects",
