@@ -235,7 +235,7 @@ def principal_basis(
 
 
 def random_basis(direction: torch.Tensor, *, order: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
-    """The null: v_l and random directions orthogonal to it.
+    """v_l and random directions orthogonal to it: what any other basis has to beat.
 
     Examples
     --------

@@ -158,9 +158,9 @@ def adjoint_surrogate(
     *,
     max_tokens: int = MAX_TOKENS,
 ) -> LLV:
-    """Surrogate of order one for the output at the end: ``r_l = w_l^T dx_l``, where it will end without more inputs.
+    """Surrogate of order one for the output at the end: ``r_l = λ_l^T dx_l``, where it will end without more inputs.
 
-    With the mean adjoint w_l over the prompts, from one backward pass, ``r_{l+1} = r_l + (w_l^T v_l) u_l`` and
+    With the mean adjoint λ_l over the prompts, from one backward pass, ``r_{l+1} = r_l + (λ_l^T v_l) u_l`` and
     ``y = r_L``.  Its regulator for a target at the end is that of the full linear system.  Its left bases are the
     adjoints; outputs before the end are zero, since it does not know them.
 

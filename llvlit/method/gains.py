@@ -37,7 +37,7 @@ class Gains(Result):
     Attributes
     ----------
     per_prompt : (n_prompts, n_layers) float64 array
-        Output units per unit of input: ``g_l = (y(+a) - y(-a)) / 2a`` for measured gains, ``w_l^T v_l`` for adjoint.
+        Output units per unit of input: ``g_l = (y(+a) - y(-a)) / 2a`` for measured gains, ``λ_l^T v_l`` for adjoint.
     kind : str
         ``measured`` or ``adjoint``.
     amplitude : float
@@ -274,7 +274,7 @@ def adjoint_gains(
 ) -> Any:
     """First-order gains of the full model, all layers from one backward pass.
 
-    The adjoint ``w_L = c``, ``w_l = A_l^T w_{l+1}`` gives ``g_l = w_l^T v_l``: the full-order linear
+    The adjoint ``λ_L = c``, ``λ_l = A_l^T λ_{l+1}`` gives ``g_l = λ_l^T v_l``: the full-order linear
     reference that every surrogate is judged against.
 
     Parameters
@@ -333,7 +333,7 @@ Adjoints = Iterator[tuple[np.ndarray, int, torch.Tensor]]
 def adjoints_of(
     model: LanguageModel, tokens: TokenizedPrompts, outputs: torch.Tensor | Seeds, *, final_norm: bool = False
 ) -> Adjoints:
-    """Adjoints ``w_l = A_l^T w_{l+1}`` of outputs ``(k, hidden_size)`` of the last token's final state; or of what is
+    """Adjoints ``λ_l = A_l^T λ_{l+1}`` of outputs ``(k, hidden_size)`` of the last token's final state; or of what is
     made of those states, ``(n, hidden_size)``: ``(n, k, hidden_size)``.
     """
     for members, part in in_parts(tokens):

@@ -246,7 +246,7 @@ class LLV:
 def markov_parameters(operators: np.ndarray, output: np.ndarray, *, inputs: np.ndarray | None = None) -> np.ndarray:
     """Gains ``(..., n_layers)`` of operators ``(..., n_layers, order, order)`` and output vector ``(order,)``.
 
-    The adjoint recursion ``w_L = C``, ``w_l = A_l^T w_{l+1}`` costs one product per layer; ``h_l = w_{l+1}^T B_l``.
+    The adjoint recursion ``λ_L = C``, ``λ_l = A_l^T λ_{l+1}`` costs one product per layer; ``h_l = λ_{l+1}^T B_l``.
 
     Parameters
     ----------
