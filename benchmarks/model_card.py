@@ -45,7 +45,7 @@ longer plan, so that its learning rate rose over 78 steps instead of 54; from st
 ## Curves
 
 Held-out loss in nats per token; the whole curve, with the training loss, is in each model's `training.json`, and the
-scaling chapter plots it. The verdict's loss is noisy (about 40 verdicts); eight equally likely ratings give 2.08.
+page on the toys plots it. The verdict's loss is noisy (about 40 verdicts); eight equally likely ratings give 2.08.
 
 {curve}
 
