@@ -281,3 +281,21 @@ def test_a_plan_is_drawn_as_bars_above_points_hollow_where_directions_are_borrow
     assert borrowed.get_markerfacecolor() == "white" and axes[1].get_xlabel() == "Layer"
     with pytest.raises(InputError, match="axes are 1; pass two"):
         figures.plan_profile([0.1], [1.0], axes=axes[:1])
+
+
+def test_shares_missed_carry_their_names_where_no_line_passes_and_rings_at_the_orders():
+    figure, (axes,) = figures.new()
+    shares = {"steep": [0.5, 0.04, 0.02, 0.003, 0.0004], "flat": [0.9, 0.7, 0.5, 0.2, 0.02]}
+    figures.shares_missed(shares, axes=axes)
+    rings = {tuple(line.get_xydata()[0]) for line in axes.get_lines() if line.get_fillstyle() == "none"}
+    assert rings == {(2, 0.04), (4, 0.003), (5, 0.02)}
+    texts = {text.get_text(): text for text in axes.texts}
+    assert {"steep", "flat", "4", "5 %", "1 %"} <= set(texts)
+    figure.draw_without_rendering()
+    for name in shares:
+        box = texts[name].get_window_extent().transformed(axes.transData.inverted())
+        assert box.x0 >= 0 and box.x1 <= axes.get_xlim()[1]
+        for values in shares.values():
+            across = np.interp(np.linspace(box.x0, box.x1, 50), np.arange(1, 6), np.log10(values))
+            assert (np.log10(box.y0) > across).all() or (np.log10(box.y1) < across).all()
+    plt.close(figure)

@@ -71,6 +71,16 @@ def test_the_measured_matrix_is_what_hooks_on_the_full_model_find(gpt2, directio
         assert np.allclose(found[:, layer, states], expected[:, states], rtol=1e-9, atol=1e-9)
 
 
+def test_a_matrix_from_a_state_on_keeps_the_gains_and_holds_a_hankel_block_less(gpt2, directions):
+    whole = gain_matrix(gpt2, PROMPTS, directions)
+    later = GainMatrix(whole.per_prompt, "measured", 0.1, borrowed=(0, 2)).from_state(1)
+    assert np.array_equal(later.gains().per_prompt, whole.gains().per_prompt[:, 1:])
+    assert later.borrowed == (1,) and later.n_layers == whole.n_layers - 1
+    assert np.allclose(
+        later.hankel_singular_values()[2], np.linalg.svd(whole.mean[1:3, 3:], compute_uv=False), atol=1e-12
+    )
+
+
 def test_the_last_column_is_the_gain_profile(gpt2, directions):
     matrix = gain_matrix(gpt2, PROMPTS, directions)
     assert np.allclose(matrix.gains().per_prompt, measured_gains(gpt2, PROMPTS, directions).per_prompt, atol=EXACT)

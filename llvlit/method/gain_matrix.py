@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,22 @@ class GainMatrix(Result):
         borrowed = tuple(state for state in self.borrowed if state < self.n_layers)
         values, kind = self.per_prompt[:, :, -1], KINDS[METHODS.index(self.kind)]
         return Gains(values, kind, self.amplitude, self.pairs, borrowed=borrowed, metadata=self.metadata)
+
+    def from_state(self, first: int) -> GainMatrix:
+        """Pushes and readings from a state on, as of a model that begins there: ``(n_layers - first)`` layers.
+
+        Of use where earlier states have no direction of their own (:attr:`~llvlit.Directions.first_own`).
+
+        Examples
+        --------
+        >>> matrix = llvlit.gain_matrix(model, splits.evaluation, directions)
+        >>> matrix.from_state(2).mean.shape
+        (10, 11)
+        """
+        first = integer("first", first, at_least=0, at_most=self.n_layers - 1)
+        borrowed = tuple(state - first for state in self.borrowed if state >= first)
+        metadata = {**self.metadata, "first_state": first}
+        return replace(self, per_prompt=self.per_prompt[:, first:, first:], borrowed=borrowed, metadata=metadata)
 
     def hankel_singular_values(self) -> tuple[np.ndarray, ...]:
         """Singular values, falling, of the Hankel block ``G[:k, k:]`` of the mean at every state k; empty at state 0.

@@ -324,8 +324,8 @@ def hankel_spectrum(
         axes.plot(np.arange(1, len(values) + 1), np.maximum(values, bottom / 3), color=colors[state], linewidth=1)
     axes.set_yscale("log")
     if floor:
-        axes.axhline(bottom, color="black", linestyle=":", label="rounding")
-        axes.legend()
+        axes.axhline(bottom, color="black", linestyle=":")
+        axes.text(1, bottom, "rounding", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
     axes.set(xlabel="Number", ylabel="Singular value, a line a state")
     axes.set_title(plain(title), loc="left")
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=9))
@@ -340,6 +340,9 @@ def shares_missed(
 ) -> None:
     """Share of a gain matrix that realizations of order 1, 2, ... miss, by name; tolerances as lines across.
 
+    A ring marks the order at each tolerance, the first point on or below its line, and a number the order at the
+    smallest; each line carries its name.
+
     Examples
     --------
     >>> from llvlit.plots import figures
@@ -349,21 +352,67 @@ def shares_missed(
     'Order'
     """
     check_axes(axes, title=title)
-    for number, (name, shares) in enumerate(checks.instance("missed", missed, Mapping, "shares by name").items()):
-        values = checks.array(f"missed[{name!r}]", shares, ("order",))
-        style = model_style(number)
-        axes.plot(
-            np.arange(1, len(values) + 1), np.maximum(values, 1e-6), label=plain(checks.text("missed", name)), **style
-        )
-    for tolerance in checks.sequence("tolerances", tolerances, "shares"):
-        share = checks.number("tolerances", tolerance, above=0)
+    given = checks.instance("missed", missed, Mapping, "shares by name")
+    names = [checks.text("missed", name) for name in given]
+    lines = [np.maximum(checks.array(f"missed[{name!r}]", given[name], ("order",)), 1e-12) for name in names]
+    levels = [
+        checks.number("tolerances", share, above=0) for share in checks.sequence("tolerances", tolerances, "shares")
+    ]
+    longest = max((len(values) for values in lines), default=1)
+    bottom = min((0.2 * share for share in levels), default=1e-4)
+    for share in levels:
         axes.axhline(share, color="black", linestyle=":", linewidth=1)
         axes.text(1, share, f"{100 * share:g} %", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
-    axes.set_yscale("log")
-    axes.set(xlabel="Order", ylabel="Share of the matrix missed")
+    for number, (name, values) in enumerate(zip(names, lines, strict=True)):
+        style = model_style(number)
+        axes.plot(np.arange(1, len(values) + 1), values, label=plain(name), **style)
+        for share in levels:
+            if (reached := np.flatnonzero(values <= share)).size and values[reached[0]] > bottom:
+                at = (reached[0] + 1, values[reached[0]])
+                ring: dict[str, Any] = {"marker": "o", "markersize": 11, "fillstyle": "none", "color": style["color"]}
+                axes.plot(*at, linestyle="none", markeredgewidth=1.4, **ring)
+                if share == min(levels):
+                    bold: dict[str, Any] = {"color": style["color"], "weight": "bold"}
+                    axes.annotate(f"{at[0]}", at, xytext=(6, 5), textcoords="offset points", **bold)
+    axes.set(xlabel="Order", ylabel="Share of the matrix missed", yscale="log", ylim=(bottom, 1.5))
+    axes.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    axes.set_xlim(0, longest + 0.6)
     axes.set_title(plain(title), loc="left")
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=9))
-    axes.legend()
+    _name_lines(axes, names, lines, levels)
+
+
+def _name_lines(axes: Axes, names: Sequence[str], lines: Sequence[np.ndarray], levels: Sequence[float]) -> None:
+    """Write each falling line's name where no line passes: above it on its right, or below it on its left.
+
+    Lines are values at 1, 2, ... on a scale of decades, in the colors of :func:`model_style`; levels are lines across.
+    """
+    bottom, top = np.log10(axes.get_ylim())
+    longest = max((len(values) for values in lines), default=1)
+    grid = axes.get_subplotspec()
+    inches = axes.figure.bbox.width / axes.figure.dpi / (grid.get_gridspec().ncols if grid else 1)
+    panel = max(inches - 0.9, 0.5)
+    fine = np.linspace(1, longest, 8 * longest)
+    heights = [np.log10(np.maximum(values, 10 ** (bottom - 1))) for values in lines]
+    curves = [np.interp(fine, np.arange(1, len(height) + 1), height) for height in heights]
+    passing = np.array([*curves, *(np.full(len(fine), np.log10(level)) for level in levels)])
+    for number, name in enumerate(names):
+        width, half = 0.066 * len(name) / panel * longest + 0.3, 0.05 * (top - bottom)
+        best: tuple[float, int, int] = (-np.inf, 1, 1)
+        for place, own in enumerate(heights[number], start=1):
+            for side in (1, -1):
+                middle, end = own + side * half, place + side * width
+                inside = min(place, end) >= 0.25 and max(place, end) <= longest + 0.6
+                if not inside or not bottom + half < middle < top - half:
+                    continue
+                covered = (fine >= min(place, end)) & (fine <= max(place, end))
+                if (clear := float(np.abs(passing[:, covered] - middle).min())) > best[0]:
+                    best = clear, place, side
+        _, place, side = best
+        align: dict[str, Any] = {"ha": "left", "va": "bottom"} if side > 0 else {"ha": "right", "va": "top"}
+        at, shift = (place, 10 ** heights[number][place - 1]), (5 * side, 3 * side)
+        color = model_style(number)["color"]
+        axes.annotate(plain(name), at, xytext=shift, textcoords="offset points", color=color, **align)
 
 
 def _mask(argument: str, chosen: Sequence[int] | np.ndarray, size: int) -> np.ndarray:
