@@ -21,7 +21,7 @@ from playwright.sync_api import Browser
 from pypdf import PdfReader
 from spellchecker import SpellChecker
 
-from llvlit.method.control import energy, minimum_energy
+from llvlit.method.control import minimum_energy
 from llvlit.publishing.browser import VIEWS, View, open_page, viewed
 from llvlit.publishing.pages import read_pages
 
@@ -284,28 +284,35 @@ def test_a_search_finds_pages_and_no_fault(look):
     check(look("search", "?q=gain", "#search-results a[href*='gains.html']"))
 
 
-def explorer_cases() -> list[dict]:
+def explorer_document() -> dict:
     (element,) = soup("book/explorer").select(".llvlit-explorer script")
-    return json.loads(element.get_text())["cases"]
+    return json.loads(element.get_text())
 
 
-def test_the_explorer_of_the_book_solves_as_the_package_does(browser):
+def test_the_explorer_of_the_book_shows_what_the_package_computes_and_what_the_full_model_did(browser):
+    document = explorer_document()
+    h, norms = np.array(document["response"][-1]), np.array(document["norms"])
+    place = document["strengths"].index(-0.5)
     with viewed(browser, VIEWS[0]) as tab:
         open_page(tab, HTML / "book" / "explorer.html")
         element = tab.locator(".llvlit-explorer[data-ready]")
-        for case in explorer_cases():
-            for key in ("model", "task"):
-                element.locator(f"[data-role={key}]").select_option(case[key])
-            h, norms, target = np.array(case["response"][-1]), np.array(case["norms"]), -0.3 * case["gap"]
-            for metric, weights in {"absolute": np.ones_like(h), "relative": 1 / norms**2}.items():
-                element.get_by_role("radio", name=metric).check()
-                element.locator("[data-role=target]").fill("-0.3")
-                element.locator("[data-role=solve]").click()
-                shown = element.evaluate("element => ({...element.dataset})")
-                best = minimum_energy(h, target, weights=weights)
-                np.testing.assert_allclose(json.loads(shown["inputs"]), best, rtol=1e-5)
-                np.testing.assert_allclose(json.loads(shown["energy"]), energy(best, weights=weights), rtol=1e-5)
-                np.testing.assert_allclose(json.loads(shown["output"]), -0.3, rtol=1e-5)
+        for kind, weights in {"absolute": np.ones_like(h), "relative": 1 / norms**2}.items():
+            element.get_by_role("radio", name=kind).check()
+            for preset in (preset for preset in document["presets"] if kind in preset["energy"]):
+                element.get_by_role("button", name=preset["name"], exact=True).click()
+                element.locator("[data-role=strength]").fill(str(place))
+                shown = {
+                    name: element.get_attribute(f"data-{name}") for name in ("inputs", "best", "measured", "trust")
+                }
+                inputs = -0.5 * np.array(preset["inputs"])
+                np.testing.assert_allclose(json.loads(shown["inputs"]), inputs, rtol=1e-9)
+                best = minimum_energy(h, h @ inputs, weights=weights)
+                np.testing.assert_allclose(json.loads(shown["best"]), best, rtol=1e-9)
+                told = [preset[name][place] for name in ("measured", "low", "high")]
+                assert json.loads(shown["measured"]) == told
+                assert shown["trust"] == ("held" if abs(told[0] + 0.5) <= 0.05 else "failed")
+                if preset["name"] in ("Optimum", "Absolute optimum"):
+                    np.testing.assert_allclose(inputs, best, rtol=1e-9)
 
 
 def test_tab_walks_through_the_explorer_in_reading_order(browser):
@@ -317,30 +324,30 @@ def test_tab_walks_through_the_explorer_in_reading_order(browser):
     }"""
     with viewed(browser, VIEWS[0]) as tab:
         open_page(tab, HTML / "book" / "explorer.html")
-        controls = tab.locator(".llvlit-explorer[data-ready] :is(select, button, input)")
-        controls.first.focus()
+        tab.locator(".llvlit-explorer[data-ready] :is(button, input):visible").first.focus()
         walked = [tab.evaluate(focused)]
         while walked[-1]["inside"]:
             tab.keyboard.press("Tab")
             walked.append(tab.evaluate(focused))
     walked.pop()
-    assert len(walked) == controls_of(explorer_cases()[-1])
+    assert len(walked) == controls_of(explorer_document())
     assert all(one["outlined"] for one in walked)
     for before, after in pairwise(walked):
         assert after["top"] >= before["bottom"] - 1 or after["left"] > before["left"]
 
 
-def controls_of(case: dict) -> int:
-    """Two menus, a pair of radio buttons (one stop), the target, five buttons, two more, two boxes, and the sliders."""
-    return 2 + 1 + 1 + 5 + 2 + 2 + case["n_layers"]
+def controls_of(document: dict) -> int:
+    """The story's steps, a pair of radio buttons (one stop), presets, the strength, two buttons, and the sliders."""
+    presets = sum("relative" in preset["energy"] for preset in document["presets"])
+    return len(document["story"]) + 1 + presets + 1 + 2 + len(document["norms"])
 
 
-def test_the_explorer_of_the_book_has_words_where_javascript_is_off(browser):
+def test_the_explorer_of_the_book_has_a_table_where_javascript_is_off(browser):
     context = browser.new_context(java_script_enabled=False, viewport={"width": 360, "height": 800})
     page = context.new_page()
     page.goto((HTML / "book" / "explorer.html").as_uri())
     assert "JavaScript is off" in page.locator(".llvlit-explorer").inner_text()
-    rows = page.locator("article table tbody tr").all_inner_texts()
-    for case in explorer_cases():
-        assert any(row.split()[:2] == [case["model"], case["task"]] for row in rows)
+    rows = page.locator(".llvlit-explorer tbody tr").all_inner_texts()
+    assert [row.split("\t")[0] for row in rows] == [preset["name"] for preset in explorer_document()["presets"]]
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 360
     context.close()

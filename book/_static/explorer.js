@@ -1,12 +1,11 @@
-// The depth explorer: what a push per layer does along depth, what it costs, and the cheapest push that does the same.
-// It looks for .llvlit-explorer with a JSON document inside (llvlit/explorer.py) and does nothing elsewhere.
+// The depth explorer: what a push per layer does along depth, what it costs, and what the full model did with it.
+// It looks for .llvlit-explorer with a JSON document inside (llvlit/publishing/explorer.py) and does nothing elsewhere.
 "use strict";
 
 (() => {
-  // ---- Arithmetic: the package's equations, on plain arrays ----
+  // ---- Arithmetic: the package's equations, on plain arrays of the layers that have sliders ----
 
   const dot = (a, b) => a.reduce((sum, value, index) => sum + value * b[index], 0);
-  const shifts = (response, inputs) => response.map((row) => dot(row, inputs)); // G u, at every state
   const energy = (weights, inputs) => inputs.reduce((sum, u, layer) => sum + weights[layer] * u * u, 0); // u' W u
 
   /** Inputs of least energy with h'u = target: target W^-1 h / (h' W^-1 h). */
@@ -16,18 +15,10 @@
     return along.map((value) => (reach > 0 ? (target * value) / reach : 0));
   }
 
-  /** A shape scaled until it reaches the target, or null if it does not move the output. */
-  function scaled(gains, shape, target) {
-    const reach = dot(gains, shape);
-    const size = Math.sqrt(dot(gains, gains) * dot(shape, shape));
-    return Math.abs(reach) > 1e-9 * size ? shape.map((value) => (value * target) / reach) : null;
-  }
+  /** Predicted shift at every later state, in class gaps of that state; each row knows the layers before it. */
+  const shifts = ({ response, gaps }, inputs) => response.map((row, state) => dot(row, inputs) / gaps[state]);
 
-  const shapes = {
-    uniform: (weights) => weights.map((weight) => 1 / Math.sqrt(weight)), // alike in energy
-    first: (weights) => weights.map((_, layer) => (layer === 0 ? 1 : 0)),
-    last: (weights) => weights.map((_, layer) => (layer === weights.length - 1 ? 1 : 0)),
-  };
+  const largestOf = (values) => values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
 
   /** Smallest of 1, 2, 5, 10, ... times a power of ten that is not below a positive value. */
   function roundUp(value) {
@@ -36,7 +27,7 @@
     return Number((factor * power).toPrecision(3));
   }
 
-  /** Three digits for people; full precision stands in the data attributes. */
+  /** Some digits for people; full precision stands in the data attributes. */
   function brief(value, digits = 3) {
     if (!Number.isFinite(value)) return "none";
     const size = Math.abs(value);
@@ -46,9 +37,12 @@
     return text.replaceAll("-", "\u2212");
   }
 
+  /** Class gaps, or any number with two decimals. */
+  const gapsOf = (value) => (Math.abs(value) < 0.005 ? "0.00" : value.toFixed(2).replace("-", "\u2212"));
+
   // ---- Elements ----
 
-  /** Element with attributes; a function is a listener, a string a text. */
+  /** Element with attributes; a function is a listener. */
   function make(tag, attributes = {}, ...children) {
     const element = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
@@ -67,301 +61,358 @@
     return element;
   }
 
-  const MARKS = {
-    yours: (x, y) => `M${x - 3.5} ${y}a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z`,
-    optimum: (x, y) => `M${x - 3.2} ${y - 3.2}h6.4v6.4h-6.4z`,
-    predicted: (x, y) => `M${x} ${y - 4}l4 7h-8z`,
-    measured: (x, y) => `M${x - 3.2} ${y}a3.2 3.2 0 1 0 6.4 0a3.2 3.2 0 1 0 -6.4 0z`,
-  };
+  const line = (points) => points.map(([x, y], at) => `${at ? "L" : "M"}${x.toFixed(2)} ${y.toFixed(2)}`).join("");
 
-  function path(points) {
-    return points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(2)} ${y.toFixed(2)}`).join("");
+  function ticks([low, high], most, least = 0) {
+    const step = Math.max(least, roundUp((high - low) / most));
+    const found = [];
+    for (let at = Math.ceil(low / step - 1e-9); at <= high / step + 1e-9; at += 1) found.push(at * step);
+    return found;
   }
 
-  /** Lines over layers or states into an <svg>; a series is {kind, values, low, high}. */
-  function chart(svg, series, { x, y, label, first = 0 }) {
+  /** Axes of fixed scales; what is drawn into .area is cut off at its edges. */
+  function frame(svg, { xs, ys, x, y, label, least = 0 }) {
     const width = Math.max(svg.parentElement.clientWidth, 240);
-    const height = 250;
-    const [left, right, top, bottom] = [52, 12, 26, 38];
-    const all = series.flatMap((one) => [...one.values, ...(one.low || []), ...(one.high || [])]);
-    let [low, high] = [Math.min(0, ...all), Math.max(0, ...all)];
-    if (high === low) [low, high] = [-1, 1];
-    const step = roundUp((high - low) / 5);
-    [low, high] = [Math.floor(low / step + 0.05) * step, Math.ceil(high / step - 0.05) * step];
-    const count = series[0].values.length;
-    const across = (index) => left + (index / Math.max(count - 1, 1)) * (width - left - right);
-    const up = (value) => top + ((high - value) / (high - low)) * (height - top - bottom);
+    const height = 270;
+    const [left, right, top, bottom] = [46, 12, 26, 40];
+    const across = (value) => left + ((value - xs[0]) / (xs[1] - xs[0])) * (width - left - right);
+    const up = (value) => top + ((ys[1] - value) / (ys[1] - ys[0])) * (height - top - bottom);
+    const written = (value) => String(Number(value.toPrecision(6))).replace("-", "\u2212");
     svg.replaceChildren();
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.setAttribute("aria-label", label);
-    for (let tick = Math.round(low / step); tick <= Math.round(high / step); tick += 1) {
-      const place = up(tick * step);
-      draw(svg, "path", { class: tick ? "grid" : "zero", d: `M${left} ${place}H${width - right}` });
-      const text = String(Number((tick * step).toPrecision(6))).replace("-", "\u2212");
-      draw(svg, "text", { x: left - 6, y: place + 4, "text-anchor": "end" }, text);
+    for (const tick of ticks(ys, 6)) {
+      draw(svg, "path", { class: tick ? "grid" : "zero", d: `M${left} ${up(tick)}H${width - right}` });
+      draw(svg, "text", { x: left - 6, y: up(tick) + 4, "text-anchor": "end" }, written(tick));
     }
-    const every = [1, 2, 3, 4, 5, 6, 8, 10, 20].find((gap) => (count - 1) / gap <= (width - left) / 34);
-    for (let index = 0; index < count; index += every) {
-      draw(svg, "text", { x: across(index), y: height - bottom + 17, "text-anchor": "middle" }, String(first + index));
+    for (const tick of ticks(xs, (width - left - right) / 42, least)) {
+      const place = { x: across(tick), y: height - bottom + 18, "text-anchor": "middle" };
+      draw(svg, "text", place, written(tick));
     }
-    draw(svg, "text", { class: "axis", x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, x);
-    draw(svg, "text", { class: "axis", x: 4, y: 13 }, y);
-    for (const one of series) {
-      const points = one.values.map((value, index) => [across(index), up(value)]);
-      if (one.low) {
-        const back = one.low.map((value, index) => [across(index), up(value)]).reverse();
-        draw(svg, "path", { class: "band", d: `${path(one.high.map((v, i) => [across(i), up(v)]).concat(back))}z` });
-      }
-      draw(svg, "path", { class: `line ${one.kind}`, d: path(points) });
-      draw(svg, "path", { class: `mark ${one.kind}`, d: points.map(([a, b]) => MARKS[one.kind](a, b)).join("") });
-    }
-  }
-
-  function legend(names) {
-    const list = make("ul", { class: "legend" });
-    for (const [kind, name] of Object.entries(names)) {
-      const svg = draw(list, "svg", { viewBox: "0 0 30 12", width: 30, height: 12, "aria-hidden": "true" });
-      draw(svg, "path", { class: `line ${kind}`, d: "M0 6H30" });
-      draw(svg, "path", { class: `mark ${kind}`, d: MARKS[kind](15, 6) });
-      list.append(make("li", { "data-kind": kind }, svg, name));
-    }
-    return list;
+    draw(svg, "text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, x);
+    draw(svg, "text", { x: 4, y: 13 }, y);
+    const box = [left - 5, top - 5, width - left - right + 10, height - top - bottom + 10];
+    const area = draw(svg, "svg", { x: box[0], y: box[1], width: box[2], height: box[3], viewBox: box.join(" ") });
+    return { area, across, up, top, bottom: height - bottom };
   }
 
   // ---- The page ----
 
   function mount(root, number) {
-    const { cases } = JSON.parse(root.querySelector("script[type='application/json']").textContent);
-    const distinct = (key) => [...new Set(cases.map((one) => one[key]))];
+    const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+    const { presets, first, norms, gap, tolerance, trusted_push: trusted, story } = data;
+    const gains = data.response.at(-1);
+    const steps = [...data.strengths, 0].sort((a, b) => a - b);
+    const usual = data.strengths.find((value) => value >= 1) ?? data.strengths.at(-1);
+    const last = first + norms.length - 1;
     const id = (name) => `llvlit-explorer-${number}-${name}`;
-    const state = { inputs: [], range: 1, weights: [], gains: [], one: null, spoken: 0 };
-
-    const select = (key) => {
-      const options = distinct(key).map((name) => make("option", { value: name }, name));
-      return make("select", { id: id(key), "data-role": key, change: () => choose() }, ...options);
+    const percent = (inputs) => inputs.map((input, at) => (100 * input) / norms[at]);
+    const range = (most) => roundUp(Math.max(most, 1e-6));
+    const state = {
+      kind: "relative", preset: null, strength: 0, step: null, inputs: norms.map(() => 0), spoken: 0,
+      push: range(1.2 * largestOf(percent(presets[0].inputs))),
+      depth: range(largestOf(presets.filter((one) => one.energy.includes("relative")).flatMap((one) => one.along.flat())) / 2),
     };
-    const models = select("model");
-    const tasks = select("task");
-    models.value = distinct("model").at(-1);
-    const metric = (value, checked) =>
+    // The scale of the first chart holds every preset at every strength, once and for all.
+    const seen = [...data.strengths, ...presets.flatMap((one) => [...one.low, ...one.high])];
+    const answers = [Math.min(...seen), Math.max(...seen)];
+
+    const button = (role, text, click) => make("button", { type: "button", "data-role": role, click }, text);
+    const kind = (value, words) =>
       make(
         "label",
         {},
-        make("input", { type: "radio", name: id("metric"), value, checked, change: () => weigh() }),
-        ` ${value}`,
+        make("input", { type: "radio", name: id("kind"), value, checked: value === "relative", change: () => weigh(value) }),
+        ` ${words}`,
       );
-    const target = make("input", {
-      type: "number", id: id("target"), "data-role": "target", step: "any", value: "0.1", required: true,
-      "aria-describedby": id("says"),
+    const tale = make("p", { class: "tale", "data-role": "tale" });
+    const told = make("p", { class: "told", "data-role": "told" });
+    const chapters = story.map((one, at) => button("step", `${at + 1}. ${one.title}`, () => follow(at)));
+    const choices = presets.map((one) => button("preset", one.name, () => choose(one, state.strength || usual)));
+    const strength = make("input", {
+      type: "range", id: id("strength"), "data-role": "strength", min: 0, max: steps.length - 1, step: 1,
+      input: () => choose(state.preset, steps[strength.valueAsNumber]),
     });
-    const button = (role, text, click) => make("button", { type: "button", "data-role": role, click }, text);
-    const showMeasured = make("input", { type: "checkbox", "data-role": "measured", change: () => render() });
-    const skipFirst = make("input", { type: "checkbox", "data-role": "skip", change: () => render() });
-    const says = make("p", { class: "says", id: id("says"), role: "alert" });
+    const strengthTrack = make("div", { class: "track flat" }, make("b"), strength);
+    const strengthText = make("output", { for: strength.id });
+    const verdict = make("p", { class: "verdict", "data-role": "verdict" });
     const live = make("p", { class: "unseen", role: "status", "aria-live": "polite" });
-    const about = make("p", { class: "about" });
-    const sliders = make("div", { class: "sliders" });
-    const rangeText = make("span", { "data-role": "range" });
+    const beyond = make("p", { class: "beyond", "data-role": "beyond" });
+    const texts = make("div", { class: "texts", "data-role": "texts" });
     const values = {};
     const reading = (role, text) => {
       values[role] = make("dd", { "data-role": role });
       return make("div", {}, make("dt", {}, text), values[role]);
     };
-    const measuredNumber = reading("measured-output", "Output shift by the measured gains");
+    const tracks = norms.map((_, at) => {
+      const input = () => {
+        state.inputs[at] = (slider.valueAsNumber / 100) * norms[at];
+        state.preset = null;
+        render();
+      };
+      const slider = make("input", {
+        type: "range", "data-layer": first + at, "aria-label": `Push before layer ${first + at}`, input,
+      });
+      return { slider, track: make("div", { class: "track" }, make("b"), slider, make("i", { "aria-hidden": "true" })),
+        output: make("output", { "aria-hidden": "true" }) };
+    });
+    const answer = draw(make("div", { class: "chart" }), "svg", { role: "img" });
     const along = draw(make("div", { class: "chart" }), "svg", { role: "img" });
-    const gains = draw(make("div", { class: "chart" }), "svg", { role: "img" });
-    const gainsLegend = legend({ predicted: "predicted", measured: "measured, with 95 % interval" });
+    const borrowed = first === 0 ? "" : ` ${first === 1 ? "Layer 0 has" : `Layers 0 to ${first - 1} have`} no ` +
+      `direction of ${first === 1 ? "its" : "their"} own and ${first === 1 ? "is" : "are"} left alone.`;
 
-    const form = make(
-      "form",
-      { submit: (event) => { event.preventDefault(); solve(); }, novalidate: true },
-      make("div", { class: "controls" },
-        make("div", {}, make("label", { for: models.id }, "Model"), models),
-        make("div", {}, make("label", { for: tasks.id }, "Task"), tasks),
-        make("fieldset", {}, make("legend", {}, "Energy"), metric("absolute", true), metric("relative", false)),
-      ),
-      make("div", { class: "controls" },
-        make("div", {}, make("label", { for: target.id }, "Target shift, in class gaps"), target),
-        make("div", { class: "buttons" },
-          make("button", { type: "submit", "data-role": "solve" }, "Solve"),
-          button("uniform", "Uniform", () => preset("uniform", "The uniform push")),
-          button("first", "Layer 0 only", () => preset("first", "A push at layer 0 alone")),
-          button("last", "Last layer only", () => preset("last", "A push at the last layer alone")),
-          button("reset", "Reset", () => { say(""); take(state.inputs.map(() => 0)); }),
-        ),
-      ),
-      says,
-    );
     root.replaceChildren(
-      form,
-      make("dl", { class: "numbers" },
-        reading("output", "Output shift, in class gaps"),
-        reading("energy", "Energy of your push"),
-        reading("optimum", "Least energy for this shift"),
-        reading("ratio", "Yours over the least"),
-        measuredNumber,
+      make("div", { class: "story", role: "group", "aria-label": "A story in steps", hidden: !story.length }, make("div", { class: "buttons" }, ...chapters), told),
+      make("div", { class: "controls" },
+        make("fieldset", {}, make("legend", {}, "Energy"), kind("relative", "relative"),
+          kind("absolute", "absolute, a cautionary tale")),
+        make("div", {}, make("p", { class: "name", id: id("presets") }, "Preset"),
+          make("div", { class: "buttons", role: "group", "aria-labelledby": id("presets") }, ...choices)),
       ),
+      tale,
+      make("div", { class: "strength" }, make("label", { for: strength.id }, "Strength: the output shift that a preset promises"),
+        strengthTrack, strengthText),
       make("div", { class: "pushes", role: "group", "aria-labelledby": id("pushes") },
         make("div", { class: "controls" },
-          make("p", { id: id("pushes"), class: "title" }, "Push before each layer, ", rangeText),
-          make("div", { class: "buttons" },
-            button("wider", "Wider range", () => widen(2)),
-            button("narrower", "Narrower range", () => widen(0.5)),
-          ),
+          make("p", { id: id("pushes"), class: "title" }, "Push before each layer, in % of its state"),
+          make("div", { class: "buttons" }, button("zero", "All to zero", () => zero()), button("rescale", "Rescale", () => rescale())),
         ),
-        make("div", { class: "scroll" }, sliders),
-        make("p", { class: "hint" }, "A square beside a slider is the optimum's push."),
+        make("div", { class: "scroll" }, make("div", { class: "sliders" }, ...tracks.map(({ output, track }, at) =>
+          make("div", { class: "slider" }, output, track,
+            make("span", { class: "layer", "aria-hidden": "true" }, String(first + at)))))),
+        make("p", { class: "hint" }, `A square marks the cheapest push for the same promise.${borrowed}`),
+        beyond,
       ),
-      make("figure", {}, along.parentElement, legend({ yours: "your push", optimum: "optimum for the same output shift" })),
-      make("figure", {},
-        make("div", { class: "controls" },
-          make("label", { class: "check" }, showMeasured, " Measured: the full model's gains"),
-          make("label", { class: "check" }, skipFirst, " Closer: without layer 0"),
-        ),
-        gains.parentElement, gainsLegend,
+      verdict,
+      make("dl", { class: "numbers" },
+        reading("output", "Promised output shift, in class gaps"),
+        reading("measured", `Measured, full model, ${data.n_evaluation} held-out prompts`),
+        reading("energy", "Energy of your push"),
+        reading("ratio", "Over the least for this promise"),
+        reading("largest", "Largest push, of its state"),
       ),
-      about,
+      make("figure", {}, answer.parentElement,
+        make("figcaption", {}, `Dashed: promised. Solid: measured, with its 95 % interval. Shaded: off by more than ` +
+          `${100 * tolerance} % of the promise. Triangles: where the trust radius foretold that.`)),
+      make("figure", {}, along.parentElement,
+        make("figcaption", {}, "The concept along depth, in class gaps of each state. Dashed: predicted. Solid: measured, for a preset. " +
+          "Dotted: the cheapest push for the same promise, predicted.")),
+      texts,
+      make("p", { class: "about" }, `${data.model}${data.task && `, ${data.task}`}: predictions from ${data.n_operating} ` +
+        `prompts, checks at ${data.n_evaluation} others; a class gap at the output is ${brief(gap)}.`),
       live,
     );
 
-    function say(text) {
-      says.textContent = text;
+    /** A step of the story: its words, its preset and strength. */
+    function follow(at) {
+      const one = story[at];
+      const preset = presets.find((each) => each.name === one.preset);
+      state.step = at;
+      if (!preset.energy.includes(state.kind)) weigh(preset.energy[0], false);
+      choose(preset, one.strength);
     }
 
-    /** Another model or task: new sliders, and a uniform push to begin with. */
-    function choose() {
-      const one = cases.find((each) => each.model === models.value && each.task === tasks.value);
-      Object.assign(state, { one, gains: one.response.at(-1), inputs: one.norms.map(() => 0) });
-      sliders.replaceChildren(
-        ...one.norms.map((_, layer) => {
-          const input = () => { state.inputs[layer] = slider.valueAsNumber; say(""); render(); };
-          const name = `Push before layer ${layer}`;
-          const slider = make("input", { type: "range", "data-layer": layer, "aria-label": name, input });
-          const track = make("div", { class: "track" }, slider, make("i", { "aria-hidden": "true" }));
-          const heading = make("span", { class: "layer", "aria-hidden": "true" }, String(layer));
-          return make("div", { class: "slider" }, make("output", { "aria-hidden": "true" }), track, heading);
-        }),
-      );
-      const borrowed = one.borrowed.length ? ` States with a borrowed direction: ${one.borrowed.join(", ")}.` : "";
-      about.textContent =
-        `${one.model}, ${one.task}: surrogate of order ${one.order} from ${one.n_operating} prompts; class gap at the ` +
-        `output ${brief(one.gap)}; measured gains from ${one.n_evaluation} other prompts, relative error of the ` +
-        `predicted ones ${brief(one.relative_error, 2)}.${borrowed}`;
-      root.dataset.model = one.model;
-      root.dataset.task = one.task;
-      weigh(false);
-      preset("uniform", "The uniform push");
-    }
-
-    /** Another kind of energy: the pushes stay, their price and the optimum change. */
-    function weigh(show = true) {
-      const relative = root.querySelector("input[type=radio]:checked").value === "relative";
-      state.weights = state.one.norms.map((norm) => (relative ? 1 / (norm * norm) : 1));
-      root.dataset.metric = relative ? "relative" : "absolute";
-      if (show) render();
-    }
-
-    /** The target in output units, or null with a word to the reader. */
-    function wanted() {
-      if (target.value.trim() === "" || !Number.isFinite(target.valueAsNumber)) {
-        say("Type a target first: a number of class gaps, such as 0.1.");
-        target.focus();
-        return null;
-      }
-      say("");
-      return target.valueAsNumber * state.one.gap;
-    }
-
-    function solve() {
-      const goal = wanted();
-      if (goal !== null) take(minimumEnergy(state.gains, state.weights, goal));
-    }
-
-    function preset(name, words) {
-      const goal = wanted();
-      if (goal === null) return render();
-      const inputs = scaled(state.gains, shapes[name](state.weights), goal);
-      if (inputs) take(inputs);
-      else say(`${words} does not move the output of this surrogate: no target is in its reach.`);
-    }
-
-    /** Take pushes from a solver: exact values, and a range that holds them. */
-    function take(inputs) {
-      state.inputs = inputs;
-      const best = minimumEnergy(state.gains, state.weights, dot(state.gains, inputs));
-      const largest = Math.max(...inputs.map(Math.abs), ...best.map(Math.abs));
-      if (largest > 0) state.range = roundUp(1.2 * largest);
+    function choose(preset, size) {
+      Object.assign(state, { preset, strength: size, inputs: preset.inputs.map((input) => input * size) });
       place();
     }
 
-    function widen(factor) {
-      const largest = Math.max(...state.inputs.map(Math.abs));
-      if (factor > 1 || largest <= factor * state.range) state.range *= factor;
-      else say("A push is larger than that.");
+    function zero() {
+      Object.assign(state, { preset: null, inputs: norms.map(() => 0) });
+      place();
+    }
+
+    /** Another kind of energy: its presets, its price and its optimum. */
+    function weigh(value, show = true) {
+      state.kind = value;
+      root.querySelector(`input[type=radio][value=${value}]`).checked = true;
+      if (!show) return;
+      if (state.preset && !state.preset.energy.includes(value)) {
+        choose(presets.find((each) => each.energy.includes(value)), state.strength);
+      } else render();
+    }
+
+    const best = (target) => minimumEnergy(gains, weights(), target);
+    const weights = () => norms.map((norm) => (state.kind === "relative" ? 1 / (norm * norm) : 1));
+
+    /** Scales that hold what is shown; nothing else changes them. */
+    function rescale() {
+      const cheapest = best(dot(gains, state.inputs));
+      state.push = range(Math.max(largestOf(percent(state.inputs)), largestOf(percent(cheapest))));
+      const lines = [shifts(data, state.inputs), shifts(data, cheapest), measured()?.along ?? []];
+      state.depth = range(largestOf(lines.flat()));
       place();
     }
 
     /** Sliders to the pushes; render() alone never moves them, since a slider rounds to its step. */
     function place() {
-      rangeText.textContent = `from ${brief(-state.range)} to ${brief(state.range)}`;
-      sliders.querySelectorAll("input").forEach((slider, layer) => {
-        Object.assign(slider, { min: -state.range, max: state.range, step: state.range / 100 });
-        slider.value = state.inputs[layer];
+      percent(state.inputs).forEach((value, at) => {
+        Object.assign(tracks[at].slider, { min: -state.push, max: state.push, step: state.push / 100 });
+        tracks[at].slider.value = value;
       });
       render();
     }
 
-    function render() {
-      const { one, inputs, weights } = state;
-      const shift = shifts(one.response, inputs);
-      const best = minimumEnergy(state.gains, weights, shift.at(-1));
-      const bestShift = shifts(one.response, best);
-      const spent = energy(weights, inputs);
-      const least = energy(weights, best);
-      const ratio = least > 0 ? spent / least : NaN;
-      const output = shift.at(-1) / one.gap;
-      const measuredOutput = dot(one.measured, inputs) / one.gap;
-      const exact = {
-        inputs, best, output, energy: spent, optimum: least, ratio, measuredOutput,
-        shift: shift.map((value) => value / one.gap), bestShift: bestShift.map((value) => value / one.gap),
-      };
-      for (const [name, value] of Object.entries(exact)) root.dataset[name] = JSON.stringify(value);
-      values.output.textContent = brief(output);
-      values.energy.textContent = brief(spent);
-      values.optimum.textContent = brief(least);
-      values.ratio.textContent = Number.isFinite(ratio) ? `${brief(ratio)} times` : "none";
-      values["measured-output"].textContent = brief(measuredOutput);
-      measuredNumber.hidden = !showMeasured.checked;
-      gainsLegend.querySelector("[data-kind=measured]").hidden = !showMeasured.checked;
-      sliders.querySelectorAll(".slider").forEach((column, layer) => {
-        column.querySelector("output").textContent = brief(inputs[layer], 2);
-        const words = `${brief(inputs[layer])}, optimum ${brief(best[layer])}`;
-        column.querySelector("input").setAttribute("aria-valuetext", words);
-        const part = Math.min(1, Math.max(0, (best[layer] / state.range + 1) / 2));
-        column.querySelector("i").style.setProperty("--part", part);
-      });
-      const sentence =
-        `Output shift ${brief(output)} class gaps. Energy (${root.dataset.metric}) ${brief(spent)}, ` +
-        `least ${brief(least)}${Number.isFinite(ratio) ? `: ${brief(ratio)} times the least` : ""}.`;
-      chart(along, [{ kind: "yours", values: exact.shift }, { kind: "optimum", values: exact.bestShift }], {
-        x: "State (before layer)", y: "Predicted shift along the concept (class gaps)",
-        label: `Predicted concept shift at every state, of your push and of the optimum. ${sentence}`,
-      });
-      const first = skipFirst.checked ? 1 : 0;
-      const [predicted, measured, low, high] =
-        [state.gains, one.measured, one.low, one.high].map((values) => values.slice(first));
-      const lines = [{ kind: "predicted", values: predicted }];
-      if (showMeasured.checked) lines.unshift({ kind: "measured", values: measured, low, high });
-      chart(gains, lines, {
-        x: "Layer", y: "Gain (output per input)", first,
-        label: `Gain of each layer${first ? " from 1 on" : ""}: ${lines.map((line) => line.kind).join(" and ")}.`,
-      });
-      clearTimeout(state.spoken); // speak when the reader rests, not at every step of a drag
-      state.spoken = setTimeout(() => { live.textContent = sentence; }, 400);
+    /** What the full model did with the preset that is shown, or null. */
+    function measured() {
+      if (!state.inputs.some((input) => input !== 0)) {
+        return { mean: 0, low: 0, high: 0, along: data.gaps.map(() => 0), texts: data.plain };
+      }
+      if (!state.preset) return null;
+      const at = data.strengths.indexOf(state.strength);
+      const { measured: mean, low, high, along: path, texts: written } = state.preset;
+      return { mean: mean[at], low: low[at], high: high[at], along: path[at], texts: written[at] };
     }
 
-    choose();
-    new ResizeObserver(() => render()).observe(along.parentElement);
+    /** Whether to trust the promise, and why, in words. */
+    function judge(output, found, largest, layer) {
+      const size = `${brief(100 * largest)} % of its state, before layer ${layer}`;
+      if (largest === 0) return ["zero", "No push, no shift."];
+      if (found) {
+        const off = Math.abs(found.mean - output) / Math.abs(output);
+        const words = `promised ${gapsOf(output)} class gaps, measured ${gapsOf(found.mean)}`;
+        return off > tolerance
+          ? ["failed", `The prediction fails here: ${words}, which is ${(100 * off).toFixed(0)} % off.`]
+          : ["held", `Checked on the full model: ${words}, ${(100 * off).toFixed(0)} % off.`];
+      }
+      if (largest > trusted) {
+        return ["unchecked", `Not checked. Your largest push is ${size}; up to ${brief(100 * trusted)} % every preset kept its ` +
+          `promise, and this is ${brief(largest / trusted, 2)} times as much. Do not trust the numbers.`];
+      }
+      const give = (tolerance * gains.reduce((sum, gain, at) => sum + Math.abs(gain * state.inputs[at]), 0)) / gap;
+      return ["within", `Not measured, but within what was checked: your largest push is ${size}, and every preset kept its promise ` +
+        `up to ${brief(100 * trusted)} %. If each layer keeps its own to ${100 * tolerance} %, the output moves by ` +
+        `${gapsOf(output - give)} to ${gapsOf(output + give)}.`];
+    }
+
+    function render() {
+      const { inputs, preset } = state;
+      const shift = shifts(data, inputs);
+      const output = shift.at(-1);
+      const cheapest = best(output * gap);
+      const bestShift = shifts(data, cheapest);
+      const [spent, least] = [energy(weights(), inputs), energy(weights(), cheapest)];
+      const ratio = least > 0 ? spent / least : NaN;
+      const found = measured();
+      const relative = percent(inputs).map(Math.abs);
+      const largest = largestOf(relative) / 100;
+      const [trust, words] = judge(output, found, largest, first + relative.indexOf(100 * largest));
+      const exact = { inputs, best: cheapest, output, energy: spent, optimum: least, ratio, largest, shift, bestShift,
+        measured: found && [found.mean, found.low, found.high] };
+      for (const [name, value] of Object.entries(exact)) root.dataset[name] = JSON.stringify(value);
+      Object.assign(root.dataset, { kind: state.kind, preset: preset?.name ?? "", trust });
+
+      chapters.forEach((one, at) => one.setAttribute("aria-pressed", at === state.step));
+      told.textContent = state.step === null ? "" : story[state.step].text;
+      choices.forEach((one, at) => {
+        one.hidden = !presets[at].energy.includes(state.kind);
+        one.setAttribute("aria-pressed", presets[at] === preset);
+      });
+      tale.textContent = state.kind === "relative" ? "" : "A cautionary tale. Absolute energy charges a push of length one alike " +
+        `everywhere, but that is ${brief(100 / norms[0], 2)} % of the state before layer ${first} and ` +
+        `${brief(100 / norms.at(-1), 2)} % before layer ${last}. So its optimum spends where states are short, and leaves ` +
+        "the range in which gains hold. Watch the shaded part.";
+      strength.disabled = !preset;
+      if (preset) strength.value = steps.indexOf(state.strength);
+      const middle = steps.indexOf(0) / (steps.length - 1);
+      fill(strengthTrack, preset ? strength.value / (steps.length - 1) : middle, middle);
+      strengthText.textContent = preset ? `${gapsOf(state.strength)} class gaps` : "your own push: choose a preset to set a strength";
+      strength.setAttribute("aria-valuetext", strengthText.textContent);
+      verdict.textContent = words;
+      const interval = found && found.low !== found.high ? ` (${gapsOf(found.low)} to ${gapsOf(found.high)})` : "";
+      values.output.textContent = gapsOf(output);
+      values.measured.textContent = found ? gapsOf(found.mean) + interval : trust === "within" ? "not measured" : "not checked";
+      values.energy.textContent = `${brief(spent)}, ${state.kind}`;
+      values.ratio.textContent = Number.isFinite(ratio) ? `${brief(ratio)} times` : "none";
+      values.largest.textContent = `${brief(100 * largest)} %`;
+
+      let hidden = false;
+      tracks.forEach(({ slider, track, output: text }, at) => {
+        const [value, wanted] = [percent(inputs)[at], percent(cheapest)[at]];
+        text.textContent = brief(value, 2);
+        slider.setAttribute("aria-valuetext", `${brief(value)} % of the state, cheapest ${brief(wanted)} %`);
+        fill(track, (value / state.push + 1) / 2, 0.5);
+        const out = (one) => (Math.abs(one) > state.push * (1 + 1e-9) ? Math.sign(one) : 0);
+        track.style.setProperty("--square", Math.min(1, Math.max(0, (wanted / state.push + 1) / 2)));
+        track.dataset.push = out(value);
+        track.dataset.square = out(wanted);
+        hidden ||= out(value) !== 0 || out(wanted) !== 0;
+      });
+      const lines = { predicted: shift, cheapest: bestShift, ...(found && { measured: found.along }) };
+      hidden ||= largestOf(Object.values(lines).flat()) > state.depth * (1 + 1e-9);
+      beyond.textContent = hidden ? "Something lies beyond the scales (an arrow instead of a square or a handle, a line cut off): Rescale shows it." : "";
+      drawAnswer(output, found);
+      drawAlong(lines);
+      showTexts(found);
+      clearTimeout(state.spoken); // speak when the reader rests, not at every step of a drag
+      state.spoken = setTimeout(() => { live.textContent = words; }, 400);
+    }
+
+    /** The colored part of a slider, from zero to where its handle is. */
+    function fill(track, part, zeroAt) {
+      const inside = Math.min(1, Math.max(0, part));
+      track.style.setProperty("--from", Math.min(inside, zeroAt));
+      track.style.setProperty("--to", Math.max(inside, zeroAt));
+    }
+
+    function drawAnswer(output, found) {
+      const { preset } = state;
+      const [low, high] = [data.strengths[0], data.strengths.at(-1)];
+      const spans = (preset?.untrusted ?? []).map((span) => span.map(gapsOf).join(" to "));
+      const { area, across, up, top, bottom } = frame(answer, {
+        xs: [Math.min(low, 0), Math.max(high, 0)], ys: answers, x: "Promised output shift (class gaps)", y: "Output shift (class gaps)",
+        label: preset ? `Measured against promised output shift of the preset ${preset.name}. Not to be trusted: ${spans.join(", ") || "nowhere"}.`
+          : "Promised output shift; nothing is measured for your own push.",
+      });
+      for (const [from, to] of preset?.untrusted ?? []) {
+        draw(area, "rect", { class: "untrusted", x: across(from), y: top, width: across(to) - across(from), height: bottom - top });
+      }
+      const ends = [Math.max(low, answers[0]), Math.min(high, answers[1])];
+      draw(area, "path", { class: "line predicted", d: line(ends.map((value) => [across(value), up(value)])) });
+      const label = (x, y, anchor, name, shown) => draw(area, "text", { class: name, x, y, "text-anchor": anchor }, shown);
+      label(across(0.6 * high) - 10, up(0.6 * high), "end", "predicted", "promised");
+      if (preset) {
+        const at = [...data.strengths, 0].map((value, place) => [value, place]).sort((a, b) => a[0] - b[0]);
+        const points = (name) => at.map(([value, place]) => [across(value), up(place < data.strengths.length ? preset[name][place] : 0)]);
+        draw(area, "path", { class: "band", d: `${line([...points("high"), ...points("low").reverse()])}z` });
+        draw(area, "path", { class: "line measured", d: line(points("measured")) });
+        const [x, y] = points("measured").at(-1);
+        label(x - 2, y + (preset.measured.at(-1) < high ? 20 : -10), "end", "measured", "measured");
+        for (const side of preset.radius === null ? [] : [-1, 1]) {
+          draw(area, "path", { class: "radius", d: `M${across(side * preset.radius)} ${bottom - 9}l5 9h-10z` });
+        }
+      }
+      const place = { cx: across(output), cy: up(found ? found.mean : output), r: 5.5 };
+      draw(area, "circle", { class: found ? "here" : "here open", ...place });
+    }
+
+    function drawAlong(lines) {
+      const { area, across, up } = frame(along, {
+        xs: [first + 1, data.n_layers], ys: [-state.depth, state.depth], x: "State (before layer)", y: "Shift (class gaps of the state)",
+        least: 1, label: `Shift of the concept at every state, ${Object.keys(lines).join(", ")}; at the output ` +
+          `${Object.entries(lines).map(([name, values]) => `${name} ${gapsOf(values.at(-1))}`).join(", ")}.`,
+      });
+      for (const [name, values] of Object.entries(lines)) {
+        const points = values.map((value, at) => [across(first + 1 + at), up(value)]);
+        draw(area, "path", { class: `line ${name}`, d: line(points) });
+      }
+    }
+
+    function showTexts(found) {
+      const pushed = found ? found.texts : null;
+      texts.replaceChildren(
+        make("p", { class: "title" }, "What it writes, without a push and with yours at every new word"),
+        ...(pushed
+          ? data.openings.map((opening, at) => make("dl", {},
+            ...[["No push", data.plain[at]], ["Pushed", pushed[at]]].map(([name, text]) =>
+              make("div", {}, make("dt", {}, name), make("dd", {}, make("span", {}, `${opening} `), `${text} \u2026`)))))
+          : [make("p", {}, "These texts were written in advance, for the presets. Choose one to read what it does.")]),
+      );
+    }
+
+    if (story.length) follow(0);
+    else choose(presets[0], usual);
+    new ResizeObserver(() => render()).observe(answer.parentElement);
     root.dataset.ready = "";
   }
 
