@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llvlit.publishing.pages import read_notebook, read_pages
-from llvlit.publishing.rules import AT_LEAST, count_page
+from llvlit.publishing.rules import AT_LEAST, RULED, count_page
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
@@ -18,11 +18,7 @@ IN_ORDER = (
     *("control", "steering", "scaling", "ablations", "own_model"),
 )
 CHAPTERS = (*IN_ORDER[:7], "explorer", *IN_ORDER[7:])
-OLD = ("explorer",)
-"""Chapters that are yet to be written again; what stands below holds for the others."""
-
-NEW = tuple(name for name in CHAPTERS if name not in OLD)
-NOT_HOOK = tuple(name for name in NEW if name != "hook")
+NOT_HOOK = CHAPTERS[1:]
 EXERCISE = re.compile(r"^(`{3,})\{exercise\} (?P<title>.*)\n:label: (?P<label>ex-[a-z0-9-]+)\n", re.MULTILINE)
 CODE = "```{code-cell} ipython3\n"
 HINT = re.compile(r"^`{3,}\{dropdown\} Hint\n(?P<hint>.+?)\n`{3,}$", re.MULTILINE | re.DOTALL)
@@ -57,7 +53,7 @@ def exercises(name: str) -> dict[str, tuple[str, str, str]]:
     return found
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_exercises_are_graded_hinted_checked_and_their_solutions_executed(name):
     found = exercises(name)
     assert len(found) >= AT_LEAST["exercises"]
@@ -86,7 +82,7 @@ def minutes(name: str) -> tuple[int, int]:
     return int(stated[1]), int(stated[2])
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_chapter_has_its_parts_in_order(name):
     text = page(name)
     box = text.partition("```{admonition} Objectives\n:class: tip\n- ")[2].partition("```")[0]
@@ -110,7 +106,7 @@ def test_chapter_asks_predicts_defines_and_says_where_it_fails(name):
     assert re.search(r"^## .*\bfails?\b", text, re.MULTILINE), "no section says where it fails"
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_choices_stand_in_the_first_cell_and_are_used_below(name):
     first, *rest = cells(name)
     choices = dict(re.findall(r"^(\w+) = (\S+)", first, re.MULTILINE))
@@ -119,14 +115,14 @@ def test_choices_stand_in_the_first_cell_and_are_used_below(name):
         assert any(re.search(rf"\b{choice}\b", cell) for cell in rest), f"{choice} changes nothing"
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_sentences_are_written_by_hand_and_layer_0_has_a_page_of_its_own(name):
     assert not [cell for cell in cells(name) if re.search(r"\bMarkdown\(", cell)], "a cell writes sentences"
     spoken = re.findall(r"\blayer 0\b", prose(name), re.IGNORECASE)
     assert len(spoken) <= 2 or (len(spoken) <= 4 and re.search(r"\{doc\}`(layer 0 <)?layer0>?`", page(name))), spoken
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_no_rule_of_a_page_is_broken(name):
     (found,) = (found for found in read_pages(ROOT) if found.name == f"book/{name}")
     assert count_page(found, read_notebook(found)).faults == []
@@ -134,13 +130,13 @@ def test_no_rule_of_a_page_is_broken(name):
 
 def test_the_map_states_the_minutes_of_every_chapter():
     rows = re.findall(r"^\|[^|]*\|[^|]+\| \{doc\}`(\w+)` \| (\d+) \| (\d+) \|$", page("map"), re.MULTILINE)
-    told = {name: (int(read), int(run)) for name, read, run in rows if name in NEW}
+    told = {name: (int(read), int(run)) for name, read, run in rows}
     assert told == {name: minutes(name) for name in told}
     assert [name for name in told if name in IN_ORDER] == [name for name in IN_ORDER if name in told]
-    assert OLD or {*told} == {*CHAPTERS}
+    assert {*told} == {*CHAPTERS} == {*RULED}
 
 
-@pytest.mark.parametrize(("before", "after"), [pair for pair in pairwise(IN_ORDER) if {*pair} <= {*NEW}])
+@pytest.mark.parametrize(("before", "after"), pairwise(IN_ORDER))
 def test_a_chapter_opens_with_the_question_of_the_last_one(before, after):
     left = page(before).partition("**The question it leaves**")[2].partition("\n\n")[0]
     assert "?" in left and re.search(rf"<{after}>`|`{after}`", left), f"{before} does not lead to {after}"

@@ -23,8 +23,8 @@ from llvlit.publishing.pages import CONTENTS, Page, listed, read_notebook, read_
 from llvlit.publishing.plain_markdown import Directive, split, walk
 
 RULED: tuple[str, ...] = (
-    *("hook", "depth_as_time", "linearization", "reduction"),
-    *("steering", "scaling", "ablations", "own_model"),
+    *("hook", "depth_as_time", "linearization", "reduction", "gains", "order"),
+    *("control", "explorer", "steering", "scaling", "ablations", "own_model"),
 )
 """Names of the pages whose broken rules fail a build; the others' are counted only."""
 
