@@ -174,7 +174,7 @@ def changes(before: pd.DataFrame, after: pd.DataFrame, *, on: Sequence[str] = PA
     Parameters
     ----------
     before, after
-        As :func:`agreements` gives them.
+        As :func:`~llvlit.study.comparison.agreements` gives them.
     on
         What a row of one has in common with its partner in the other, besides the predictor.
 
@@ -257,7 +257,7 @@ def course(*, start: str | Path = ".") -> pd.DataFrame:
 
 
 def setting_effects(*, layers: str = "not 0", start: str | Path = ".") -> pd.DataFrame:
-    """What a change of one setting does to krylov, reachability and the adjoint, in the toys; see :func:`changes`.
+    """What a change of one setting does to krylov, reachability and the adjoint, in the toys; see ``changes``.
 
     Returns
     -------
