@@ -25,7 +25,7 @@ from filelock import FileLock
 from pyarrow import parquet
 
 from conftest import byte_tokenizer, tiny_model, tiny_module
-from llvlit import LLV, Prompts, load_model, load_recommendation, load_task, provenance, recommend
+from llvlit import LLV, Prompts, import_vectors, load_model, load_recommendation, load_task, provenance, recommend
 from llvlit.cli.main import main, parser
 from llvlit.cli.steer import Steering, _continuations, _ends
 from llvlit.engine.depth import depth_system
@@ -306,6 +306,44 @@ def test_words_and_prompts_of_ones_own_are_taken_from_files(run, tmp_path: Path)
     assert len(found["verification"]["per_prompt"][0]) == 8 and found["metadata"]["suffix"] == "."
 
 
+def test_the_printed_command_pushes_as_the_plan_does(run, tmp_path: Path) -> None:
+    for name, word in (("cheers", "good"), ("jeers", "bad")):
+        (tmp_path / name).write_text("\n".join(f"{number} of {number + 3} say: {word}" for number in range(16)))
+    asked = ("--model", "embedded/small", "--contrast", "cheers", "jeers", "--device", "cpu", "--suffix", " so")
+    asked += ("--positive", "good, fine", "--negative", "bad", "--first-tokens", "--positions", "all")
+    text = run("recommend", *asked, "--budget", 0.05, "--save", "plan", "--export", "push.gguf")
+    advice = load_recommendation("plan")
+    assert "28 others" not in text and "Prompts: 16 for directions, 8 others for the plan, 8 others" in text
+    assert "rows whose intervals overlap" in " ".join(text.split())
+    np.testing.assert_allclose(import_vectors("push.gguf").pushes, advice.vectors.pushes, rtol=1e-6, atol=1e-9)
+    assert not advice.inputs[:2].any() and not list(tmp_path.glob("*.svg"))
+    saved = shlex.split(re.search("^Use it: (.*)", text, re.MULTILINE)[1])
+    hand = run("recommend", *asked, "--budget", 0.05, "--layers", "2-11")
+    hand = shlex.split(re.search("^By hand: (.*)", hand, re.MULTILINE)[1])
+    pushed = []
+    for words in (saved, hand):
+        words[words.index("TEXT")] = "A dull film so"
+        assert words.pop(0) == "llvlit"
+        found = run(*words, "--tokens", 2, "--json")
+        pushed.append(next(iter(found["texts"][0]["pushed"][-1].values())))
+        assert found["positions"] == "all" and found["unit"] == "log-odds"
+    np.testing.assert_allclose(pushed[0]["inputs"], advice.inputs, rtol=0.06)  # of a target with two digits
+    np.testing.assert_allclose(pushed[1]["inputs"], advice.inputs, rtol=2e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--export", "a.bin", "--positions", "all"], "--export a.bin: give the name of a file that ends in .gguf"),
+        (["--export", "a.gguf"], "Add --positions all"),
+        (["--export", "a.gguf", "--positions", "all", "--layers", "1-5"], "Give --layers from 2 on"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_the_model_is_loaded(arguments, message, fail, monkeypatch) -> None:
+    monkeypatch.setattr("llvlit.cli.recommend.load_experiment", lambda _: pytest.fail("loaded"))
+    assert message in fail("recommend", *arguments)
+
+
 # Steer
 
 
@@ -338,6 +376,26 @@ def test_steer_uses_a_plan_at_several_strengths(run, plan: Path) -> None:
         tokens = [len(model.tokenizer(text)["input_ids"]) for text in (TEXTS[row], *written)]
         assert all(text.startswith(TEXTS[row]) for text in written) and len(set(written)) > 2
         assert all(1 <= n - tokens[0] <= 6 for n in tokens[1:])
+
+
+def test_steer_tells_a_push_that_costs_far_more_and_writes_the_plain_text_once(
+    run, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("llvlit.cli.steer.DEAR", 0.0)
+    asked = ("steer", "A dull film", "--plan", plan, "--tokens", 3, "--device", "cpu")
+    told = {}
+    for name, more in (("one", ()), ("several", ("--targets", 0.5, 9)), ("hand", ("--inputs", "5:3%"))):
+        text = run(*asked, *more)
+        told[name] = " ".join(text.split())
+        assert text.count("no push") == 1 and "Push before" not in text
+    assert re.search(r"The recommended push costs \S+ times what was expected: this text is unlike", told["one"])
+    assert "measured in the full model at the plan's prompts." in told["one"]
+    assert "from that in proportion" in told["several"] and "or the push is beyond" in told["several"]
+    assert told["several"].startswith("budget=") and "is beyond the trust radius" in told["several"]
+    assert "predicted by gains and metric" in told["hand"]
+    monkeypatch.setattr("llvlit.cli.steer.DEAR", np.inf)
+    assert "costs" not in run(*asked)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "bloom"])
@@ -388,9 +446,12 @@ def test_steer_makes_a_plan_where_there_is_none(run, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("llvlit.method.recommendation._trust", lambda *_: 0.5)
     text = run("steer", "A dull film", *SMALL, "--budget", 0.3, "--tokens", 5)
     assert "budget=0.3 nats is beyond the trust radius" in text
-    assert text.splitlines()[2].split() == ["plain", "recommended", "uniform"]
+    assert text.startswith("budget=0.3 nats is beyond") and "'A dull film'" in text
+    assert ["plain", "recommended", "uniform"] in [line.split() for line in text.splitlines()]
     assert len(re.findall(r"expected \+\d\.\d\d gaps, 0\.3 nats", text)) == 2
-    assert "Push before layers" in text and "left alone: 0, 1" in " ".join(text.split())
+    assert "Pushed: before layers" in " ".join(
+        text.split()
+    ) and "in the main, at the prompt's last token and every new one" in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 110
     monkeypatch.setenv("COLUMNS", "40")
     found = run("steer", "A dull film", *SMALL, "--inputs", "3:2", "5-6:-1%", "--tokens", 5)
@@ -464,12 +525,12 @@ def test_a_prompt_of_one_token_is_named_with_what_to_do(fail, tmp_path: Path) ->
     ("arguments", "message"),
     [
         (["A dull film", "--tokens", "500"], "--tokens 500 leaves no room for a prompt"),
-        (["", "--tokens", "5"], "'' has fewer than two tokens"),
+        (["", "--tokens", "5"], "TEXT is empty"),
         (["A", "--tokens", "5"], "'A' has fewer than two tokens"),
         (["word " * 300], "The prompt is longer than"),
         (["A dull film", "--target", "1e20"], "cannot be pushed that far: candidates overflow"),
         (["A dull film", "--target", "0"], "factor=0 must not be zero"),
-        (["A dull film", "--inputs", "12:1%"], "--inputs '12:1%' is no push before a layer from 0 to 11"),
+        (["A dull film", "--inputs", "12:1%"], "before a layer from 0 to 11. Write 6:3% for"),
         (["A dull film", "--inputs", "3:"], "--inputs '3:' is no push"),
         (["A dull film", "--inputs", "3:x%"], "'x' is no number"),
         (["A dull film", "--inputs", "3:1e30"], "cannot be pushed that far"),
@@ -489,8 +550,9 @@ def test_a_plan_that_was_changed_is_not_used(fail, plan: Path, tmp_path: Path) -
     shutil.copytree(plan, copy)
     weights = copy / "plan.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert "changed after it was written" in fail("steer", "--plan", copy)
-    assert "no complete recommendation" in fail("steer", "--plan", tmp_path)
+    assert "changed after it was written" in fail("steer", "--plan", copy, status=1)
+    assert "no complete recommendation" in fail("steer", "--plan", tmp_path, status=1)
+    assert "there is no folder missing" in fail("steer", "--plan", "missing", status=1)
 
 
 def test_chat_is_in_the_prompts_and_in_the_metadata_and_told_once(run, fail, last_words: Path, tmp_path: Path) -> None:

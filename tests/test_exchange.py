@@ -124,6 +124,10 @@ def test_the_file_is_what_llama_cpp_asks_for(gpt2: LanguageModel, tmp_path: Path
     reader = gguf.GGUFReader(tmp_path / "a.gguf")
     assert reader.get_field("general.architecture").contents() == "controlvector"
     assert reader.get_field("controlvector.model_hint").contents() == "unknown"
+    export_vectors(SteeringVectors(pushes(gpt2, 2), model="gemma3_text"), tmp_path / "b.gguf")
+    assert import_vectors(tmp_path / "b.gguf").model == "gemma3"  # as llama.cpp names it
+    with pytest.raises(InputError, match=r"use plan.export\(path\)"):
+        export_vectors(None, tmp_path / "c.gguf")  # type: ignore[arg-type]
     count = reader.get_field("controlvector.layer_count")
     assert (count.types, count.contents()) == ([gguf.GGUFValueType.UINT32], gpt2.n_layers - 1)
     assert [each.name for each in reader.tensors] == ["direction.1", "direction.2", "direction.3"]

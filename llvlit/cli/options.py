@@ -118,7 +118,8 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
         "--contrast",
         nargs=2,
         metavar="FILE",
-        help="your own prompts in place of a task: two text files, one prompt a line, those with the concept first",
+        help="your own prompts in place of a task: two text files, one prompt a line, those with the concept first; "
+        "let them end like the texts that you will steer",
     )
     group.add_argument(
         "--data-dir", metavar="FOLDER", help="where NAME.parquet, .csv or .jsonl lies, so that --task NAME finds it"
@@ -128,13 +129,15 @@ def add_experiment(parser: argparse.ArgumentParser) -> None:
         type="count",
         metavar="N",
         default=50,
-        help="prompts of each class to predict from, and as many others to test on (default 50); directions are found "
-        "on four times as many, or twice where the task has no more; fewer take less time and tell less",
+        help="prompts of each class to predict from, and as many others to test on (default 50, of which recommend and "
+        "steer use 16; of two files, a quarter at most); directions are found on four times as many, or twice where "
+        "there are no more; fewer take less time and tell less",
     )
     group.add_argument(
         "--suffix",
         type="text",
-        help='what every prompt ends in, such as " The film was" (default: what the task says)',
+        help='what every prompt ends in, such as " The film was" (default: what the task says); let the texts that '
+        "you will steer end so, too",
     )
     group.add_argument("--seed", type="seed", default=0, help="which prompts are drawn (default 0)")
     group.add_argument(
@@ -159,6 +162,11 @@ def lines_of(path: str | Path) -> list[str]:
     if not lines:
         raise InputError(f"{path} is empty. Write one entry a line.")
     return lines
+
+
+def short_name(model: LanguageModel) -> str:
+    """A model's name; of a folder or a file, its own without the path."""
+    return Path(model.name).name if Path(model.name).exists() else model.name
 
 
 def task_title(options: argparse.Namespace) -> str:
@@ -250,6 +258,7 @@ def report(
     about: Sequence[str],
     save: Callable[[Path], None],
     draw: Callable[[dict[str, Any], Path], None],
+    export: Callable[[Path], object] | None = None,
 ) -> None:
     """Write the files that were asked for, and show what was found: as text, or as JSON without what it is about."""
     lines = [text]
@@ -257,6 +266,9 @@ def report(
         if "save" in places:
             save(places["save"])
             lines.append(f"Saved: {options.save}")
+        if export and "export" in places:
+            export(places["export"])
+            lines.append(f"Exported: {options.export}")
         if "plot" in places:
             draw(found, places["plot"])
             found["figure"] = str(places["plot"])

@@ -19,6 +19,7 @@ from llvlit.cli.options import (
     load_experiment,
     prompts_note,
     report,
+    short_name,
     task_title,
 )
 from llvlit.cli.terminal import columns
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from llvlit.engine.tokens import TokenizedPrompts
     from llvlit.method.concepts import Directions
     from llvlit.method.outputs import TokenContrast
-    from llvlit.method.plans import Plan
     from llvlit.method.recommendation import Recommendation
 
 MOST_PROMPTS = 32
@@ -56,19 +56,44 @@ def mount(commands: Any) -> None:
         "--shift",
         type="number",
         metavar="AMOUNT",
-        help="what the push should do, in place of a budget: the shift of the output in its own units",
+        help="what the push should do, in place of a budget: the shift of words in log-odds, or of the concept in the "
+        "units of its reading",
     )
     add_plan(parser)
     add_experiment(parser)
     parser.add_argument("--positions", choices=("last", "all"), default="last", help=POSITIONS)
     parser.add_argument("--save", metavar="FOLDER", help="save the plan there, for `llvlit steer --plan FOLDER`")
     parser.add_argument("--figure", metavar="FILE", help="draw the plan over the layers, as .svg or .png")
+    parser.add_argument(
+        "--export",
+        metavar="FILE.gguf",
+        help="write the pushes as a control vector for llama.cpp, which pushes every token, and not before layers 0 "
+        "and 1: with --positions all, and --layers from 2 on (default: those)",
+    )
+    parser.add_argument_group("what the plans are called", textwrap.fill(NAMES, WIDTH))
+    parser.set_defaults(usual={name: parser.get_default(name) for name in REPEATED})
 
 
 EXAMPLES = """\
 llvlit recommend --budget 0.2 --save plan --figure plan.svg
 llvlit recommend --positive "great, good" --negative "bad, awful" --layers 8-20
-llvlit recommend --model smollm2-135m --contrast polite.txt rude.txt --chat --save polite"""
+llvlit recommend --model smollm2-135m --contrast polite.txt rude.txt --chat --save polite
+llvlit recommend --positions all --export push.gguf"""
+REPEATED = (
+    *("dtype", "device", "task", "contrast", "data_dir", "prompts", "suffix", "seed", "chat", "token_index"),
+    *("positive", "negative", "first_tokens", "horizon", "positions"),
+)
+"""Options that pushes by hand need as well, where they are not as usual."""
+NAMES = (
+    "An optimum moves the output farthest for its divergence, by gains and metric; so that no push becomes extreme, a "
+    "share of its relative energy counts as cost, too (regularized). The least relative energy: the smallest pushes "
+    "that reach the shift. Efficiency-weighted: each layer as if it were alone. Uniform: the same share of the state's "
+    "length before all layers; late third: before the last third of them; depth 0.4: before one, two fifths of the way."
+)
+WINNER = (
+    "> won where all were compared on prompts that they were not made from. Its numbers were then read apart from that "
+    "choice, so another row may show more; rows whose intervals overlap may well be equal."
+)
 POSITIONS = "which tokens are pushed: the prompt's last and then every new one (default), or all, the prompt's too"
 
 
@@ -118,36 +143,49 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 def recommend(options: argparse.Namespace) -> None:
     """Say which layers to push, and how strongly: one sentence first, then what other plans would do at the same cost,
     and what this one did on prompts that it had not seen. No trial of yours is needed. The plan is made from 32 prompts
-    and tested on 32 others.
+    at most and tested on as many others; it says how many.
     """
     from llvlit.method.concepts import concept_directions
+    from llvlit.method.exchange import FIRST_LAYER
 
     places = _places(options)
     output = output_of(options)  # before the model, which takes longer
     model, splits = load_experiment(options)
+    if output is not None:
+        output.tokens(model)  # words that cannot be read are refused before anything is computed
+    if options.export and options.layers is None:
+        options.layers = (FIRST_LAYER["gguf"], model.n_layers - 1)
     with told() as notes:
         directions = concept_directions(model, splits["concept"])
         found = make_plan(model, splits, directions, options, output=output, positions=options.positions)
-    verification = found.verify(model, head(splits["evaluation"]))
+    evaluation = head(splits["evaluation"])
+    verification = found.verify(model, evaluation)
+    used = {"directions": len(splits["concept"]), "plan": len(head(splits["operating"])), "test": len(evaluation)}
     title = f"{model.name} on {task_title(options)}"
     facts = {
         **facts_of(found),
         "alternatives": [asdict(plan) for plan in found.alternatives],
         "verification": {name: getattr(verification, name) for name in ("shift", "kl", "held", "near", "per_prompt")},
         "notes": notes,
+        "prompts": used,
         "figure": None,
         "metadata": found.metadata,
     }
     lines = [
-        *textwrap.wrap(str(found), WIDTH),
+        *_wrapped(*notes, str(found)),
         "",
-        f"{title}. {_aim(found)}, expected at new prompts:",
+        *_wrapped(f"{title}. {_aim(found)}, expected at new prompts:"),
         "",
-        table((found.plan, *found.alternatives)),
+        table(found),
         "",
-        *textwrap.wrap(str(verification), WIDTH),
-        f"By hand: {by_hand(found, options)}",
-        *(line for note in notes for line in textwrap.wrap(note, WIDTH)),
+        *_wrapped(WINNER),
+        "",
+        *_wrapped(
+            str(verification),
+            f"Prompts: {used['directions']} for directions, {used['plan']} others for the plan, {used['test']} others "
+            "to test it on.",
+        ),
+        f"{'Use it' if options.save else 'By hand'}: {in_use(found, options)}",
         *prompts_note(head(splits["operating"])),
         f"Computed in {model.precision}.",
     ]
@@ -158,7 +196,8 @@ def recommend(options: argparse.Namespace) -> None:
         "\n".join(lines),
         about=(),
         save=found.save,
-        draw=lambda _, path: draw(found, path, title),
+        draw=lambda _, path: draw(found, path, f"{short_name(model)} on {task_title(options)}"),
+        export=found.export,
     )
 
 
@@ -241,30 +280,60 @@ def facts_of(found: Recommendation) -> dict[str, Any]:
     }
 
 
+def _wrapped(*paragraphs: str) -> list[str]:
+    return [line for paragraph in paragraphs for line in textwrap.wrap(paragraph, WIDTH)]
+
+
 def _aim(found: Recommendation) -> str:
-    same = f"a divergence of {found.target:.3g} nats" if found.aim == "kl" else f"a shift of {found.target:.3g}"
-    return f"Plans that meet {same}"
+    from llvlit.method.warranty import shift_unit
+
+    size, unit = shift_unit(found.output, found.directions)
+    shift = f"a shift of {found.target / size:.3g} {unit}".strip()
+    return f"Plans that meet {f'a divergence of {found.target:.3g} nats' if found.aim == 'kl' else shift}"
 
 
-def table(plans: tuple[Plan, ...]) -> str:
+def table(found: Recommendation) -> str:
     """Plans in columns, the recommended one first."""
+    from llvlit.method.plans import in_units
+    from llvlit.method.warranty import shift_unit
+
+    size, unit = shift_unit(found.output, found.directions)
     rows = [
         {
             "plan": f"{'>' if place == 0 else ' '} {plan.name}",
-            "shift (95 % interval)": str(plan.shift),
+            f"shift{f' in {unit}' * bool(unit)} (95 % interval)": str(in_units(plan.shift, size)),
             "nats": str(plan.kl),
         }
-        for place, plan in enumerate(plans)
+        for place, plan in enumerate((found.plan, *found.alternatives))
     ]
     return columns(rows)
 
 
-def by_hand(found: Recommendation, options: argparse.Namespace) -> str:
-    """The command that pushes as the plan does in the main, without it."""
+def in_use(found: Recommendation, options: argparse.Namespace) -> str:
+    """The command that pushes as the plan does: by the folder where it was saved, else by all its pushes."""
+    from llvlit.method.warranty import shift_unit
+
+    words = ["llvlit", "steer", "TEXT"]
+    if options.save:
+        size, _ = shift_unit(found.output, found.directions)
+        targets = [f"{part * found.shift.value / size:.2g}" for part in (0.5, 1)]
+        given = [word for name in ("dtype", "device") for word in _repeated(name, options)]
+        return shlex.join([*words, "--plan", options.save, *given, "--targets", *targets])
+    words += ["--model", options.model, *(word for name in REPEATED for word in _repeated(name, options))]
     relative = found.inputs / found.sizes
-    named = ["--contrast", *options.contrast] if options.contrast else ["--task", options.task]
-    words = ["llvlit", "steer", "TEXT", "--model", options.model, *named, *["--chat"] * options.chat, "--inputs"]
-    return shlex.join([*words, *(f"{layer}:{relative[layer]:.2%}" for layer in found.layers)])
+    pushed = relative.nonzero()[0].tolist()
+    return shlex.join([*words, "--inputs", *(f"{layer}:{100 * relative[layer]:.4g}%" for layer in pushed)])
+
+
+def _repeated(name: str, options: argparse.Namespace) -> list[str]:
+    """An option as it was given; nothing where it is as usual."""
+    value = getattr(options, name)
+    option = f"--{name.replace('_', '-')}"
+    if value == options.usual[name]:
+        return []
+    if isinstance(value, bool):
+        return [option]
+    return [option, *value] if isinstance(value, list) else [f"{option}={value}"]
 
 
 def draw(found: Recommendation, path: Path, title: str) -> None:
@@ -280,17 +349,27 @@ def draw(found: Recommendation, path: Path, title: str) -> None:
 def _places(options: argparse.Namespace) -> dict[str, Path]:
     """Where files go; a place that cannot be written to is refused before anything is computed."""
     from llvlit.files import check_ours
+    from llvlit.method.exchange import FIRST_LAYER, check_replaceable
     from llvlit.method.recommendation import KIND
 
-    given = {"save": options.save, "plot": options.figure}
+    given = {"save": options.save, "plot": options.figure, "export": options.export}
     places = {name: Path(word) for name, word in given.items() if word}
-    figure = places.get("plot", Path("none.svg"))
-    if figure.suffix.lower() not in (".png", ".svg") or figure.is_dir():
-        raise InputError(f"--figure {figure}: give the name of a file that ends in .svg or .png.")
-    for option, path in places.items():
+    for name, option, endings in (("plot", "--figure", (".svg", ".png")), ("export", "--export", (".gguf",))):
+        if name in places and (places[name].suffix.lower() not in endings or places[name].is_dir()):
+            raise InputError(f"{option} {places[name]}: give the name of a file that ends in {' or '.join(endings)}.")
+    for name, path in places.items():
         if not path.absolute().parent.is_dir():
-            name, kind = ("--save", "folder") if option == "save" else ("--figure", "file")
-            raise InputError(f"{name} {path} cannot be written. Give a {kind} in a folder that exists.")
+            option, kind = ("--figure" if name == "plot" else f"--{name}"), "folder" if name == "save" else "file"
+            raise InputError(f"{option} {path} cannot be written. Give a {kind} in a folder that exists.")
     if "save" in places:
         check_ours(places["save"], KIND)
+    if "export" in places:
+        first = FIRST_LAYER["gguf"]
+        if options.positions != "all":
+            raise InputError("--export: llama.cpp pushes every token. Add --positions all.")
+        if options.layers and options.layers[0] < first:
+            raise InputError(
+                f"--export: llama.cpp pushes before no layer below {first}. Give --layers from {first} on."
+            )
+        check_replaceable(places["export"])
     return places

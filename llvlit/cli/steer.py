@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import textwrap
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llvlit.cli.options import add_experiment, command, load_experiment, prompts_note, task_title
+from llvlit.cli.options import add_experiment, command, load_experiment, prompts_note, short_name, task_title
 from llvlit.cli.recommend import WIDTH, add_plan, facts_of, head, make_plan, output_of, told
 from llvlit.cli.terminal import show, side_by_side, terminal_width
 from llvlit.errors import FileError, InputError, NumericalError
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 PROMPT, MODEL = "The plot was thin and", "embedded/large"
 AT_ONCE = 32
 """Texts that are generated together."""
+DEAR = 2.0
+"""How many times the nats that were expected a push costs from which on it is told."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Push:
     inputs: np.ndarray
     shift: float | None = None
     kl: float | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,10 @@ EXAMPLES = f"""\
 llvlit steer "{PROMPT}" "The actors" --plan plan --targets 1 2 4
 llvlit steer "The film was" --model smollm2-135m --task sst2.parquet --budget 0.3
 llvlit steer "The film was" --inputs 12-15:4% 20:-2%"""
+MEASURED = "measured in the full model at the plan's prompts"
+SCALED = "measured there at the plan's strength, and from that in proportion, the nats with the square"
+PREDICTED = "predicted by gains and metric, to second order"
+"""Where expectations come from."""
 PLAN_ONLY = ("layers", "limit", "horizon", "towards", "task", "contrast", "suffix", "data_dir", "prompts", "seed")
 """Options that say how a plan is made, and nothing where one is at hand."""
 
@@ -150,23 +159,29 @@ def steer(options: argparse.Namespace) -> None:
                 expected = None if push.shift is None else {"shift": push.shift / size, "kl": push.kl}
                 done = dict(zip(("shift", "kl"), next(measured), strict=True))
                 each = {"text": next(written), "expected": expected, "measured": done, "inputs": push.inputs}
+                each |= {"expected_from": push.source or None}
                 block[push.name] = each
             blocks.append(block)
         found.append({"prompt": text, "plain": plain, "pushed": blocks})
     about: dict[str, Any] = {"unit": unit, "positions": steering.positions, "notes": notes, "prompts": tokens.metadata}
     about |= {"plan": facts_of(steering.plan) if steering.plan and not options.inputs else None}
-    lines = [*(line for each in found for line in _lines(each, unit)), *_legend(model, steering, options)]
-    lines += [line for note in notes for line in textwrap.wrap(note, WIDTH)] + prompts_note(tokens)
+    lines = [line for note in notes for line in textwrap.wrap(note, WIDTH)] + [""] * bool(notes)
+    lines += [line for each in found for line in _lines(each, unit)] + _legend(model, steering, options)
+    lines += prompts_note(tokens)
     show(options, {**about, "texts": found}, "\n".join([*lines, f"Computed in {model.precision}."]))
 
 
 def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedPrompts, Steering]:
     """The model, the texts as tokens, and what steers them."""
+    import numpy as np
+
     from llvlit.engine.models import load_model
     from llvlit.method.concepts import concept_directions
     from llvlit.method.recommendation import load_recommendation
 
     output, texts = output_of(options), options.texts or [PROMPT]
+    if not all(text.strip() for text in texts):
+        raise InputError("TEXT is empty: there is nothing to write on from. Give the beginning of a sentence.")
     if options.target is not None:
         options.targets = [options.target]
     if options.plan:
@@ -175,10 +190,14 @@ def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedProm
                 f"--{ignored[0].replace('_', '-')} says how a plan is made, and {options.plan} is one already. Leave "
                 "it out, or make another with `llvlit recommend`."
             )
+        if not Path(options.plan).is_dir():
+            raise FileError(
+                f"--plan: there is no folder {options.plan}. Save a plan there with `llvlit recommend --save`."
+            )
         try:
             plan = load_recommendation(options.plan)
         except FileError as error:
-            raise InputError(f"--plan: {error}") from error
+            raise FileError(f"--plan: {error}") from error
         model = load_model(options.model or plan.metadata["model"], device=options.device, dtype=options.dtype)
         plan.check_model(model)
         if output is not None:
@@ -189,14 +208,21 @@ def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedProm
         positions = _positions(options.positions, plan)
         if options.inputs:
             inputs = _by_hand(options.inputs, plan.sizes)
-            pushes = [[Push("by hand", inputs, float(plan.gains.mean @ inputs), float(plan.fisher.kl(inputs).mean()))]]
+            shift, kl = float(plan.gains.mean @ inputs), float(plan.fisher.kl(inputs).mean())
+            pushes = [[Push("by hand", inputs, shift, kl, PREDICTED)]]
         else:
-            pushes = [_rivals(each) for each in _strengths(plan, options)]
+            strengths = _strengths(plan, options)
+            _warn(strengths)
+            pushes = [_rivals(each, plan) for each in strengths]
         return model, tokens, Steering(pushes, plan.directions, positions, plan.output, plan.horizon, plan)
     options.model = options.model or MODEL
     options.token_index = -1 if options.token_index is None else options.token_index
     model, splits = load_experiment(options)
     tokens = _tokens(model, texts, options, chat=options.chat)
+    if output is not None:
+        output.tokens(model)  # like the words by hand, refused before anything is computed
+    if options.inputs:
+        _by_hand(options.inputs, np.ones(model.n_layers))
     positions, directions = options.positions or "last", concept_directions(model, splits["concept"])
     if options.inputs:
         pushes = [[Push("by hand", _by_hand(options.inputs, _sizes(model, head(splits["operating"]))))]]
@@ -207,7 +233,9 @@ def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedProm
     plan = make_plan(
         model, splits, directions, options, output=output, positions="all" if positions == "all" else "last"
     )
-    pushes = [_rivals(each) for each in (_strengths(plan, options) if options.targets else [plan])]
+    strengths = _strengths(plan, options) if options.targets else [plan]
+    _warn(strengths[1:])  # of the first, the plan has warned
+    pushes = [_rivals(each, plan) for each in strengths]
     return model, tokens, Steering(pushes, directions, _positions(positions, plan), output, plan.horizon, plan)
 
 
@@ -233,16 +261,26 @@ def _strengths(plan: Recommendation, options: argparse.Namespace) -> list[Recomm
     return [plan.scaled((options.budget / plan.kl.value) ** 0.5) if options.budget else plan]
 
 
-def _rivals(plan: Recommendation) -> list[Push]:
-    """The plan, and uniform inputs that are expected to cost as much."""
+def _warn(strengths: list[Recommendation]) -> None:
+    from llvlit.method.recommendation import beyond_trust
+
+    for warning in filter(None, map(beyond_trust, strengths)):
+        warnings.warn(warning, stacklevel=2)
+
+
+def _rivals(plan: Recommendation, made: Recommendation) -> list[Push]:
+    """The plan at a strength, and uniform inputs that are expected to cost as much."""
+    import numpy as np
+
     from llvlit.method.plans import scaled_plan
 
-    rivals = [Push("recommended", plan.inputs, plan.shift.value, plan.kl.value)]
+    source = MEASURED if np.allclose(plan.inputs, made.inputs, rtol=1e-3, atol=0) else SCALED
+    rivals = [Push("recommended", plan.inputs, plan.shift.value, plan.kl.value, source)]
     for other in plan.alternatives:
         if other.name == "uniform":
             sign = 1 if plan.shift.value * other.shift.value > 0 else -1
             same = scaled_plan(other, sign * float((plan.kl.value / other.kl.value) ** 0.5))
-            rivals.append(Push("uniform", same.inputs, same.shift.value, same.kl.value))
+            rivals.append(Push("uniform", same.inputs, same.shift.value, same.kl.value, source))
     return rivals
 
 
@@ -252,14 +290,14 @@ def _by_hand(words: list[str], sizes: np.ndarray) -> np.ndarray:
 
     from llvlit.checks import number
 
-    inputs = np.zeros(len(sizes))
+    inputs, near = np.zeros(len(sizes)), len(sizes) // 2
     for word in " ".join(words).split():
         match = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?:([^%]+)(%?)", word)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not match or not first <= last < len(sizes):
             raise InputError(
-                f"--inputs {word!r} is no push before a layer from 0 to {len(sizes) - 1}. Write 20:3% for 3 % of the "
-                "state's length before layer 20, 20-24:3% for several, and 20:3 for an input of 3."
+                f"--inputs {word!r} is no push before a layer from 0 to {len(sizes) - 1}. Write {near}:3% for 3 % of "
+                f"the state's length before layer {near}, 0-{near}:3% for several, and {near}:3 for an input of 3."
             )
         try:
             size = number("push", float(match[3]))
@@ -301,16 +339,32 @@ def _tokens(model: LanguageModel, texts: list[str], options: argparse.Namespace,
 
 def _lines(found: dict[str, Any], unit: str) -> list[str]:
     """The continuations of a text side by side, a block for each strength."""
+    plain, blocks = found["plain"], found["pushed"]
     lines = [f"{found['prompt']!r}", ""]
-    for block in found["pushed"]:
+    if len(blocks) > 1:  # once, not beside each strength
+        lines += [side_by_side({"plain": f"no push\n\n{plain}"}, terminal_width()), ""]
+    for block in blocks:
         below = "\n" * sum(1 + (each["expected"] is not None) for each in [*block.values()][:1])
-        texts = {"plain": f"no push{below}\n{found['plain']}"}
+        texts = {} if len(blocks) > 1 else {"plain": f"no push{below}\n{plain}"}
         for name, each in block.items():
             expected, measured = each["expected"], each["measured"]
             facts = [f"expected {_fact(expected, unit)}"] if expected else []
             texts[name] = "\n".join([*facts, f"measured {_fact(measured, unit)}", "", each["text"]])
         lines += [side_by_side(texts, terminal_width()), ""]
+        dear = [line for name, each in block.items() for line in _dear(name, each)]
+        lines += [*dear, ""] if dear else []
     return lines
+
+
+def _dear(name: str, push: dict[str, Any]) -> list[str]:
+    """Lines on a push that costs far more than was expected; none on another."""
+    if not push["expected"]:
+        return []
+    times = push["measured"]["kl"] / push["expected"]["kl"]
+    why = "this text is unlike the prompts of the plan"
+    why += "" if push["expected_from"] == MEASURED else ", or the push is beyond what such a prediction holds for"
+    told = f"The {name} push costs {times:.2g} times what was expected: {why}."
+    return textwrap.wrap(told, WIDTH) if times > DEAR else []
 
 
 def _fact(effect: dict[str, float], unit: str) -> str:
@@ -319,6 +373,8 @@ def _fact(effect: dict[str, float], unit: str) -> str:
 
 def _legend(model: LanguageModel, steering: Steering, options: argparse.Namespace) -> list[str]:
     """What the numbers above the texts mean."""
+    from llvlit.method.recommendation import before
+
     read = f"the {steering.output}" if steering.output is not None else "the concept's reading"
     if steering.output is None and steering.unit[1] == "gaps":
         read += ", in units of the distance between the classes' means"
@@ -326,13 +382,17 @@ def _legend(model: LanguageModel, steering: Steering, options: argparse.Namespac
     what = f"{options.plan}: " if options.plan else f"{task_title(options)}: "
     suffix = steering.plan.metadata["suffix"] if steering.plan else ""
     like = f" that end in {suffix!r}" if suffix else ""
-    told = f"{what}{read}, and the divergence of the next token of {model.name}. "
+    told = f"{what}{read}, and the divergence of the next token of {short_name(model)}. "
     if steering.plan is not None:
-        told += f"Expected: at new prompts{like}, on average. "
+        sources = dict.fromkeys(push.source for pushes in steering.pushes for push in pushes)
+        told += f"Expected: at new prompts{like}, on average; {', or '.join(sources)}. "
     told += f"Measured: at this one, in the full model{over}."
-    lines = textwrap.wrap(told, WIDTH)
-    by_plan = steering.plan is not None and not options.inputs
-    return [*lines, "", *textwrap.wrap(str(steering.plan), WIDTH)] if by_plan else lines
+    if steering.plan is not None and not options.inputs:
+        at = {"all": "every token", "prompt": "the prompt's last token"}.get(
+            steering.positions, "the prompt's last token and every new one"
+        )
+        told += f" Pushed: {before(list(steering.plan.layers))} in the main, at {at}."
+    return textwrap.wrap(told, WIDTH)
 
 
 def _continuations(

@@ -119,7 +119,7 @@ class SteeringVectors:
 
 
 def export_vectors(vectors: SteeringVectors, path: str | Path, *, format: str = "gguf") -> None:
-    """Write steering vectors for another runtime, whole or not at all.
+    """Write steering vectors for another runtime, whole or not at all; a file of such vectors is replaced.
 
     Parameters
     ----------
@@ -150,18 +150,23 @@ def export_vectors(vectors: SteeringVectors, path: str | Path, *, format: str = 
     Traceback (most recent call last):
     llvlit.errors.InputError: positions='last' cannot be told in the format gguf, which pushes every token. ...
     """
-    instance("vectors", vectors, SteeringVectors, "steering vectors")
+    instance("vectors", vectors, SteeringVectors, "steering vectors; to write a recommendation, use plan.export(path)")
     blocks = _blocks(vectors, choice("format", format, FORMATS))
     path = checks.path("path", path)
+    check_replaceable(path)
+    if format == "easysteer":
+        write_json(path, _spec(vectors, blocks))
+    else:
+        write_atomically(path, lambda temporary: _write_gguf(temporary, vectors, blocks))
+
+
+def check_replaceable(path: Path) -> None:
+    """FileError if a file is there that holds something else than steering vectors."""
     if path.is_file() and path.stat().st_size:
         try:
             _read(path)
         except FileError as error:
             raise FileError(f"{path} is there already, and holds no steering vectors. Name another file.") from error
-    if format == "easysteer":
-        write_json(path, _spec(vectors, blocks))
-    else:
-        write_atomically(path, lambda temporary: _write_gguf(temporary, vectors, blocks))
 
 
 def import_vectors(
@@ -309,7 +314,8 @@ def _held(source: object) -> _Found:
 
 def _write_gguf(path: Path, vectors: SteeringVectors, blocks: dict[int, np.ndarray]) -> None:
     writer = _gguf().GGUFWriter(path, ARCHITECTURE)
-    writer.add_string(f"{ARCHITECTURE}.model_hint", vectors.model or UNKNOWN)
+    hint = vectors.model.removesuffix("_text")  # llama.cpp calls gemma3 what transformers calls gemma3_text
+    writer.add_string(f"{ARCHITECTURE}.model_hint", hint or UNKNOWN)
     writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(blocks))
     if vectors.metadata:
         writer.add_string("llvlit.metadata", json.dumps(vectors.metadata, sort_keys=True))

@@ -48,6 +48,11 @@ class Prediction:
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
+def in_units(prediction: Prediction, size: float) -> Prediction:
+    """A prediction in units of a size above zero."""
+    return Prediction(prediction.value / size, prediction.low / size, prediction.high / size)
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A shape of inputs at the strength that meets the aim, and what it is expected to do at new prompts.

@@ -40,12 +40,20 @@ from llvlit.method.gains import (
     smallest_step,
 )
 from llvlit.method.outputs import Output
-from llvlit.method.plans import Plan, Prediction, SecondOrder, competing_plans, held_out_in_turn, scaled_plan
+from llvlit.method.plans import (
+    Plan,
+    Prediction,
+    SecondOrder,
+    competing_plans,
+    held_out_in_turn,
+    in_units,
+    scaled_plan,
+)
 from llvlit.method.results import own_content
 from llvlit.method.routing import RARE, has_routes, rerouted_tokens
 from llvlit.method.saved_plans import KIND, read_plan, write_plan
 from llvlit.method.trust import coefficients, radius
-from llvlit.method.warranty import Verification, text_digest, verify
+from llvlit.method.warranty import Verification, shift_unit, text_digest, verify
 from llvlit.prompts import Prompts
 
 PUSH = "relative size of the plan's largest push"
@@ -152,17 +160,24 @@ class Recommendation:
         named = list(self.layers)
         least, most = (f"{bound:.2g}" for bound in (100 * relative[named].min(), 100 * relative[named].max()))
         sizes = f"{most} %" if most == least else f"{least} to {most} %"
+        faint = [layer for layer in np.flatnonzero(relative).tolist() if layer not in named]
+        more = f", and {before(faint)} by {100 * relative[faint].max():.2g} % at most" if faint else ""
         what = "the concept's reading" if self.output is None else f"the {self.output}"
         moves = "rise" if self.shift.value > 0 else "fall"
-        gap = float(self.directions.gaps[-1])
-        in_gaps = "" if self.output is not None or not gap > 0 else f" ({abs(self.shift.value) / gap:.2g} class gaps)"
+        size, unit = shift_unit(self.output, self.directions)
+        by = _with_error(in_units(self.shift, size))
+        told = f"{by} {unit} ({_with_error(self.shift)} in its own units)" if unit else by
         where = {"all": "every token"}.get(self.positions, "each new token" if self.horizon > 1 else "the last token")
         over = "" if self.horizon == 1 else f" on average over {self.horizon} new tokens"
-        left = _ranges(list(self.gains.borrowed))
-        alone = f" Layers without a direction of their own are left alone: {left}." if left else ""
+        left = list(self.gains.borrowed)
+        alone = (
+            f" Nothing is pushed {before(left)}: the two classes part there no more than shuffled labels would."
+            if left
+            else ""
+        )
         return (
-            f"Push before layer{'s' * (len(named) > 1)} {_ranges(named)} at {where}, by {sizes} of the state's length; "
-            f"expect {what} to {moves} by {_with_error(self.shift)}{in_gaps} at {_with_error(self.kl)} nats{over}. "
+            f"Push {before(named)} at {where}, by {sizes} of the state's length{more}; "
+            f"expect {what} to {moves} by {told} at {_with_error(self.kl)} nats{over}. "
             f"The linear prediction holds to 10 % up to {self.trust_radius:.2g} times this push.{alone}"
             f"{_rerouted(self)}"
         )
@@ -248,8 +263,9 @@ class Recommendation:
     ) -> Recommendation:
         """Write the plan for another runtime; what its format cannot say is solved away first.
 
-        llama.cpp and repeng push every token, and not before the first layers.  Where the plan does otherwise, the
-        model and its prompts are asked for a new one that does not, for the same aim.
+        A file of steering vectors that is there already is replaced.  llama.cpp and repeng push every token, and not
+        before the first layers.  Where the plan does otherwise, the model and its prompts are asked for a new one that
+        does not, for the same aim.
 
         Parameters
         ----------
@@ -511,15 +527,23 @@ def recommend(
             "that of no curve. What is expected was measured in the full model.",
             stacklevel=2,
         )
-    if radius < 1:
-        told = f"budget={target:g} nats" if aim == "kl" else f"shift={target:g}"
-        warnings.warn(
-            f"{told} is beyond the trust radius: the linear prediction of the shift holds to 10 % up to {radius:.2g} "
-            "times this push. What is expected was measured in the full model; beyond it text suffers first. Ask for "
-            "less, or verify.",
-            stacklevel=2,
-        )
+    if told := beyond_trust(found):
+        warnings.warn(told, stacklevel=2)
     return found
+
+
+def beyond_trust(found: Recommendation) -> str:
+    """What is told of a plan that is stronger than its linear prediction holds for; nothing of another."""
+    if found.trust_radius >= 1:
+        return ""
+    size, unit = shift_unit(found.output, found.directions)
+    in_units = f" ({found.target / size:.3g} {unit})" if unit else ""
+    told = f"budget={found.target:.3g} nats" if found.aim == "kl" else f"shift={found.target:.3g}{in_units}"
+    return (
+        f"{told} is beyond the trust radius: the linear prediction of the shift holds to 10 % up to "
+        f"{found.trust_radius:.2g} times this push. What is expected was measured in the full model; beyond it text "
+        "suffers first. Ask for less, or verify."
+    )
 
 
 def _bounds(model: LanguageModel, layers: tuple[int, int] | None) -> tuple[int, int]:
@@ -569,6 +593,11 @@ def _with_error(prediction: Prediction) -> str:
     half = (prediction.high - prediction.low) / 2
     digits = max(0, 1 - int(np.floor(np.log10(half)))) if half > 0 else 3
     return f"{abs(prediction.value):.{digits}f} ± {half:.{digits}f}"
+
+
+def before(layers: list[int]) -> str:
+    """Where pushes are: ``before layers 3, 5 to 8``."""
+    return f"before layer{'s' * (len(layers) > 1)} {_ranges(layers)}"
 
 
 def _ranges(layers: list[int]) -> str:

@@ -11,8 +11,10 @@ import numpy as np
 from llvlit.engine.models import LanguageModel
 from llvlit.engine.tokens import TokenizedPrompts
 from llvlit.errors import InputError
+from llvlit.method.concepts import Directions
 from llvlit.method.effects import push_effects, sources, with_continuations
-from llvlit.method.plans import Prediction, measured
+from llvlit.method.outputs import Output
+from llvlit.method.plans import Prediction, in_units, measured
 from llvlit.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -58,10 +60,18 @@ class Verification:
         n_prompts = self.per_prompt.shape[1]
         verdict = "The warranty held" if self.held else "The warranty did NOT hold"
         within = "within" if self.near else "NOT within"
+        size, unit = shift_unit(self.corrected.output, self.corrected.directions)
+        shift = f"{in_units(self.shift, size)} {unit}".strip()
         return (
-            f"{verdict} at {n_prompts} other prompts: shift {self.shift}, {self.kl} nats, {within} 25 % of what was "
+            f"{verdict} at {n_prompts} other prompts: shift {shift}, {self.kl} nats, {within} 25 % of what was "
             "expected."
         )
+
+
+def shift_unit(output: Output | None, directions: Directions) -> tuple[float, str]:
+    """What a shift is told in: the class gap of a concept, in the output's units, and its name; else one, and none."""
+    gap = float(directions.gaps[-1])
+    return (gap, "class gaps") if output is None and gap > 0 else (1.0, "")
 
 
 def verify(advice: Recommendation, model: LanguageModel, prompts: Prompts | TokenizedPrompts) -> Verification:
