@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 PROMPT, MODEL = "The plot was thin and", "embedded/large"
 AT_ONCE = 32
 """Texts that are generated together."""
+UNMARKED = re.compile(r"<\|.+\|>|<\w+_\w+>")
+"""What special tokens look like, such as ``<start_of_image>``."""
 DEAR = 2.0
 """How many times the nats that were expected a push costs from which on it is told."""
 
@@ -67,7 +69,7 @@ llvlit steer "{PROMPT}" "The actors" --plan plan --targets 1 2 4
 llvlit steer "The film was" --model smollm2-135m --task sst2.parquet --budget 0.3
 llvlit steer "The film was" --inputs 12-15:4% 20:-2%"""
 MEASURED = "measured in the full model at the plan's prompts"
-SCALED = "measured there at the plan's strength, and from that in proportion, the nats with the square"
+SCALED = f"{MEASURED}, then scaled: the shift in proportion, the nats with the square"
 PREDICTED = "predicted by gains and metric, to second order"
 """Where expectations come from."""
 PLAN_ONLY = ("layers", "limit", "horizon", "towards", "task", "contrast", "suffix", "data_dir", "prompts", "seed")
@@ -427,8 +429,15 @@ def _continuations(
         for row, new in zip(rows, out[:, longest:].tolist(), strict=True):
             end = next((place for place, token in enumerate(new) if token in ends), len(new))
             whole = ([] if prompts.chat else list(prompts.ids[row])) + new[:end]
-            texts[row] = str(model.tokenizer.decode(whole, skip_special_tokens=True)).strip()
+            texts[row] = _text(model.tokenizer, whole)
     return [texts[row] for row in range(len(lengths))]
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    """Tokens as text, without special ones and those that look so, which not every file of a model marks."""
+    names = tokenizer.convert_ids_to_tokens(ids)
+    kept = [token for token, name in zip(ids, names, strict=True) if not UNMARKED.fullmatch(name or "")]
+    return str(tokenizer.decode(kept, skip_special_tokens=True)).strip()
 
 
 def _together(model: LanguageModel, lengths: list[int]) -> list[list[int]]:
