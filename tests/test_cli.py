@@ -278,6 +278,11 @@ def test_recommend_says_and_saves_what_the_library_recommends(run, tmp_path: Pat
     advice = load_recommendation("mine")
     assert text.startswith("Push before layers ") and " ".join(text.split()).startswith(str(advice))
     assert not advice.inputs[[0, 1, 2, 10, 11]].any() and advice.inputs[3:10].any()
+    pushed, expected = re.match("(Push .*?); expect (.*)", str(advice)).groups()
+    assert re.search(r"by \S+ ± \S+ class gaps \(\S+ ± \S+ in its own units\)", expected)
+    ranges = re.sub(r"(\d+) to (\d+)", lambda m: " ".join(map(str, range(int(m[1]), int(m[2]) + 1))), pushed)
+    named = [int(n) for part in re.findall(r"layers? ([\d, ]+)", ranges) for n in re.findall(r"\d+", part)]
+    assert sorted(named) == np.flatnonzero(advice.inputs).tolist()  # the faint ones, too
     rows = re.findall(r"^[> ] (.+?)  +(\S+) \(\S+ to \S+\) +(\S+) \(", text, re.MULTILINE)
     assert [name for name, *_ in rows] == [plan.name for plan in (advice.plan, *advice.alternatives)]
     assert all(abs(float(kl) - 0.1) < 0.03 for *_, kl in rows)
@@ -329,6 +334,12 @@ def test_the_printed_command_pushes_as_the_plan_does(run, tmp_path: Path) -> Non
         assert found["positions"] == "all" and found["unit"] == "log-odds"
     np.testing.assert_allclose(pushed[0]["inputs"], advice.inputs, rtol=0.01)  # of a target with three digits
     np.testing.assert_allclose(pushed[1]["inputs"], advice.inputs, rtol=2e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("command", ["recommend", "steer"])
+def test_words_are_refused_before_anything_is_computed(command: str, fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llvlit.method.concepts.concept_directions", lambda *_: pytest.fail("computed"))
+    assert "splendiferous" in fail(command, *SMALL, "--positive", "splendiferous", "--negative", "bad")
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,9 @@ def recommend(options: argparse.Namespace) -> None:
         "metadata": found.metadata,
     }
     lines = [
-        *_wrapped(*notes, str(found)),
+        *_wrapped(*notes),
+        *[""] * bool(notes),
+        *_wrapped(str(found)),
         "",
         *_wrapped(f"{title}. {_aim(found)}, expected at new prompts:"),
         "",
