@@ -199,7 +199,7 @@ def export_explorer(
     dict
         ``format``, ``llvlit`` (the version), names and fingerprints.  Of the layers from ``first`` on: ``response``,
         row by row the shift at states first + 1, ..., n_layers of a unit push before each earlier layer; ``gaps`` of
-        those states; ``norms``, root mean squares of the states' lengths (operating prompts), so that the weights of the
+        those states; ``norms``, lengths of the states (root mean square), so that the weights of the
         relative energy are 1 / norms^2.  ``presets``, each with its ``name``, the kinds of ``energy`` that it belongs
         to, its ``inputs`` for a promise of one class gap, the ``radius`` at which the mean output was foretold to leave
         the promise by 10 % (:func:`llvlit.trust_radius`, operating prompts; None if never), and for each strength: the
