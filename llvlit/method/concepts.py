@@ -90,7 +90,7 @@ class Directions:
         Examples
         --------
         >>> directions.first_own, bool(directions.borrowed[directions.first_own :].any())
-        (1, False)
+        (3, False)
         """
         return int(np.flatnonzero(np.append(True, self.borrowed)).max())
 

@@ -36,6 +36,7 @@ def verdicts(path: Path, known: Sequence[str]) -> list[tuple[str, int, str]]:
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from llvlit.publishing.architectures import verdicts
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder) / "architectures.csv"
