@@ -62,7 +62,7 @@ def mount(commands: Any) -> None:
     add_plan(parser)
     add_experiment(parser)
     parser.add_argument("--positions", choices=("last", "all"), default="last", help=POSITIONS)
-    parser.add_argument("--save", metavar="FOLDER", help="save the plan there, for `llvlit steer --plan FOLDER`")
+    parser.add_argument("--save", metavar="FOLDER", help="save the plan there; `llvlit steer` takes it from there")
     parser.add_argument("--figure", metavar="FILE", help="draw the plan over the layers, as .svg or .png")
     parser.add_argument(
         "--export",
@@ -70,7 +70,7 @@ def mount(commands: Any) -> None:
         help="write the pushes as a control vector for llama.cpp, which pushes every token, and not before layers 0 "
         "and 1: with --positions all, and --layers from 2 on (default: those)",
     )
-    parser.add_argument_group("what the plans are called", textwrap.fill(NAMES, WIDTH))
+    parser.description = f"{parser.description}\n\n{textwrap.fill(NAMES, WIDTH)}"
     parser.set_defaults(usual={name: parser.get_default(name) for name in REPEATED})
 
 

@@ -305,7 +305,7 @@ def straight_ranges(radii: pd.DataFrame, names: Mapping[str, int]) -> Figure:
     Parameters
     ----------
     radii
-        Rows of one task, as :func:`llvlit.study.comparison.straightness` gives them; of three neighbouring layers the
+        Rows of one task, as :func:`~llvlit.study.comparison.straightness` gives them; of three neighbouring layers the
         median is drawn.
     names
         Models to draw, and the number of the style of each.
