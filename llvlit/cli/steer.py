@@ -83,7 +83,7 @@ def mount(commands: Any) -> None:
     parser.add_argument(
         "--plan",
         metavar="FOLDER",
-        help="use a plan that `llvlit recommend --save FOLDER` wrote: nothing is planned anew, and the model, the chat "
+        help="use a plan in a folder that `llvlit recommend` saved: nothing is planned anew, and the model, the chat "
         "template and the token that is read are the plan's unless named",
     )
     parser.add_argument("--tokens", type="count", metavar="N", default=30, help="tokens to write (default 30)")
