@@ -14,7 +14,8 @@ def mount(commands: Any) -> None:
     parser = command(commands, train, "llvlit train --corpus aclImdb --out run --sizes small medium large")
     parser.add_argument("--corpus", required=True, help="folder: aclImdb/, or *.txt.gz and *.tsv.gz files")
     parser.add_argument("--out", required=True, help="folder of checkpoints and, at the end, models")
-    parser.add_argument("--sizes", nargs="+", default=["small", "medium", "large"], metavar="SIZE")
+    sizes = ["small", "medium", "large"]
+    parser.add_argument("--sizes", nargs="+", default=sizes, metavar="SIZE", help="of the family (default: all three)")
     parser.add_argument("--keep", type="step", nargs="+", default=[], metavar="STEP", help="also export after these")
     parser.add_argument("--steps", type="count", help="steps of each model (default: the recipe's)")
     parser.add_argument("--seed", type="seed", default=0, help="seed of weights, windows and held-out reviews")

@@ -261,7 +261,7 @@ def last_token_states(
     max_tokens: int = MAX_TOKENS,
     final_norm: bool = False,
 ) -> torch.Tensor:
-    """States x_0 .. x_L of every prompt's last token, ``(n_prompts, n_layers + 1, hidden_size)``.
+    """States from x_0 to x_L of every prompt's last token, ``(n_prompts, n_layers + 1, hidden_size)``.
 
     Examples
     --------
