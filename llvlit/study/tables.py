@@ -325,7 +325,10 @@ def committed(study: str, *, start: str | Path = ".") -> Path:
     for folder in (place, *place.parents):
         if (folder / "results" / study / "provenance.json").is_file():
             return folder / "results" / study
-    raise FileError(f"There is no results/{study} here. Work in a checkout of llvlit, or run that study yourself.")
+    raise FileError(
+        f"There is no results/{study} at start={checks.shown(str(start))} or above it. Work in a checkout of llvlit, or "
+        "run that study yourself."
+    )
 
 
 def interval(row: pd.Series, value: str, *, digits: int = 2, sign: str = "") -> str:
