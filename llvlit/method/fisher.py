@@ -77,10 +77,14 @@ class FisherMetric(Result):
 
     def kl(self, inputs: np.ndarray) -> np.ndarray:
         """Divergence of the pushed distribution that inputs ``(n_layers,)`` make at each prompt, in nats, to second
-        order.
+        order; NumericalError if one is too large to be told.
         """
         inputs = array("inputs", inputs, self.per_prompt.shape[1:2])
-        return np.einsum("l,nlk,k->n", inputs, self.per_prompt, inputs) / 2
+        with np.errstate(over="ignore", invalid="ignore"):
+            divergences = np.einsum("l,nlk,k->n", inputs, self.per_prompt, inputs) / 2
+        if not np.isfinite(divergences).all():
+            raise NumericalError("inputs are so large that a divergence overflows. Scale them down.")
+        return np.asarray(divergences)
 
     def interval(self, *, level: float = 0.95, seed: int = 0) -> np.ndarray:
         """Bootstrap interval of the mean over independent units, ``(2, n_layers, n_layers)``."""

@@ -326,8 +326,8 @@ def committed(study: str, *, start: str | Path = ".") -> Path:
         if (folder / "results" / study / "provenance.json").is_file():
             return folder / "results" / study
     raise FileError(
-        f"There is no results/{study} at start={checks.shown(str(start))} or above it. Work in a checkout of llvlit, or "
-        "run that study yourself."
+        f"There is no results/{study} at start={checks.shown(str(start))} or above it. Work in a checkout of llvlit, "
+        "or run that study yourself."
     )
 
 
