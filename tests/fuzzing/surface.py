@@ -436,7 +436,7 @@ UNDEFINED = {
 }
 """Callables whose documentation says where NaN, or an infinite energy, is the answer."""
 
-MAY_BE_NAN = {"Directions(gaps)", "heatmap(values)", "minimum_energy(limit)"}
+MAY_BE_NAN = {"Directions(gaps)", "advance(candidates)", "heatmap(values)", "minimum_energy(limit)"}
 """Arguments whose documentation says what NaN, or infinity, means."""
 
 LIMITS = {  # least and largest value, bounds included
