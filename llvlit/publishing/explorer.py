@@ -15,17 +15,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from llvlit import checks
 from llvlit.engine.depth import DepthSystem, depth_system, last_token_states
-from llvlit.engine.exclusive import exclusive
 from llvlit.engine.models import LanguageModel
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.concepts import Directions
 from llvlit.method.control import relative_weights
 from llvlit.method.gain_matrix import gain_matrix
 from llvlit.method.intervals import mean_interval
+from llvlit.method.steering import steer
 from llvlit.method.trust import trust_radius
 from llvlit.plots.figures import short_name
 from llvlit.tasks.splits import Splits
@@ -136,32 +135,17 @@ def continuations(
 ) -> list[list[str]]:
     """The likeliest words after each opening while every new token is pushed, for each row of ``(n_pushes, n_layers)``.
 
-    What :func:`llvlit.steer` makes of one push after the other; here each row of one batch has its own.
+    All in one batch, each row by inputs of its own; padding stands on the left.
     """
     ids = [model.tokenizer.encode(opening) for opening in openings]
     width, n_pushes = max(map(len, ids)), len(inputs)
-    rows = {"input_ids": [[0] * (width - len(one)) + one for one in ids]}
+    rows = {"input_ids": [one[:1] * (width - len(one)) + one for one in ids]}  # a token that no penalty sees anew
     rows["attention_mask"] = [[0] * (width - len(one)) + [1] * len(one) for one in ids]
     batch = {name: torch.tensor(values, device=model.device).repeat(n_pushes, 1) for name, values in rows.items()}
-    pushes = torch.as_tensor(inputs).to(vectors).repeat_interleave(len(ids), dim=0)
     options = {"do_sample": False, "repetition_penalty": 1.2, "pad_token_id": 0, "max_new_tokens": tokens}
-
-    def hook(layer: int) -> Any:
-        def push(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            hidden = args[0].clone()
-            hidden[:, -1] += pushes[:, layer, None] * vectors[layer]  # padding stands on the left
-            return (hidden, *args[1:])
-
-        return push
-
     generate: Any = model.module.generate
-    with exclusive(model), torch.no_grad():
-        handles = [layer.register_forward_pre_hook(hook(index)) for index, layer in enumerate(model.layers)]
-        try:
-            written = generate(**batch, **options)[:, width:]
-        finally:
-            for handle in handles:
-                handle.remove()
+    with steer(model, vectors, inputs.repeat(len(ids), axis=0)), torch.no_grad():
+        written = generate(**batch, **options)[:, width:]
     decoded = (str(model.tokenizer.decode(row, skip_special_tokens=True)) for row in written)
     texts = [" ".join(text.split()) for text in decoded]
     return [texts[at : at + len(ids)] for at in range(0, len(texts), len(ids))]
