@@ -289,6 +289,26 @@ def test_workers_leave_nothing_behind(tmp_path):
     assert stored(tmp_path) == files(*SCRIPT_KEYS) and list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_nothing_is_told_of_connections_that_close_late(tmp_path):
+    late = """
+import logging
+from distributed.deploy.cluster import Cluster
+
+close = Cluster._close
+async def closed_late(self):
+    await close(self)
+    logging.getLogger("distributed.batched").error("Batched Comm Closed")
+Cluster._close = closed_late
+"""
+    (tmp_path / "open").touch()
+    (tmp_path / "script.py").write_text(SCRIPT.replace("\nif __name__", late + "\nif __name__"), encoding="utf-8")
+    command = [sys.executable, "script.py", str(tmp_path), "2"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_exception_fails_its_cell_at_once_and_only_in_this_run(tmp_path, workers):
     bad = {"r": cells.raising, "m": cells.greedy, "list": cells.listed, "set": cells.foreign}

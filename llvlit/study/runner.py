@@ -50,6 +50,7 @@ START_SECONDS = 120.0
 
 SCRATCH = ".scratch"
 SCRATCH_KIND = "scratch folder of a study"
+ABOVE_ALL_LEVELS = logging.CRITICAL + 1
 SILENT = "It left no traceback, as a process that is killed (was memory short?) or ends itself."
 
 Answer = tuple[str | None, str]
@@ -327,6 +328,7 @@ def _own_cluster(workers: int, scratch: Path) -> Iterator[Client]:
     import dask
     import distributed
     from dask.system import CPU_COUNT
+    from distributed.utils import silence_logging_cmgr
 
     before = dict(os.environ)
     if workers > 1:  # inherited, for they count only before torch is imported
@@ -341,38 +343,43 @@ def _own_cluster(workers: int, scratch: Path) -> Iterator[Client]:
     }
     own(scratch, SCRATCH_KIND)
     cluster = None
-    try:
-        with dask.config.set(settings):
-            cluster = distributed.LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                host="127.0.0.1",
-                dashboard_address=None,
-                memory_limit=0,
-                silence_logs=logging.CRITICAL + 1,
-                scheduler_kwargs={"allowed_failures": 10**6, "dashboard": False, "dashboard_address": "127.0.0.1:0"},
-                preload=[__name__],
-            )
-            with distributed.Client(cluster, set_as_default=False) as client, client.as_current():
-                yield client
-    except (RuntimeError, OSError, TimeoutError) as error:
-        if cluster is not None:
-            raise
-        raise LlvlitError(
-            f"Worker processes die while they start ({_reason(error)}). A script must guard its statements with "
-            'if __name__ == "__main__": before it asks for workers; else try fewer of them.'
-        ) from error
-    finally:
-        for nanny in cluster.workers.values() if cluster else ():
-            nanny.close_gracefully()  # no worker comes after this one
-            with suppress(OSError, TypeError):
-                os.kill(nanny.pid, signal.SIGKILL)  # only this process writes results: a busy worker need not end
-        if cluster:
-            cluster.close()
-        os.environ.clear()
-        os.environ.update(before)
-        with suppress(FileError):  # the next run tries again
-            remove_owned(scratch, SCRATCH_KIND)
+    with silence_logging_cmgr(ABOVE_ALL_LEVELS):  # longer than the cluster's own, which ends before its last messages
+        try:
+            with dask.config.set(settings):
+                cluster = distributed.LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    dashboard_address=None,
+                    memory_limit=0,
+                    silence_logs=ABOVE_ALL_LEVELS,
+                    scheduler_kwargs={
+                        "allowed_failures": 10**6,
+                        "dashboard": False,
+                        "dashboard_address": "127.0.0.1:0",
+                    },
+                    preload=[__name__],
+                )
+                with distributed.Client(cluster, set_as_default=False) as client, client.as_current():
+                    yield client
+        except (RuntimeError, OSError, TimeoutError) as error:
+            if cluster is not None:
+                raise
+            raise LlvlitError(
+                f"Worker processes die while they start ({_reason(error)}). A script must guard its statements with "
+                'if __name__ == "__main__": before it asks for workers; else try fewer of them.'
+            ) from error
+        finally:
+            for nanny in cluster.workers.values() if cluster else ():
+                nanny.close_gracefully()  # no worker comes after this one
+                with suppress(OSError, TypeError):
+                    os.kill(nanny.pid, signal.SIGKILL)  # only this process writes results: a busy worker need not end
+            if cluster:
+                cluster.close()
+            os.environ.clear()
+            os.environ.update(before)
+            with suppress(FileError):  # the next run tries again
+                remove_owned(scratch, SCRATCH_KIND)
 
 
 @contextmanager
