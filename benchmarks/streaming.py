@@ -115,7 +115,7 @@ def measure(folder: Path, way: str, n_prompts: int, out: Path) -> None:
         ("measured gains, replay checked first", lambda: measured_gains(model, prompts, directions).per_prompt),
         ("measured gains", lambda: measured_gains(model, prompts, directions).per_prompt),
         ("adjoint gains", lambda: adjoint_gains(model, prompts, directions).per_prompt),
-        (f"identification, order {ORDER}", lambda: identify(model, prompts, directions, order=ORDER).A),
+        (f"identification, order {ORDER}", lambda: identify(model, prompts, directions, order=ORDER, basis="krylov").A),
     ):
         began, before = time.perf_counter(), reads(model)
         numbers[name] = compute()

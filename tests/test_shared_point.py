@@ -210,7 +210,7 @@ def test_a_krylov_column_takes_few_operators_whatever_the_number_of_prompts(mode
     vectors = random_directions(5, 24)
 
     def calls(order: int) -> int:
-        return operator_calls(lambda: identify(model, prompts, vectors, order=order))
+        return operator_calls(lambda: identify(model, prompts, vectors, order=order, basis="krylov"))
 
-    identify(model, prompts, vectors, order=2)  # which checks the replay
+    identify(model, prompts, vectors, order=2, basis="krylov")  # which checks the replay
     assert (calls(9) - calls(3)) / (6 * model.n_layers) <= 80

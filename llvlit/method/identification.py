@@ -35,7 +35,7 @@ class Plan:
     """What one surrogate of many shall be: see the arguments of :func:`identify`."""
 
     directions: DirectionsLike
-    basis: str = "krylov"
+    basis: str = "reachability"
     order: int = 32
     output: torch.Tensor | np.ndarray | None = None
     seed: int = 0
@@ -75,7 +75,7 @@ def identify(
     directions: DirectionsLike,
     *,
     order: int = 32,
-    basis: str = "krylov",
+    basis: str = "reachability",
     operators: str = "mean",
     jacobian: str = "jvp",
     output: torch.Tensor | np.ndarray | None = None,
