@@ -276,7 +276,7 @@ def plan_profile(
     >>> figure, axes = figures.new(n_rows=2)
     >>> figures.plan_profile([0.02, 0.05], [1.0, 4.0], axes=axes, borrowed=[0])
     >>> [each.get_ylabel() for each in axes]
-    ['Push (% of the state)', 'Shift per root of KL']
+    ['Push (% of the state)', 'Shift per root of 2 KL']
     """
     pair = checks.sequence("axes", axes, "two axes, one above the other")
     if len(pair) != 2:
@@ -296,7 +296,7 @@ def plan_profile(
         below.legend()
     below.set_ylim(bottom=0)
     layer_axis(above, len(relative), label="Push (% of the state)", title=plain(title))
-    layer_axis(below, len(relative), label="Shift per root of KL")
+    layer_axis(below, len(relative), label="Shift per root of 2 KL")
     above.set_xlabel("")
 
 
