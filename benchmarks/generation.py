@@ -412,7 +412,8 @@ def main() -> None:
     print(foretold(gains, metric, weights, judged_gains, options.budgets[0]).to_markdown(index=False), "\n", flush=True)
 
     file = options.keep / "texts.csv"
-    rows = pd.read_csv(file, keep_default_na=False) if file.exists() else pd.DataFrame()
+    blank = {"odds": "", "loss": ""}  # elsewhere an empty field is an empty text
+    rows = pd.read_csv(file, keep_default_na=False, na_values=blank) if file.exists() else pd.DataFrame()
     judges = bag, llvlit.load_model(options.judge, device="cpu"), odds
     scaled_on = with_continuations(
         model, llvlit.tokenize(model, others.select(range(0, len(others), len(others) // options.scaled_on))), HORIZON
