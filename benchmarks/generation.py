@@ -344,6 +344,8 @@ def frontier(rows: pd.DataFrame, plans: list[str]) -> Figure:
         axes.set_title(f"{kind} text")
         axes.set_ylabel("P(positive), bag of words")
     every[-1].set_xlabel("loss without a push, nats a token")
+    for part in (figure, *every):
+        part.patch.set_alpha(0)  # pages are light or dark
     return figure
 
 
