@@ -29,7 +29,7 @@ from llvlit.errors import InputError, ModelError, NumericalError
 from llvlit.method import verification
 from llvlit.method.concepts import Directions, random_directions
 from llvlit.method.control import early_and_middle, energy, minimum_energy, relative_weights, schedules
-from llvlit.method.gains import adjoint_gains, measured_gains
+from llvlit.method.gains import Gains, adjoint_gains, measured_gains
 from llvlit.method.steering import steer
 from llvlit.method.verification import OUT_OF_REACH, REACHED, output_shifts, required_energy
 
@@ -88,8 +88,11 @@ def test_required_energy_on_an_affine_network_is_the_closed_form():
     vectors = random_directions(5, 24, seed=3)
     gains = (vectors[:-1] @ vectors[-1]).numpy()
     for shape in (gains, -gains, np.array([0, 0, 0, 1.0])):
-        result = required_energy(model, PROMPTS, vectors, shape, -2.0, relative_tolerance=1e-6)
-        assert result.status == REACHED
+        result = required_energy(model, PROMPTS, vectors, shape, -2.0, weights=np.ones(4), relative_tolerance=1e-6)
+        relative = required_energy(model, PROMPTS, vectors, shape, -2.0, relative_tolerance=1e-6)
+        lengths = depth_system(model, PROMPTS).states[:, :-1].norm(dim=-1).numpy()
+        assert np.allclose(relative.energy, ((relative.scale[:, None] * shape / lengths) ** 2).sum(axis=1), rtol=1e-9)
+        assert np.array_equal(relative.scale, result.scale) and result.status == REACHED
         assert np.allclose(result.scale, -2.0 / (gains @ shape), rtol=1e-5)
         assert np.allclose(result.energy, (2.0 / (gains @ shape)) ** 2 * (shape @ shape), rtol=1e-5)
         assert np.allclose(result.reached, -2.0, rtol=1e-5)
@@ -129,6 +132,30 @@ def test_relative_weights_are_inverse_squared_norms(gpt2):
     system = depth_system(gpt2, PROMPTS)
     expected = 1 / system.states[:, :4].norm(dim=-1).pow(2).mean(0).numpy()
     assert np.allclose(relative_weights(system.states), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("of", [measured_gains, adjoint_gains])
+def test_gains_of_a_model_ask_for_the_least_relative_energy(gpt2, of, tmp_path):
+    gains = of(gpt2, PROMPTS, random_directions(5, 24))
+    gains.save(tmp_path / "gains.safetensors")
+    weights = relative_weights(depth_system(gpt2, PROMPTS).states)
+    expected = minimum_energy(gains.mean, 2.0, weights=weights)
+    assert not np.allclose(expected, minimum_energy(gains.mean, 2.0), rtol=0.05)  # else the test could not fail
+    for each in (gains, Gains.load(tmp_path / "gains.safetensors")):
+        assert np.allclose(minimum_energy(each, 2.0), expected, rtol=1e-9)
+        shapes = schedules(each)
+        assert energy(shapes["uniform"], weights=weights) == pytest.approx(1)
+        assert np.allclose(schedules(gains.mean, weights=weights)["optimal"], shapes["optimal"], rtol=1e-9)
+    late = minimum_energy(gains.select(slice(2, None)), 2.0)
+    assert np.allclose(late, minimum_energy(gains.mean[2:], 2.0, weights=weights[2:]), rtol=1e-9)
+    assert np.allclose(minimum_energy(gains, 2.0, weights=np.ones(4)), minimum_energy(gains.mean, 2.0), rtol=1e-12)
+
+
+def test_gains_that_know_no_states_want_weights(gpt2):
+    gains = adjoint_gains(gpt2, PROMPTS, random_directions(5, 24), positions="all")
+    for call in (lambda: minimum_energy(gains, 1.0), lambda: schedules(gains)):
+        with pytest.raises(InputError, match=r"gains hold no weights.*relative_weights"):
+            call()
 
 
 def test_steering_equals_propagation_and_ends_with_the_block(gpt2):

@@ -115,7 +115,7 @@ def test_energies_are_those_of_required_energy(experiment, gpt2):
     directions = directions_of_states(last_token_states(gpt2, PROMPTS), PROMPTS)
     chosen = PROMPTS.select(range(2))
     target = SETTINGS.target * directions.gaps[-1]
-    found = required_energy(gpt2, chosen, directions, np.ones(4), target)
+    found = required_energy(gpt2, chosen, directions, np.ones(4), target, weights=np.ones(4))
     (row,) = [
         row
         for row in experiment.energies

@@ -24,7 +24,7 @@ def minimum_energy(
 ) -> np.ndarray:
     """Inputs u* ``(n_layers,)`` of least energy ``u^T W u`` among all with ``h^T u = target``.
 
-    The least-norm solution ``u* = target W^-1 h / (h^T W^-1 h)``; without weights, ``target h / |h|^2``
+    The least-norm solution ``u* = target W^-1 h / (h^T W^-1 h)``; with weights of one, ``target h / |h|^2``
     (arXiv 2603.12541; Cauchy and Schwarz).  With limits, the cheapest inputs within them, to rounding: layers that
     would go beyond their limit stay there, and the others share the rest in the same proportion as before.
 
@@ -33,9 +33,10 @@ def minimum_energy(
     gains : Gains or (n_layers,) array
         h: predicted, adjoint or measured.
     weights : (n_layers,) array, optional
-        Diagonal of W, positive.  None: ones, the paper's absolute energy, which spends most where states are short and
-        soon breaks a text that is steered; :func:`~llvlit.method.control.relative_weights` weighs a push against the
-        state that it joins.
+        Diagonal of W, positive.  None: of :class:`~llvlit.Gains` theirs, the relative energy, which weighs a push
+        against the state that it joins.  Bare numbers know no states: there None is ones, the paper's absolute energy,
+        which spends most where states are short and soon breaks a text that is steered;
+        :func:`~llvlit.method.control.relative_weights` makes weights of states.
     limit : number or (n_layers,) array, optional
         Largest size of each input; infinite for none.
     sign : str, optional
@@ -48,8 +49,9 @@ def minimum_energy(
     Raises
     ------
     InputError
-        If the target, the gains or the weights are not finite, a weight is not positive, or the target is out of reach
-        within the limits: the message says how far they reach, and how far without each of them.
+        If the target, the gains or the weights are not finite, a weight is not positive, the gains hold no weights and
+        none are given, or the target is out of reach within the limits: the message says how far they reach, and how
+        far without each of them.
     NumericalError
         If all gains are zero, so that no input moves the output; or the inputs are beyond the largest number.
 
@@ -61,7 +63,7 @@ def minimum_energy(
     array([0.6 , 0.75, 0.2 ])
     """
     h, target = profile("gains", gains), number("target", target)
-    diagonal = _weights(weights, "gains", h)
+    diagonal = _weights(_given(weights, gains), "gains", h)
     limits = checked_limits(len(h), limit, sign, layers, most_layers)
     size = np.abs(h).max()
     if size == 0:
@@ -115,7 +117,7 @@ def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:
 
 
 def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, seed: int = 0) -> dict[str, np.ndarray]:
-    """Named input shapes ``(n_layers,)``, each of energy ``u^T W u = 1``.
+    """Named input shapes ``(n_layers,)``, each of energy ``u^T W u = 1``, with W as in :func:`~llvlit.minimum_energy`.
 
     ``optimal`` follows ``W^-1 h``; ``uniform`` spends alike everywhere, ``early-only`` and ``middle-only`` alike in a
     third of the depth (:func:`~llvlit.method.control.early_and_middle`); ``last layer`` and ``layer 0``,
@@ -128,12 +130,13 @@ def schedules(gains: Gains | np.ndarray, *, weights: np.ndarray | None = None, s
     (array([0.6, 0.8, 0. ]), array([0., 0., 1.]))
     """
     h = profile("gains", gains)
+    weights = _weights(_given(weights, gains), "gains", h)
     n_layers = len(h)
     generator = np.random.default_rng(checked_seed("seed", seed))
     single = np.eye(n_layers)
     shapes = {
         "optimal": minimum_energy(h / (np.abs(h).max() or 1.0), 1.0, weights=weights),
-        "uniform": (uniform := 1 / np.sqrt(_weights(weights, "gains", h))),
+        "uniform": (uniform := 1 / np.sqrt(weights)),
         **{name: np.where(part, uniform, 0) for name, part in early_and_middle(n_layers).items()},
         "last layer": single[-1],
         "random layer": single[generator.integers(n_layers)],
@@ -163,8 +166,20 @@ def early_and_middle(n_layers: int, *, first: int = 0) -> dict[str, np.ndarray]:
     return {"early-only": (layers >= 0) & (layers < max(third, 1)), "middle-only": middle}
 
 
+def _given(weights: np.ndarray | None, gains: Gains | np.ndarray) -> np.ndarray | None:
+    """The weights, or those that gains of a model hold; InputError if these hold none."""
+    if weights is not None or not isinstance(gains, Gains):
+        return weights
+    if gains.weights is None:
+        raise InputError(
+            "gains hold no weights, since their states are not known. Pass weights=relative_weights(states), or "
+            "gains=gains.mean for the absolute energy."
+        )
+    return gains.weights
+
+
 def _weights(weights: np.ndarray | None, argument: str, values: np.ndarray) -> np.ndarray:
-    """Diagonal of W, a weight for each of the values of an argument."""
+    """Diagonal of W, a weight for each of the values of an argument; ones where there are none."""
     if weights is None:
         return np.ones(len(values))
     return array(f"weights, one for each of the {argument},", weights, values.shape, positive=True)

@@ -182,7 +182,7 @@ def adjoint_surrogate(
     v = vectors.to("cpu", torch.float64).numpy()
     means = np.zeros_like(v)
     means[-1] = v[-1]
-    for _, layer, adjoints in adjoints_of(model, tokens, vectors[-1:]):
+    for _, layer, _, adjoints in adjoints_of(model, tokens, vectors[-1:]):
         means[layer] += adjoints.to("cpu", torch.float64).sum(dim=(0, 1)).numpy() / len(tokens)
     h, ones = (means * v).sum(axis=1)[:-1, None], np.ones((model.n_layers, 1, 1))
     return LLV(

@@ -44,6 +44,9 @@ class Gains(Result):
         a, in the residual stream's units; 0 for adjoint gains (the limit of small amplitudes).
     pairs : tuple of int, length n_prompts
         The independent unit of each prompt, which intervals resample; by default every prompt its own.
+    weights : (n_layers,) float64 array, optional
+        Of the relative energy at the prompts, ``1 / mean |x_l|^2``: a push in units of the state that it joins.  None
+        where the states are not known, as of pushes at all tokens.
     borrowed : tuple of int
         Layers whose push went along a borrowed direction: the sign of such a gain means nothing.
     metadata : dict
@@ -67,9 +70,12 @@ class Gains(Result):
     kind: str
     amplitude: float
     pairs: tuple[int, ...] = ()
+    weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         parts = measured_parts(self, ("n_prompts", "n_layers"), KINDS)
+        if self.weights is not None:
+            parts["weights"] = array("weights", self.weights, parts["per_prompt"].shape[1:], positive=True)
         settle(self, parts, last=parts["per_prompt"].shape[1] - 1)
 
     def _about(self) -> str:
@@ -90,10 +96,11 @@ class Gains(Result):
         """The same gains at some layers only, such as ``slice(1, None)`` for all but layer 0, counted anew from 0."""
         kept = np.arange(self.per_prompt.shape[1])[instance("layers", layers, slice, "a slice")].tolist()
         borrowed = tuple(kept.index(layer) for layer in self.borrowed if layer in kept)
-        return replace(self, per_prompt=self.per_prompt[:, layers], borrowed=borrowed)
+        weights = None if self.weights is None else self.weights[layers]
+        return replace(self, per_prompt=self.per_prompt[:, layers], weights=weights, borrowed=borrowed)
 
     def head(self, n_prompts: int) -> Gains:
-        """The same gains of the first prompts only."""
+        """The same gains of the first prompts only; the weights stay those of all."""
         n_prompts = integer("n_prompts", n_prompts, at_least=1, at_most=len(self.pairs))
         return replace(self, per_prompt=self.per_prompt[:n_prompts], pairs=self.pairs[:n_prompts])
 
@@ -192,11 +199,12 @@ def measured_gains(
         smallest = smallest_step(torch.stack([torch.cat(norm).mean() for norm in norms]).max().item(), model.dtype)
         told = tell_routes(model.name, shares, steps, smallest)
     finals = pushed.view(len(tokens), model.n_layers, len(distinct), 2, -1)
+    weights = weights_of([torch.cat(norm) for norm in norms])
     results = []
     for place, (one, step) in enumerate(zip(several, steps, strict=True)):
         readouts = replace(source, readout=vectors[place, -1]).values(finals[:, :, place_of[place]])
         per_prompt = ((readouts[..., 0] - readouts[..., 1]) / (2 * step)).cpu().numpy()
-        gains = make_gains(model, tokens, per_prompt, one, amplitude=step, final_norm=final_norm)
+        gains = make_gains(model, tokens, per_prompt, one, weights=weights, amplitude=step, final_norm=final_norm)
         gains.metadata.update(source.metadata)
         if routes:
             gains.metadata.update(told[place])
@@ -244,6 +252,7 @@ def make_gains(
     per_prompt: np.ndarray,
     directions: Directions,
     *,
+    weights: np.ndarray | None = None,
     amplitude: float = 0.0,
     final_norm: bool = False,
 ) -> Gains:
@@ -253,7 +262,13 @@ def make_gains(
         raise NumericalError(f"The {kind} gains of {model.name} are not finite. Check the model's weights.")
     metadata = origin(model, tokens, final_norm=final_norm)
     borrowed = borrowed_of(directions, True)
-    return Gains(per_prompt, kind, amplitude, tokens.prompts.pairs, borrowed=borrowed, metadata=metadata)
+    return Gains(per_prompt, kind, amplitude, tokens.prompts.pairs, weights, borrowed=borrowed, metadata=metadata)
+
+
+def weights_of(norms: Sequence[torch.Tensor]) -> np.ndarray | None:
+    """Weights of the relative energy from each layer's norms of states; None where a layer's states are all zero."""
+    squares = np.array([float(norm.to(torch.float64).square().mean()) for norm in norms])
+    return 1 / squares if (squares > 0).all() else None
 
 
 def in_parts(tokens: TokenizedPrompts) -> Iterator[tuple[np.ndarray, TokenizedPrompts]]:
@@ -315,19 +330,25 @@ def adjoint_gains(
         seeds, place_of = lambda states: source.gradients(states).unsqueeze(1), [0] * len(several)
     way = _adjoints_at_all if checked_positions(positions) else adjoints_of
     gains = np.empty((len(several), len(tokens), model.n_layers))
-    for members, layer, adjoints in way(model, tokens, seeds, final_norm=final_norm):
+    norms: list[list[torch.Tensor]] = [[] for _ in model.layers]
+    for members, layer, states, adjoints in way(model, tokens, seeds, final_norm=final_norm):
+        norms[layer] += [] if states is None else [states.norm(dim=-1)]
         along = vectors[layer].to(torch.float64)
         gains[:, members, layer] = torch.einsum("nkh,kh->kn", adjoints[:, place_of].to(along), along).cpu().numpy()
+    weights = weights_of([torch.cat(norm) for norm in norms]) if norms[0] else None
     results = [
-        make_gains(model, tokens, each, one, final_norm=final_norm) for each, one in zip(gains, several, strict=True)
+        make_gains(model, tokens, each, one, weights=weights, final_norm=final_norm)
+        for each, one in zip(gains, several, strict=True)
     ]
     for result in results:
         result.metadata.update({**source.metadata, **({"positions": positions} if positions == "all" else {})})
     return results if isinstance(directions, list | tuple) else results[0]
 
 
-Adjoints = Iterator[tuple[np.ndarray, int, torch.Tensor]]
-"""Rows of some prompts, a layer, and their adjoints before it, ``(n, k, hidden_size)``; the last layer comes first."""
+Adjoints = Iterator[tuple[np.ndarray, int, torch.Tensor | None, torch.Tensor]]
+"""Rows of some prompts, a layer, their states before it ``(n, hidden_size)`` (None: all tokens' states), and their
+adjoints there ``(n, k, hidden_size)``; the last layer comes first.
+"""
 
 
 def adjoints_of(
@@ -342,7 +363,7 @@ def adjoints_of(
         adjoints = seeds_of(outputs, layers[-1].next_states)
         for layer in reversed(layers):
             adjoints = layer.vjp(adjoints)
-            yield members, layer.index, adjoints
+            yield members, layer.index, layer.states, adjoints
 
 
 def _adjoints_at_all(
@@ -352,4 +373,4 @@ def _adjoints_at_all(
     for members, part in in_parts(tokens):
         sums = all_token_adjoints(model, part, outputs, final_norm=final_norm)
         for layer in reversed(range(model.n_layers)):
-            yield members, layer, sums[:, layer]
+            yield members, layer, None, sums[:, layer]

@@ -19,7 +19,7 @@ from llvlit.errors import InputError, NumericalError
 from llvlit.method.balancing import Balancing
 from llvlit.method.bases import BASES, arnoldi, principal_basis, random_basis, reachability_basis
 from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
-from llvlit.method.gains import Gains, make_gains
+from llvlit.method.gains import Gains, make_gains, weights_of
 from llvlit.method.surrogate import LLV, OPERATORS
 from llvlit.prompts import Prompts
 
@@ -201,10 +201,13 @@ def identify_all(
         for reduction in balanced:
             reduction.look_back(frozen, jacobian)
     metadata = {**origin(model, tokens, final_norm=final_norm), "jacobian": jacobian}
+    weights = weights_of([state.norm(dim=-1) for state in states[:-1]])
     return Identification(
         {name: reduction.finish(states[-1], metadata) for name, reduction in reductions.items()},
         {
-            name: make_gains(model, tokens, one.linear_gains(), reductions[name].directions, final_norm=final_norm)
+            name: make_gains(
+                model, tokens, one.linear_gains(), reductions[name].directions, weights=weights, final_norm=final_norm
+            )
             for name, one in first.items()
         },
         torch.stack(states, dim=1),

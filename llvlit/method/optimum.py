@@ -12,7 +12,7 @@ from llvlit.checks import array, instance, integer, number
 from llvlit.engine.depth import DepthSystem
 from llvlit.errors import NumericalError
 from llvlit.method.concepts import DirectionsLike, as_directions, borrowed_of
-from llvlit.method.control import energy, minimum_energy, schedules
+from llvlit.method.control import energy, minimum_energy, relative_weights, schedules
 from llvlit.method.gains import check_resolution
 from llvlit.method.results import Result
 
@@ -111,7 +111,7 @@ def true_optimum(
     target : float
         Wanted mean shift, not zero.
     weights : (n_layers,) array, optional
-        Diagonal of W.
+        Diagonal of W; by default of the relative energy.
     starts : (n_starts, n_layers) array, optional
         By default the linear optimum, half of it, and the uniform schedule of its energy.
     most_steps
@@ -134,7 +134,8 @@ def true_optimum(
     """
     n_layers = instance("system", system, DepthSystem, "a system, as depth_system gives it").n_layers
     target, most_steps = number("target", target, nonzero=True), integer("most_steps", most_steps, at_least=1)
-    weights = np.ones(n_layers) if weights is None else array("weights", weights, (n_layers,), positive=True)
+    weights = relative_weights(system.states) if weights is None else weights
+    weights = array("weights", weights, (n_layers,), positive=True)
     check_resolution("target", target, system.states[:, -1].norm(dim=-1).mean().item(), system.states.dtype)
     _, gains = mean_shift(system, directions, np.zeros(n_layers))
     linear = minimum_energy(gains, target, weights=weights)

@@ -481,7 +481,7 @@ def recommend(
         if FAR_OFF * size < smallest_step(1.0, model.dtype):
             check_resolution(PUSH, size, 1.0, model.dtype)
     gains, metric = first_order(texts, system)
-    made = make_gains(model, tokens, gains, along)
+    made = make_gains(model, tokens, gains, along, weights=weights)
     fisher = make_metric(model, tokens, metric, along, positions, horizon=horizon)
     made.metadata.update({**source.metadata, "positions": positions, "horizon": horizon})
     local = SecondOrder(gains, metric, weights, allowed, sign)

@@ -14,8 +14,8 @@ from llvlit.errors import FileError, InputError
 from llvlit.files import load_tensors, save_tensors
 from llvlit.provenance import environment
 
-ARRAYS = ("per_prompt", "overlaps")
-"""Parts that are written as tensors."""
+ARRAYS = ("per_prompt", "overlaps", "weights")
+"""Parts that are written as tensors, unless they are None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ def settle(result: Result, parts: Mapping[str, Any], *, last: int | None = None)
 def save_result(result: Result, path: str | Path, kind: str) -> None:
     """Write a result as safetensors, and what it was computed with; FileError if it cannot be written."""
     parts = {each.name: getattr(result, each.name) for each in fields(result)}
-    tensors = {name: parts.pop(name) for name in ARRAYS if name in parts}
+    tensors = {name: parts.pop(name) for name in ARRAYS if parts.get(name) is not None}
     own = {_own_kind(kind): parts.pop("kind")} if "kind" in parts else {}
     header = {"kind": kind, **own, **parts}
     header["metadata"] = {**environment(), **result.metadata}
@@ -101,7 +101,7 @@ def load_result(form: type[AnyResult], path: str | Path, kind: str) -> AnyResult
     with own_content(path):
         parts: dict[str, Any] = {
             each.name: tensors[each.name].numpy()
-            if each.name in ARRAYS
+            if each.name in ARRAYS and each.name not in header
             else header[_own_kind(kind) if each.name == "kind" else each.name]
             for each in fields(form)
         }

@@ -95,7 +95,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
         "aim": header["aim"],
         "target": header["target"],
         "trust_radius": header["trust_radius"],
-        "gains": Gains(arrays["gains"], "adjoint", 0.0, pairs, **told),
+        "gains": Gains(arrays["gains"], "adjoint", 0.0, pairs, 1 / arrays["sizes"] ** 2, **told),
         "fisher": FisherMetric(arrays["fisher"], pairs, **told),
         "sizes": arrays["sizes"],
         "directions": directions,

@@ -124,7 +124,7 @@ def required_energy(
     target : float
         Wanted shift of ``y = v_L^T x_L``, not zero.
     weights : (n_layers,) array, optional
-        Of the energy reported.
+        Of the energy reported; by default a push counts in units of the prompt's own state (relative energy).
     relative_tolerance
         Relative width of the final bracket, below 1.
     output
@@ -166,24 +166,29 @@ def required_energy(
         if not 0 < length < np.inf:
             raise InputError(f"{name} has length {length:g}; no scale of it can be taken. Pass inputs of some length.")
     units = np.stack([*arrays.values()]) / lengths[:, None]
-    energies = [energy(unit, weights=weights) for unit in units]
+    spent = None if weights is None else np.array([[energy(unit, weights=weights)] for unit in units])
     target = number("target", target, nonzero=True)
     tolerance = number("relative_tolerance", relative_tolerance, above=0, at_most=0.5)
     check_resolution("relative_tolerance", tolerance, 1.0, model.dtype)
     tokens = tokens_of(model, prompts, max_tokens)
     source = reading(model, tokens, vectors[-1], output, final_norm=final_norm)
-    parts = []
+    parts, squares = [], []
     for _, part in progress(list(in_parts(tokens)), "energies"):
         system = depth_system(model, part, max_tokens=max_tokens, final_norm=final_norm)
+        squares.append(system.states[:, :-1].to(torch.float64).square().sum(dim=-1).cpu().numpy())
         states = system.states[:, -1]
         size = (states.norm(dim=-1) if output is None else 1 + source.values(states).abs()).mean().item()
         check_resolution("target", target, size, model.dtype)
         parts.append(_first_crossings(_Search(system, vectors, units, target, source), tolerance))
     norms, reached = (np.concatenate(column).T for column in zip(*parts, strict=True))
+    if spent is None:  # (n_shapes, n_prompts)
+        pushed = np.where(units[:, None] == 0, np.inf, np.concatenate(squares))  # a layer without a push costs nothing
+        with np.errstate(divide="ignore"):
+            spent = (units[:, None] ** 2 / pushed).sum(axis=-1)
     results, metadata = {}, {**origin(model, tokens, final_norm=final_norm), **source.metadata}
     for place, name in enumerate(arrays):
         norm, missed = norms[place], np.isnan(norms[place])
-        cost = np.where(missed, np.inf, norm**2 * energies[place])
+        cost = np.where(missed, np.inf, norm**2 * spent[place])
         status = OUT_OF_REACH if missed.any() else REACHED
         found = norm / lengths[place], cost, reached[place], target, status
         results[name] = RequiredEnergy(*found, borrowed=borrowed_of(directions, units[place] != 0), metadata=metadata)
