@@ -230,6 +230,18 @@ def test_a_saved_recommendation_is_the_same_or_refused(tmp_path):
         advice.verify(model, EIGHT)
 
 
+def test_numbers_of_numpy_are_kept_as_pythons_own(tmp_path):
+    model = tiny_model("gpt2")
+    given = {"limit": np.float32(0.5), "horizon": np.int64(2), "max_tokens": np.int64(128), "budget": np.float32(0.02)}
+    advice = llvlit.recommend(model, EIGHT, DIRECTIONS, layers=(np.int64(1), np.int64(3)), **given)
+    advice.save(tmp_path / "plan")
+    loaded = load_recommendation(tmp_path / "plan")
+    assert (loaded.horizon, loaded.metadata["limit"], loaded.metadata["max_tokens"]) == (2, 0.5, 128)
+    assert loaded.vectors.metadata["horizon"] == 2
+    remade = replace(loaded, horizon=np.int64(2), target=np.float64(0.5))
+    assert type(remade.horizon) is int and type(remade.target) is float
+
+
 def test_words_and_budgets_that_cannot_be_used_are_told(gpt2):
     with pytest.raises(InputError, match="among the positive"):
         llvlit.TokenContrast(["a"], ["a"])

@@ -131,8 +131,8 @@ class Recommendation:
             array("inputs", plan.inputs, (n_layers,))
         choice("aim", self.aim, ("kl", "shift"))
         choice("positions", self.positions, POSITIONS)
-        integer("horizon", self.horizon, at_least=1)
-        number("target", self.target, nonzero=True)
+        object.__setattr__(self, "horizon", integer("horizon", self.horizon, at_least=1))
+        object.__setattr__(self, "target", number("target", self.target, nonzero=True))
 
     @property
     def inputs(self) -> np.ndarray:
@@ -439,6 +439,7 @@ def recommend(
             "directions have none of their own at the last state, so there is no readout v_L. Find them from more "
             "prompts, or pass an output."
         )
+    max_tokens, horizon = integer("max_tokens", max_tokens), integer("horizon", horizon, at_least=1)
     vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
     choice("towards", towards, TOWARDS)
     everywhere = checked_positions(positions)
@@ -448,9 +449,9 @@ def recommend(
     else:
         aim, target = "shift", number("shift", shift, nonzero=True)
         sign = float(np.sign(target))
-    most = np.inf if limit is None else number("limit", limit, above=0)
     if limit is not None:
-        check_resolution("limit", most, 1.0, model.dtype)
+        limit = number("limit", limit, above=0)
+        check_resolution("limit", limit, 1.0, model.dtype)
     allowed = _allowed(model, along, layers)
     folds = held_out_in_turn(tokens.prompts.pairs)
     texts = with_continuations(model, tokens, horizon)
@@ -489,7 +490,7 @@ def recommend(
     def effects(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return push_effects(head, texts, vectors, inputs, source, everywhere=everywhere, horizon=horizon, system=system)
 
-    plans = competing_plans(local, folds, aim, target, most, tokens.prompts.pairs, effects)
+    plans = competing_plans(local, folds, aim, target, limit or np.inf, tokens.prompts.pairs, effects)
     metadata = {
         "budget": target if aim == "kl" else None,
         "max_tokens": max_tokens,
