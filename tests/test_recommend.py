@@ -362,6 +362,21 @@ def test_what_a_format_cannot_say_is_solved_away(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*trust radius")
+def test_a_place_that_cannot_be_written_is_refused_before_a_plan_is_made_for_it(tmp_path, monkeypatch):
+    model = tiny_model("llama")
+    advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02)
+    faint = replace(advice, plan=replace(advice.plan, inputs=np.array([0.0, 1e-3, 1.0, 0.0])))
+    with pytest.raises(InputError, match=r"pushes before layer 1\. Pass model and prompts"):
+        faint.export(tmp_path / "push.gguf")
+    (tmp_path / "notes.txt").write_text("notes")
+    monkeypatch.setattr(recommendation, "recommend", lambda *_, **__: pytest.fail("planned first"))
+    for place in (tmp_path / "notes.txt", tmp_path, tmp_path / "notes.txt" / "push.gguf"):
+        with pytest.raises(FileError, match=place.name):
+            advice.export(place, model=model, prompts=EIGHT)
+    assert (tmp_path / "notes.txt").read_text() == "notes" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*trust radius")
 def test_what_cannot_be_met_or_resolved_is_refused_and_never_promised(gpt2):
     for budget in (0.3, 2.0, 20.0):
         try:

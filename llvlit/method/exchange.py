@@ -161,7 +161,11 @@ def export_vectors(vectors: SteeringVectors, path: str | Path, *, format: str = 
 
 
 def check_replaceable(path: Path) -> None:
-    """FileError if a file is there that holds something else than steering vectors."""
+    """FileError if steering vectors cannot be written there: something else is there, or a file is in the way."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+    if not (os.path.isfile(there) if there == path else os.path.isdir(there)):
+        kind = "file" if there == path else "folder"
+        raise FileError(f"{path} cannot be written: {there} is no {kind}. Name another file.")
     if path.is_file() and path.stat().st_size:
         try:
             _read(path)

@@ -28,7 +28,7 @@ from llvlit.files import finished
 from llvlit.method.concepts import Directions, DirectionsLike, as_directions
 from llvlit.method.control import relative_weights
 from llvlit.method.effects import push_effects, sources, with_continuations
-from llvlit.method.exchange import FIRST_LAYER, FORMATS, SteeringVectors, export_vectors
+from llvlit.method.exchange import FIRST_LAYER, FORMATS, SteeringVectors, check_replaceable, export_vectors
 from llvlit.method.fisher import FisherMetric, make_metric, pulled_back, responses
 from llvlit.method.gains import (
     POSITIONS,
@@ -296,14 +296,15 @@ class Recommendation:
         ('all', [0.0, 0.0])
         """
         first = FIRST_LAYER[choice("format", format, FORMATS)]
+        check_replaceable(path := checked_path("path", path))
         positions = self.positions if format == "easysteer" else "all"
         told = self
         if positions != self.positions or self.inputs[:first].any():
             if model is None or prompts is None:
                 raise InputError(
                     f"The format {format} cannot say positions={self.positions!r} with pushes before layer "
-                    f"{self.layers[0]}. Pass model and prompts, to make a plan that it can say; or recommend with "
-                    f"layers=({first}, {len(self.inputs) - 1}) and positions={positions!r}."
+                    f"{np.flatnonzero(self.inputs)[0]}. Pass model and prompts, to make a plan that it can say; or "
+                    f"recommend with layers=({first}, {len(self.inputs) - 1}) and positions={positions!r}."
                 )
             lowest, highest = self.metadata["layers"]
             aim: dict[str, Any] = {"budget": self.target} if self.aim == "kl" else {"shift": self.target}
