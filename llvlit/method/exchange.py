@@ -132,7 +132,7 @@ def export_vectors(vectors: SteeringVectors, path: str | Path, *, format: str = 
     Raises
     ------
     InputError
-        If the format cannot say a push, or nothing is pushed, or a number is beyond float32.
+        If the format cannot say a push, or nothing is pushed, or a number is beyond float32, or a push below it.
     FileError
         If the file cannot be written, or is there already and holds something else than steering vectors.
 
@@ -264,6 +264,12 @@ def _blocks(vectors: SteeringVectors, format: str) -> dict[int, np.ndarray]:
         rows = vectors.pushes.astype(np.float32)
     if not np.isfinite(rows).all():
         raise InputError(f"pushes reaches {np.abs(vectors.pushes).max():.3g}, which is beyond float32. Lower it.")
+    largest = np.abs(vectors.pushes).max(axis=1)
+    if faint := [layer for layer in pushed.tolist() if largest[layer] < np.finfo(np.float32).tiny]:
+        raise InputError(
+            f"pushes before layer {faint[0]} reaches {largest[faint[0]]:.3g}, which is below float32. Raise it, or "
+            "leave it out."
+        )
     none = np.zeros_like(rows[0])  # after the last layer
     return {layer - 1: row for layer, row in enumerate([*rows, none]) if layer >= min(2, pushed[0])}
 
