@@ -230,6 +230,26 @@ def test_a_saved_recommendation_is_the_same_or_refused(tmp_path):
         advice.verify(model, EIGHT)
 
 
+def test_a_manifest_is_as_it_was_written_wherever_the_folder_is_read(tmp_path):
+    advice = llvlit.recommend(tiny_model("gpt2"), EIGHT, DIRECTIONS, budget=0.02)
+    advice.save(tmp_path / "plan")
+    (tmp_path / "link").symlink_to(tmp_path / "plan")
+    (tmp_path / "plan" / ".git").mkdir()
+    (tmp_path / "plan" / "notes.txt").write_text("of others")
+    for folder in ("plan", "link"):
+        assert str(load_recommendation(tmp_path / folder)) == str(advice)
+        with pytest.raises(FileError):  # read, never replaced
+            advice.save(tmp_path / folder)
+    path = tmp_path / "plan" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["layers"] == list(advice.layers) and manifest["in words"] == str(advice)
+    for name, value in manifest.items():
+        for others in ({name: [value]}, {"more": 1}):
+            path.write_text(json.dumps({**manifest, **others}))
+            with pytest.raises(FileError, match="manifest"):
+                load_recommendation(tmp_path / "plan")
+
+
 def test_numbers_of_numpy_are_kept_as_pythons_own(tmp_path):
     model = tiny_model("gpt2")
     given = {"limit": np.float32(0.5), "horizon": np.int64(2), "max_tokens": np.int64(128), "budget": np.float32(0.02)}
