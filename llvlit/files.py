@@ -302,6 +302,13 @@ def remove_owned(folder: str | Path, kind: str) -> None:
         raise FileError(f"Could not remove {folder}: {error}.") from error
 
 
+def check_replaced(folder: str | Path, kind: str) -> None:
+    """FileError if a folder holds what llvlit did not write as a ``kind``, or this process is in it."""
+    if Path.cwd().is_relative_to(Path(folder).resolve()):
+        raise FileError(f"{folder} is the folder you are in, or holds it, and would be replaced. Name a folder in it.")
+    check_ours(folder, kind)
+
+
 @contextmanager
 def replaced(folder: str | Path, kind: str) -> Iterator[Path]:
     """A fresh folder beside ``folder`` to write into, which takes its place when all went well.
@@ -311,10 +318,10 @@ def replaced(folder: str | Path, kind: str) -> Iterator[Path]:
     Raises
     ------
     FileError
-        If ``folder`` holds what llvlit did not write as a ``kind``.
+        See :func:`check_replaced`.
     """
     folder = Path(folder)
-    check_ours(folder, kind)
+    check_replaced(folder, kind)
     fresh, old = (folder.with_name(f".{folder.name}.{role}") for role in ("fresh", "old"))
     if is_owned(old, kind) and not folder.exists():
         old.rename(folder)  # a run was killed between the two renames below

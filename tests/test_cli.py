@@ -355,6 +355,14 @@ def test_what_cannot_be_exported_is_refused_before_the_model_is_loaded(arguments
     assert message in fail("recommend", *arguments)
 
 
+def test_a_plan_is_not_saved_in_the_folder_that_one_is_in(fail, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llvlit.cli.recommend.load_experiment", lambda _: pytest.fail("loaded"))
+    for folder in (".", tmp_path):
+        assert f"{folder} is the folder you are in" in fail("recommend", "--save", folder, status=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 # Steer
 
 

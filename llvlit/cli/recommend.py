@@ -350,7 +350,7 @@ def draw(found: Recommendation, path: Path, title: str) -> None:
 
 def _places(options: argparse.Namespace) -> dict[str, Path]:
     """Where files go; a place that cannot be written to is refused before anything is computed."""
-    from llvlit.files import check_ours
+    from llvlit.files import check_replaced
     from llvlit.method.exchange import FIRST_LAYER, check_replaceable
     from llvlit.method.recommendation import KIND
 
@@ -364,7 +364,7 @@ def _places(options: argparse.Namespace) -> dict[str, Path]:
             option, kind = ("--figure" if name == "plot" else f"--{name}"), "folder" if name == "save" else "file"
             raise InputError(f"{option} {path} cannot be written. Give a {kind} in a folder that exists.")
     if "save" in places:
-        check_ours(places["save"], KIND)
+        check_replaced(places["save"], KIND)
     if "export" in places:
         first = FIRST_LAYER["gguf"]
         if options.positions != "all":
