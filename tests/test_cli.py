@@ -500,6 +500,12 @@ def test_steer_by_hand_counts_in_the_streams_units_or_the_states_length(run, pla
     assert len({found["plain"], *(push["text"] for push in pushes.values())}) == 3
 
 
+def test_a_push_of_nothing_is_not_dear(run, plan: Path) -> None:
+    asked = ("steer", "A dull film", "--plan", plan, "--tokens", 2, "--device", "cpu")
+    for inputs in ("3:0", "3:1e-9%"):  # the second drowns in rounding
+        assert "costs" not in run(*asked, "--inputs", inputs)
+
+
 def test_borrowed_directions_are_told(run, tmp_path: Path) -> None:
     splits = load_task("film-sentiment").split(concept=48, operating=12, evaluation=12)
     directions = concept_directions(load_model("embedded/small", device="cpu"), splits.concept)

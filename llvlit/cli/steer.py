@@ -29,8 +29,10 @@ AT_ONCE = 32
 """Texts that are generated together."""
 UNMARKED = re.compile(r"<\|.+\|>|<\w+_\w+>")
 """What special tokens look like, such as ``<start_of_image>``."""
-DEAR = 2.0
-"""How many times the nats that were expected a push costs from which on it is told."""
+DEAR, FAINT = 2.0, 1e-3
+"""How many times the nats that were expected a push costs from which on it is told; and the fewest nats that matter,
+below which 16 bits are all rounding.
+"""
 
 
 @dataclass(frozen=True)
@@ -360,9 +362,10 @@ def _lines(found: dict[str, Any], unit: str) -> list[str]:
 
 def _dear(name: str, push: dict[str, Any]) -> list[str]:
     """Lines on a push that costs far more than was expected; none on another."""
-    if not push["expected"]:
+    expected, measured = push["expected"], push["measured"]["kl"]
+    if not expected or not expected["kl"] > 0 or measured < FAINT:
         return []
-    times = push["measured"]["kl"] / push["expected"]["kl"]
+    times = measured / expected["kl"]
     why = "this text is unlike the prompts of the plan"
     why += "" if push["expected_from"] == MEASURED else ", or the push is beyond what such a prediction holds for"
     told = f"The {name} push costs {times:.2g} times what was expected: {why}."
