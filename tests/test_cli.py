@@ -336,6 +336,14 @@ def test_the_printed_command_pushes_as_the_plan_does(run, tmp_path: Path) -> Non
     np.testing.assert_allclose(pushed[1]["inputs"], advice.inputs, rtol=2e-3, atol=1e-9)
 
 
+def test_a_list_of_words_may_be_longer_than_a_path(fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llvlit.cli.recommend.load_experiment", lambda _: pytest.fail("loaded"))
+    words = ", ".join(f"word{number}" for number in range(2000))
+    for command in ("recommend", "steer"):
+        line = fail(command, "--positive", words, "--negative", f"{words}, word7")
+        assert "word7" in line and "among the positive" in line
+
+
 @pytest.mark.parametrize("command", ["recommend", "steer"])
 def test_words_are_refused_before_anything_is_computed(command: str, fail, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llvlit.method.concepts.concept_directions", lambda *_: pytest.fail("computed"))

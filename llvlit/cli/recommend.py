@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import textwrap
@@ -102,11 +103,12 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     aim = parser.add_argument_group("what to move, and where pushes are allowed")
     aim.add_argument(
         "--positive",
+        type="text",
         metavar="WORDS",
         help='move the odds of next words in place of the concept: "great, good", or a file with one a line; those '
         "that should become likelier",
     )
-    aim.add_argument("--negative", metavar="WORDS", help="the words that they are weighed against")
+    aim.add_argument("--negative", type="text", metavar="WORDS", help="the words that they are weighed against")
     aim.add_argument(
         "--first-tokens",
         action="store_true",
@@ -242,7 +244,11 @@ def output_of(options: argparse.Namespace) -> TokenContrast | None:
         return None
     if None in given:
         raise InputError("--positive and --negative come together: words, and those that they are weighed against.")
-    positive, negative = (lines_of(each) if Path(each).is_file() else re.split(r"\s*,\s*", each) for each in given)
+    files = map(os.path.expanduser, given)
+    positive, negative = (
+        lines_of(file) if os.path.isfile(file) else re.split(r"\s*,\s*", words)
+        for file, words in zip(files, given, strict=True)
+    )
     return TokenContrast(positive, negative, first_tokens=options.first_tokens)
 
 
