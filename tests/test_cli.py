@@ -578,6 +578,7 @@ def test_a_prompt_of_one_token_is_named_with_what_to_do(fail, tmp_path: Path) ->
         (["A dull film", "--positions", "all"], "--positions all is not what the plan was made for"),
         (["A dull film", "--positive", "good", "--negative", "bad"], "says what is read"),
         (["A dull film", "--model", "embedded/medium"], "with other weights than embedded/medium"),
+        (["A dull film", "--dtype", "bfloat16"], "made in float32, and embedded/small is loaded in bfloat16"),
         (["A dull film", "--layers", "3-5"], "--layers says how a plan is made"),
         (["A dull film", "--towards", "negative"], "--towards says how a plan is made"),
     ],

@@ -8,6 +8,7 @@ is seen; and what is foretold of the best is read at prompts that it was not cho
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -328,6 +329,12 @@ class Recommendation:
         """InputError if a model is another than the one that this is for."""
         instance("model", model, LanguageModel, "a model, as load_model gives it")
         if model.fingerprint != self.metadata["model_fingerprint"]:
+            made, loaded = re.split("[,;]", self.metadata["precision"])[0], str(model.dtype).removeprefix("torch.")
+            if model.name == self.metadata["model"] and made != loaded:
+                raise InputError(
+                    f"The recommendation was made in {made}, and {model.name} is loaded in {loaded}, which has other "
+                    f"weights. Load it in {made}, or make one in {loaded}."
+                )
             raise InputError(
                 f"The recommendation is for {self.metadata['model']} with other weights than {model.name} has. Make "
                 "one for this model."
