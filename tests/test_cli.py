@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -405,6 +406,20 @@ def test_steer_uses_a_plan_at_several_strengths(run, plan: Path) -> None:
         assert all(1 <= n - tokens[0] <= 6 for n in tokens[1:])
 
 
+def test_shifts_below_zero_may_be_written_with_an_exponent(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def note(options: argparse.Namespace) -> None:
+        given.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llvlit.cli.steer._prepared", note)
+    for words in (["--targets", "-1e-1", "1", "-.2E+1"], ["--targets=-1e-1"], ["--target", "-1e-1", "--", "-1e-1"]):
+        main(["steer", *words])
+    assert [options.targets for options in given] == [[-0.1, 1, -2], [-0.1], None]
+    assert given[2].target == -0.1 and given[2].texts == ["-1e-1"]
+
+
 def test_special_tokens_are_not_written_though_a_tokenizer_has_none() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<start_of_image>", "<b>"])
@@ -570,7 +585,6 @@ def test_a_prompt_of_one_token_is_named_with_what_to_do(fail, tmp_path: Path) ->
         (["A", "--tokens", "5"], "'A' has fewer than two tokens"),
         (["word " * 300], "The prompt is longer than"),
         (["A dull film", "--target", "1e20"], "cannot be pushed that far: candidates overflow"),
-        (["A dull film", "--target", "0"], "factor=0 must not be zero"),
         (["A dull film", "--inputs", "12:1%"], "before a layer from 0 to 11. Write 6:3% for"),
         (["A dull film", "--inputs", "3:"], "--inputs '3:' is no push"),
         (["A dull film", "--inputs", "3:x%"], "'x' is no number"),
@@ -929,6 +943,11 @@ def test_a_failure_is_one_line(arguments: list[str], messages: list[str], fail) 
         (["steer", "a\udcff"], "TEXT: text='a\\udcff' holds a lone surrogate"),
         (["steer", "--tokens", "0"], "--tokens: number=0 must be at least 1"),
         (["steer", "--target", "inf"], "--target: number=inf must be finite"),
+        (["steer", "--target", "0"], "--target: number=0 must not be zero"),
+        (["steer", "--targets", "1", "-0e3"], "--targets: number=0 must not be zero"),
+        (["steer", "--target", "-1e400"], "--target: number=-inf must be finite"),
+        (["recommend", "--shift", "0"], "--shift: number=0 must not be zero"),
+        (["recommend", "--suffix", "-1e5"], "--suffix: expected one argument"),
         (["steer", "--budget", "0"], "--budget: number=0.0 must be above 0"),
         (["steer", "--budget", "1", "--targets", "1"], "--targets: not allowed with argument --budget"),
         (["study", "--prompts", "0"], "--prompts: number=0 must be at least 1"),

@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -69,12 +70,28 @@ KINDS: dict[str | None, Callable[[ModuleType, str], Any]] = {
     "step": lambda checks, word: checks.integer("number", _number(int, word), at_least=0),
     "index": lambda checks, word: checks.integer("number", _number(int, word)),
     "seed": lambda checks, word: checks.seed("seed", _number(int, word)),
-    "number": lambda checks, word: checks.number("number", _number(float, word)),
+    "shift": lambda checks, word: checks.number("number", _number(float, word), nonzero=True),
     "share": lambda checks, word: checks.number("number", _number(float, word), above=0, below=1),
     "length": lambda checks, word: checks.number("number", _number(float, word), above=0),
     "layers": lambda checks, word: _layers(word),
 }
 """What ``type`` of an option can be: a check of ``llvlit.checks`` each, so that no value is refused after some work."""
+
+
+SIGNED = ("--shift", "--target", "--targets")
+"""Options whose numbers may be below zero."""
+
+
+def plain_numbers(words: Sequence[str]) -> list[str]:
+    """Words of a command, signed numbers in plain decimals: argparse takes ``-1e-1`` for an option, not ``-0.1``."""
+    plain, option = [], ""
+    for word in words:
+        if option in SIGNED and re.fullmatch(r"-(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}", word):
+            word = f"{Decimal(word):f}"
+        elif word.startswith("--"):
+            option = word
+        plain.append(word)
+    return plain
 
 
 def _checked(check: Callable[[ModuleType, str], Any], word: str) -> Any:

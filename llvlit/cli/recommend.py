@@ -55,7 +55,7 @@ def mount(commands: Any) -> None:
     )
     aim.add_argument(
         "--shift",
-        type="number",
+        type="shift",
         metavar="AMOUNT",
         help="what the push should do, in place of a budget: the shift of words in log-odds, or of the concept in the "
         "units of its reading",

@@ -106,13 +106,13 @@ def mount(commands: Any) -> None:
     )
     strength.add_argument(
         "--target",
-        type="number",
+        type="shift",
         metavar="SHIFT",
         help="what the push should do: the shift of the concept in distances between its classes (1 or 2 is a good "
         "start, and below zero it goes the other way), or of words in their log-odds",
     )
     strength.add_argument(
-        "--targets", type="number", nargs="+", metavar="SHIFT", help="several such shifts, one after the other"
+        "--targets", type="shift", nargs="+", metavar="SHIFT", help="several such shifts, one after the other"
     )
     strength.add_argument(
         "--inputs",
