@@ -590,11 +590,8 @@ def test_a_prompt_of_one_token_is_named_with_what_to_do(fail, tmp_path: Path) ->
         (["A dull film", "--inputs", "3:x%"], "'x' is no number"),
         (["A dull film", "--inputs", "3:1e30"], "cannot be pushed that far"),
         (["A dull film", "--positions", "all"], "--positions all is not what the plan was made for"),
-        (["A dull film", "--positive", "good", "--negative", "bad"], "says what is read"),
         (["A dull film", "--model", "embedded/medium"], "with other weights than embedded/medium"),
         (["A dull film", "--dtype", "bfloat16"], "made in float32, and embedded/small is loaded in bfloat16"),
-        (["A dull film", "--layers", "3-5"], "--layers says how a plan is made"),
-        (["A dull film", "--towards", "negative"], "--towards says how a plan is made"),
     ],
 )
 def test_steer_refuses(arguments: list[str], message: str, fail, plan: Path) -> None:
@@ -878,7 +875,6 @@ def test_dry_run_runs_nothing(study: tuple[str, ...], run, tmp_path: Path) -> No
         (["gains", *SMALL, "--basis", "krilov"], ["Did you mean 'krylov'"]),
         (["gains", *SMALL, "--order", "65"], ["order=65", "64"]),
         (["gains", *SMALL, "--save", "none/llv.safetensors"], ["--save none/llv.safetensors", "folder that exists"]),
-        (["recommend", *SMALL, "--positive", "good"], ["--positive and --negative come together"]),
         (["recommend", *SMALL, "--positive", "good", "--negative", "good"], ["good stands among"]),
         (["recommend", *SMALL, "--layers", "9-12"], ["layers[1]=12"]),
         (
@@ -963,6 +959,38 @@ def test_a_failure_is_one_line(arguments: list[str], messages: list[str], fail) 
 )
 def test_values_of_options_are_refused_before_any_work(arguments: list[str], message: str, refuse) -> None:
     assert message in refuse(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *(
+            (["steer", "--plan", "plan", *words], f"{words[0]} says nothing with --plan")
+            for words in (
+                *(["--layers", "3-5"], ["--limit", "0.1"], ["--horizon", "1"], ["--towards", "positive"]),
+                *(["--positive", "good", "--negative", "bad"], ["--first-tokens"], ["--task", "tense"]),
+                *(["--contrast", "a", "b"], ["--suffix", ""], ["--data-dir", "."], ["--prompts", "50"]),
+                ["--seed", "0"],
+            )
+        ),
+        (["steer", "--inputs", "5:3%", "--layers", "0-1"], "--layers says nothing with --inputs"),
+        (["steer", "--inputs", "5:3%", "--limit", "0.1"], "--limit says nothing with --inputs"),
+        (["steer", "--inputs", "5:3%", "--towards", "negative"], "--towards says nothing with --inputs"),
+        (["steer", "--target", "1", "--towards", "negative"], "--towards says nothing with --target"),
+        (["steer", "--targets", "1", "2", "--towards", "positive"], "--towards says nothing with --targets"),
+        (["recommend", "--shift", "5", "--towards", "negative"], "--towards says nothing with --shift"),
+        (["recommend", "--contrast", "a", "b", "--task", "tense"], "--task says nothing with --contrast"),
+        (["gains", "--contrast", "a", "b", "--data-dir", "."], "--data-dir says nothing with --contrast"),
+        (["order", "--no-plot", "--plot", "a.png"], "--plot says nothing with --no-plot"),
+        (["recommend", "--first-tokens"], "--first-tokens says nothing without --positive"),
+        (["steer", "--inputs", "5:3%", "--first-tokens"], "--first-tokens says nothing without --positive"),
+        (["recommend", "--positive", "good"], "--positive says nothing without --negative"),
+        (["steer", "--negative", "bad"], "--negative says nothing without --positive"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_options_that_would_say_nothing_are_refused_before_any_work(arguments: list[str], message: str, fail) -> None:
+    assert message in fail(*arguments)
 
 
 def test_what_was_computed_is_shown_though_it_cannot_be_saved(

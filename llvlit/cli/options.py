@@ -38,9 +38,56 @@ def command(commands: Any, run: Callable[[argparse.Namespace], None], example: s
     )
     for kind, check in KINDS.items():
         parser.register("type", kind, partial(_checked, check))
-    parser.set_defaults(run=run)
+    parser.register("action", None, _Store)
+    parser.set_defaults(run=run, given=())
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
+
+
+class _Store(argparse.Action):
+    """Stores a value as argparse does, and notes in ``given`` that it was given, be it the default."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = (*namespace.given, self.dest)
+
+
+MADE_WITH = ("layers", "limit", "horizon", "towards", "positive", "negative", "first_tokens")
+SHOWN_BY = ("task", "contrast", "suffix", "data_dir", "prompts", "seed")
+OWN_SIGN = "the shift has a sign of its own"
+IDLE = {
+    "plan": ((*MADE_WITH, *SHOWN_BY), "the plan has its own; make another with `llvlit recommend`"),
+    "inputs": (("layers", "limit", "towards"), "pushes by hand are those that you write"),
+    "target": (("towards",), OWN_SIGN),
+    "targets": (("towards",), OWN_SIGN),
+    "shift": (("towards",), OWN_SIGN),
+    "contrast": (("task", "data_dir"), "your own prompts take the place of a task"),
+    "no_plot": (("plot",), "no figure is written"),
+}
+"""With an option, those that say nothing beside it, and why."""
+NEEDS = {"first_tokens": "positive", "positive": "negative", "negative": "positive"}
+"""Options that say nothing without another."""
+
+
+def check_idle(options: argparse.Namespace) -> None:
+    """InputError if an option was given that says nothing with the others."""
+
+    def is_given(name: str) -> bool:
+        return name in options.given or getattr(options, name, None) is True
+
+    for mode, (names, why) in IDLE.items():
+        for name in filter(is_given, names if is_given(mode) else ()):
+            raise InputError(f"{as_written(name)} says nothing with {as_written(mode)}: {why}. Leave out one of them.")
+    for name, needed in NEEDS.items():
+        if is_given(name) and not is_given(needed):
+            raise InputError(f"{as_written(name)} says nothing without {as_written(needed)}. Give both, or neither.")
+
+
+def as_written(name: str) -> str:
+    """An option as it is written."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _name(checks: ModuleType, word: str) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llvlit.cli.options import (
     add_experiment,
+    as_written,
     command,
     lines_of,
     load_experiment,
@@ -72,7 +73,6 @@ def mount(commands: Any) -> None:
         "and 1: with --positions all, and --layers from 2 on (default: those)",
     )
     parser.description = f"{parser.description}\n\n{textwrap.fill(NAMES, WIDTH)}"
-    parser.set_defaults(usual={name: parser.get_default(name) for name in REPEATED})
 
 
 EXAMPLES = """\
@@ -84,7 +84,7 @@ REPEATED = (
     *("dtype", "device", "task", "contrast", "data_dir", "prompts", "suffix", "seed", "chat", "token_index"),
     *("positive", "negative", "first_tokens", "horizon", "positions"),
 )
-"""Options that pushes by hand need as well, where they are not as usual."""
+"""Options that pushes by hand need as well, where they were given."""
 NAMES = (
     "An optimum moves the output farthest for its divergence, by gains and metric; so that no push becomes extreme, a "
     "share of its relative energy counts as cost, too (regularized). The least relative energy: the smallest pushes "
@@ -239,11 +239,9 @@ def output_of(options: argparse.Namespace) -> TokenContrast | None:
     """The words that are read, from the options or from files; None: the concept."""
     from llvlit.method.outputs import TokenContrast
 
-    given = options.positive, options.negative
-    if given == (None, None):
+    if options.positive is None:
         return None
-    if None in given:
-        raise InputError("--positive and --negative come together: words, and those that they are weighed against.")
+    given = options.positive, options.negative
     files = map(os.path.expanduser, given)
     positive, negative = (
         lines_of(file) if os.path.isfile(file) else re.split(r"\s*,\s*", words)
@@ -334,13 +332,12 @@ def in_use(found: Recommendation, options: argparse.Namespace) -> str:
 
 
 def _repeated(name: str, options: argparse.Namespace) -> list[str]:
-    """An option as it was given; nothing where it is as usual."""
-    value = getattr(options, name)
-    option = f"--{name.replace('_', '-')}"
-    if value == options.usual[name]:
-        return []
-    if isinstance(value, bool):
+    """An option as it was given, if it was."""
+    value, option = getattr(options, name), as_written(name)
+    if value is True:
         return [option]
+    if name not in options.given:
+        return []
     return [option, *value] if isinstance(value, list) else [f"{option}={value}"]
 
 

@@ -74,8 +74,6 @@ MEASURED = "measured in the full model at the plan's prompts"
 SCALED = f"{MEASURED}, then scaled: the shift in proportion, the nats with the square"
 PREDICTED = "predicted by gains and metric, to second order"
 """Where expectations come from."""
-PLAN_ONLY = ("layers", "limit", "horizon", "towards", "task", "contrast", "suffix", "data_dir", "prompts", "seed")
-"""Options that say how a plan is made, and nothing where one is at hand."""
 
 
 def mount(commands: Any) -> None:
@@ -124,7 +122,6 @@ def mount(commands: Any) -> None:
     )
     add_plan(parser)
     add_experiment(parser)
-    parser.set_defaults(made_with={name: parser.get_default(name) for name in PLAN_ONLY})
     parser.set_defaults(model=None, token_index=None)
 
 
@@ -189,11 +186,6 @@ def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedProm
     if options.target is not None:
         options.targets = [options.target]
     if options.plan:
-        if ignored := [name for name, usual in options.made_with.items() if getattr(options, name) != usual]:
-            raise InputError(
-                f"--{ignored[0].replace('_', '-')} says how a plan is made, and {options.plan} is one already. Leave "
-                "it out, or make another with `llvlit recommend`."
-            )
         if not Path(options.plan).is_dir():
             raise FileError(
                 f"--plan: there is no folder {options.plan}. Save a plan there with `llvlit recommend --save`."
@@ -204,8 +196,6 @@ def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedProm
             raise FileError(f"--plan: {error}") from error
         model = load_model(options.model or plan.metadata["model"], device=options.device, dtype=options.dtype)
         plan.check_model(model)
-        if output is not None:
-            raise InputError(f"--plan {options.plan} says what is read; leave out --positive and --negative.")
         if options.token_index is None:
             options.token_index = int(plan.metadata.get("token_index", -1))
         tokens = _tokens(model, texts, options, chat=options.chat or bool(plan.metadata["chat"]))
