@@ -364,6 +364,17 @@ def test_what_cannot_be_exported_is_refused_before_the_model_is_loaded(arguments
     assert message in fail("recommend", *arguments)
 
 
+def test_a_place_that_takes_no_file_is_refused_before_any_work(fail, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for work in ("llvlit.engine.architectures.check_all", "llvlit.cli.recommend.load_experiment"):
+        monkeypatch.setattr(work, lambda _: pytest.fail("worked first"))
+    (tmp_path / "file").touch()
+    for command, option, name in (("architectures", "--save", "a.csv"), ("recommend", "--figure", "a.svg")):
+        os.mkfifo(tmp_path / name)
+        for place in (name, f"none/{name}", f"file/{name}"):
+            assert f"{option} {place} cannot be written" in fail(command, option, place)
+
+
 def test_a_plan_is_not_saved_in_the_folder_that_one_is_in(fail, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("llvlit.cli.recommend.load_experiment", lambda _: pytest.fail("loaded"))
@@ -882,7 +893,7 @@ def test_dry_run_runs_nothing(study: tuple[str, ...], run, tmp_path: Path) -> No
             ["splendiferous"],
         ),
         (["recommend", *SMALL, "--figure", "plan.pdf"], ["--figure plan.pdf", ".svg or .png"]),
-        (["recommend", *SMALL, "--save", "none/plan"], ["--save none/plan", "folder that exists"]),
+        (["recommend", *SMALL, "--save", "none/plan"], ["--save none/plan", "in one that exists"]),
         (["recommend", *SMALL, "--budget", "1e9"], ["No plan meets a budget of 1e+09 nats"]),
         (["gains", "--prompts", "5000"], ["film-sentiment", "1200", "20000"]),
         (["gains", "--model", "embedded/small", "--device", "cpux"], ["device='cpux'"]),

@@ -284,6 +284,12 @@ def add_files(parser: argparse.ArgumentParser, drawn: str, saved: str) -> None:
     parser.add_argument("--save", metavar="FILE", help=f"save {saved}")
 
 
+def check_place(option: str, path: Path, *, also: str = "") -> None:
+    """InputError if no file can be written there, before anything is computed."""
+    if not path.absolute().parent.is_dir() or (path.exists() and not path.is_file()):
+        raise InputError(f"{option} {path} cannot be written. Give a file in a folder that exists{also}.")
+
+
 def places_of(options: argparse.Namespace) -> dict[str, Path]:
     """Where files go, by option; a place that cannot be written to is refused before anything is computed."""
     places = {"save": Path(options.save)} if options.save else {}
@@ -294,9 +300,7 @@ def places_of(options: argparse.Namespace) -> dict[str, Path]:
         if places["plot"].suffix.lower() != ".png":
             raise InputError(f"--plot {places['plot']}: the figure is a PNG; give a name that ends in .png.")
     for option, path in places.items():
-        if not path.absolute().parent.is_dir() or (path.exists() and not path.is_file()):
-            more = ", or --no-plot" * (option == "plot")
-            raise InputError(f"--{option} {path} cannot be written. Give a file in a folder that exists{more}.")
+        check_place(f"--{option}", path, also=", or --no-plot" * (option == "plot"))
     return places
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llvlit.cli.options import (
     add_experiment,
     as_written,
+    check_place,
     command,
     lines_of,
     load_experiment,
@@ -360,13 +361,13 @@ def _places(options: argparse.Namespace) -> dict[str, Path]:
     given = {"save": options.save, "plot": options.figure, "export": options.export}
     places = {name: Path(word) for name, word in given.items() if word}
     for name, option, endings in (("plot", "--figure", (".svg", ".png")), ("export", "--export", (".gguf",))):
-        if name in places and (places[name].suffix.lower() not in endings or places[name].is_dir()):
+        if name in places and places[name].suffix.lower() not in endings:
             raise InputError(f"{option} {places[name]}: give the name of a file that ends in {' or '.join(endings)}.")
-    for name, path in places.items():
-        if not path.absolute().parent.is_dir():
-            option, kind = ("--figure" if name == "plot" else f"--{name}"), "folder" if name == "save" else "file"
-            raise InputError(f"{option} {path} cannot be written. Give a {kind} in a folder that exists.")
+        if name in places:
+            check_place(option, places[name])
     if "save" in places:
+        if not places["save"].absolute().parent.is_dir():
+            raise InputError(f"--save {places['save']} cannot be written. Give a folder in one that exists.")
         check_replaced(places["save"], KIND)
     if "export" in places:
         first = FIRST_LAYER["gguf"]
