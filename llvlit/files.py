@@ -258,11 +258,16 @@ def is_owned(folder: str | Path, kind: str) -> bool:
     A link to such a folder is not such a folder.
     """
     folder = Path(folder)
-    if folder.is_symlink() or not (folder / MARK).is_file() or any(folder.rglob(".git")):
-        return False
+    return not folder.is_symlink() and bool(_mark(folder, kind)) and not any(folder.rglob(".git"))
+
+
+def _mark(folder: Path, kind: str) -> dict[str, Any]:
+    """What a folder's mark of this kind says; nothing if there is none."""
     with suppress(FileError):
-        return read_json(folder / MARK, "a mark of llvlit").get("kind") == kind
-    return False
+        facts = read_json(folder / MARK, "a mark of llvlit")
+        if facts.get("kind") == kind:
+            return facts
+    return {}
 
 
 def finish(folder: str | Path, kind: str, **facts: Any) -> None:
@@ -271,10 +276,11 @@ def finish(folder: str | Path, kind: str, **facts: Any) -> None:
 
 
 def finished(folder: str | Path, kind: str) -> dict[str, Any] | None:
-    """Facts about a complete folder of ours; None where there is none, or where its writing broke off."""
-    if not is_owned(folder, kind):
-        return None
-    facts = read_json(Path(folder) / MARK, "a mark of llvlit")
+    """Facts about a complete folder of ours; None where there is none, or where its writing broke off.
+
+    Reading does no harm: the folder may lie behind a link, and hold what is not ours.
+    """
+    facts = _mark(Path(folder), kind)
     return facts if facts.get("whole") is True else None
 
 
@@ -296,6 +302,13 @@ def remove_owned(folder: str | Path, kind: str) -> None:
         raise FileError(f"Could not remove {folder}: {error}.") from error
 
 
+def check_replaced(folder: str | Path, kind: str) -> None:
+    """FileError if a folder holds what llvlit did not write as a ``kind``, or this process is in it."""
+    if Path.cwd().is_relative_to(Path(folder).resolve()):
+        raise FileError(f"{folder} is the folder you are in, or holds it, and would be replaced. Name a folder in it.")
+    check_ours(folder, kind)
+
+
 @contextmanager
 def replaced(folder: str | Path, kind: str) -> Iterator[Path]:
     """A fresh folder beside ``folder`` to write into, which takes its place when all went well.
@@ -305,10 +318,10 @@ def replaced(folder: str | Path, kind: str) -> Iterator[Path]:
     Raises
     ------
     FileError
-        If ``folder`` holds what llvlit did not write as a ``kind``.
+        See :func:`check_replaced`.
     """
     folder = Path(folder)
-    check_ours(folder, kind)
+    check_replaced(folder, kind)
     fresh, old = (folder.with_name(f".{folder.name}.{role}") for role in ("fresh", "old"))
     if is_owned(old, kind) and not folder.exists():
         old.rename(folder)  # a run was killed between the two renames below

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -336,6 +337,14 @@ def test_the_printed_command_pushes_as_the_plan_does(run, tmp_path: Path) -> Non
     np.testing.assert_allclose(pushed[1]["inputs"], advice.inputs, rtol=2e-3, atol=1e-9)
 
 
+def test_a_list_of_words_may_be_longer_than_a_path(fail, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llvlit.cli.recommend.load_experiment", lambda _: pytest.fail("loaded"))
+    words = ", ".join(f"word{number}" for number in range(2000))
+    for command in ("recommend", "steer"):
+        line = fail(command, "--positive", words, "--negative", f"{words}, word7")
+        assert "word7" in line and "among the positive" in line
+
+
 @pytest.mark.parametrize("command", ["recommend", "steer"])
 def test_words_are_refused_before_anything_is_computed(command: str, fail, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llvlit.method.concepts.concept_directions", lambda *_: pytest.fail("computed"))
@@ -353,6 +362,25 @@ def test_words_are_refused_before_anything_is_computed(command: str, fail, monke
 def test_what_cannot_be_exported_is_refused_before_the_model_is_loaded(arguments, message, fail, monkeypatch) -> None:
     monkeypatch.setattr("llvlit.cli.recommend.load_experiment", lambda _: pytest.fail("loaded"))
     assert message in fail("recommend", *arguments)
+
+
+def test_a_place_that_takes_no_file_is_refused_before_any_work(fail, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for work in ("llvlit.engine.architectures.check_all", "llvlit.cli.recommend.load_experiment"):
+        monkeypatch.setattr(work, lambda _: pytest.fail("worked first"))
+    (tmp_path / "file").touch()
+    for command, option, name in (("architectures", "--save", "a.csv"), ("recommend", "--figure", "a.svg")):
+        os.mkfifo(tmp_path / name)
+        for place in (name, f"none/{name}", f"file/{name}"):
+            assert f"{option} {place} cannot be written" in fail(command, option, place)
+
+
+def test_a_plan_is_not_saved_in_the_folder_that_one_is_in(fail, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("llvlit.cli.recommend.load_experiment", lambda _: pytest.fail("loaded"))
+    for folder in (".", tmp_path):
+        assert f"{folder} is the folder you are in" in fail("recommend", "--save", folder, status=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 # Steer
@@ -387,6 +415,20 @@ def test_steer_uses_a_plan_at_several_strengths(run, plan: Path) -> None:
         tokens = [len(model.tokenizer(text)["input_ids"]) for text in (TEXTS[row], *written)]
         assert all(text.startswith(TEXTS[row]) for text in written) and len(set(written)) > 2
         assert all(1 <= n - tokens[0] <= 6 for n in tokens[1:])
+
+
+def test_shifts_below_zero_may_be_written_with_an_exponent(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def note(options: argparse.Namespace) -> None:
+        given.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llvlit.cli.steer._prepared", note)
+    for words in (["--targets", "-1e-1", "1", "-.2E+1"], ["--targets=-1e-1"], ["--target", "-1e-1", "--", "-1e-1"]):
+        main(["steer", *words])
+    assert [options.targets for options in given] == [[-0.1, 1, -2], [-0.1], None]
+    assert given[2].target == -0.1 and given[2].texts == ["-1e-1"]
 
 
 def test_special_tokens_are_not_written_though_a_tokenizer_has_none() -> None:
@@ -492,6 +534,12 @@ def test_steer_by_hand_counts_in_the_streams_units_or_the_states_length(run, pla
     assert len({found["plain"], *(push["text"] for push in pushes.values())}) == 3
 
 
+def test_a_push_of_nothing_is_not_dear(run, plan: Path) -> None:
+    asked = ("steer", "A dull film", "--plan", plan, "--tokens", 2, "--device", "cpu")
+    for inputs in ("3:0", "3:1e-9%"):  # the second drowns in rounding
+        assert "costs" not in run(*asked, "--inputs", inputs)
+
+
 def test_borrowed_directions_are_told(run, tmp_path: Path) -> None:
     splits = load_task("film-sentiment").split(concept=48, operating=12, evaluation=12)
     directions = concept_directions(load_model("embedded/small", device="cpu"), splits.concept)
@@ -548,16 +596,13 @@ def test_a_prompt_of_one_token_is_named_with_what_to_do(fail, tmp_path: Path) ->
         (["A", "--tokens", "5"], "'A' has fewer than two tokens"),
         (["word " * 300], "The prompt is longer than"),
         (["A dull film", "--target", "1e20"], "cannot be pushed that far: candidates overflow"),
-        (["A dull film", "--target", "0"], "factor=0 must not be zero"),
         (["A dull film", "--inputs", "12:1%"], "before a layer from 0 to 11. Write 6:3% for"),
         (["A dull film", "--inputs", "3:"], "--inputs '3:' is no push"),
         (["A dull film", "--inputs", "3:x%"], "'x' is no number"),
         (["A dull film", "--inputs", "3:1e30"], "cannot be pushed that far"),
         (["A dull film", "--positions", "all"], "--positions all is not what the plan was made for"),
-        (["A dull film", "--positive", "good", "--negative", "bad"], "says what is read"),
         (["A dull film", "--model", "embedded/medium"], "with other weights than embedded/medium"),
-        (["A dull film", "--layers", "3-5"], "--layers says how a plan is made"),
-        (["A dull film", "--towards", "negative"], "--towards says how a plan is made"),
+        (["A dull film", "--dtype", "bfloat16"], "made in float32, and embedded/small is loaded in bfloat16"),
     ],
 )
 def test_steer_refuses(arguments: list[str], message: str, fail, plan: Path) -> None:
@@ -841,7 +886,6 @@ def test_dry_run_runs_nothing(study: tuple[str, ...], run, tmp_path: Path) -> No
         (["gains", *SMALL, "--basis", "krilov"], ["Did you mean 'krylov'"]),
         (["gains", *SMALL, "--order", "65"], ["order=65", "64"]),
         (["gains", *SMALL, "--save", "none/llv.safetensors"], ["--save none/llv.safetensors", "folder that exists"]),
-        (["recommend", *SMALL, "--positive", "good"], ["--positive and --negative come together"]),
         (["recommend", *SMALL, "--positive", "good", "--negative", "good"], ["good stands among"]),
         (["recommend", *SMALL, "--layers", "9-12"], ["layers[1]=12"]),
         (
@@ -849,7 +893,7 @@ def test_dry_run_runs_nothing(study: tuple[str, ...], run, tmp_path: Path) -> No
             ["splendiferous"],
         ),
         (["recommend", *SMALL, "--figure", "plan.pdf"], ["--figure plan.pdf", ".svg or .png"]),
-        (["recommend", *SMALL, "--save", "none/plan"], ["--save none/plan", "folder that exists"]),
+        (["recommend", *SMALL, "--save", "none/plan"], ["--save none/plan", "in one that exists"]),
         (["recommend", *SMALL, "--budget", "1e9"], ["No plan meets a budget of 1e+09 nats"]),
         (["gains", "--prompts", "5000"], ["film-sentiment", "1200", "20000"]),
         (["gains", "--model", "embedded/small", "--device", "cpux"], ["device='cpux'"]),
@@ -906,6 +950,11 @@ def test_a_failure_is_one_line(arguments: list[str], messages: list[str], fail) 
         (["steer", "a\udcff"], "TEXT: text='a\\udcff' holds a lone surrogate"),
         (["steer", "--tokens", "0"], "--tokens: number=0 must be at least 1"),
         (["steer", "--target", "inf"], "--target: number=inf must be finite"),
+        (["steer", "--target", "0"], "--target: number=0 must not be zero"),
+        (["steer", "--targets", "1", "-0e3"], "--targets: number=0 must not be zero"),
+        (["steer", "--target", "-1e400"], "--target: number=-inf must be finite"),
+        (["recommend", "--shift", "0"], "--shift: number=0 must not be zero"),
+        (["recommend", "--suffix", "-1e5"], "--suffix: expected one argument"),
         (["steer", "--budget", "0"], "--budget: number=0.0 must be above 0"),
         (["steer", "--budget", "1", "--targets", "1"], "--targets: not allowed with argument --budget"),
         (["study", "--prompts", "0"], "--prompts: number=0 must be at least 1"),
@@ -921,6 +970,38 @@ def test_a_failure_is_one_line(arguments: list[str], messages: list[str], fail) 
 )
 def test_values_of_options_are_refused_before_any_work(arguments: list[str], message: str, refuse) -> None:
     assert message in refuse(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *(
+            (["steer", "--plan", "plan", *words], f"{words[0]} says nothing with --plan")
+            for words in (
+                *(["--layers", "3-5"], ["--limit", "0.1"], ["--horizon", "1"], ["--towards", "positive"]),
+                *(["--positive", "good", "--negative", "bad"], ["--first-tokens"], ["--task", "tense"]),
+                *(["--contrast", "a", "b"], ["--suffix", ""], ["--data-dir", "."], ["--prompts", "50"]),
+                ["--seed", "0"],
+            )
+        ),
+        (["steer", "--inputs", "5:3%", "--layers", "0-1"], "--layers says nothing with --inputs"),
+        (["steer", "--inputs", "5:3%", "--limit", "0.1"], "--limit says nothing with --inputs"),
+        (["steer", "--inputs", "5:3%", "--towards", "negative"], "--towards says nothing with --inputs"),
+        (["steer", "--target", "1", "--towards", "negative"], "--towards says nothing with --target"),
+        (["steer", "--targets", "1", "2", "--towards", "positive"], "--towards says nothing with --targets"),
+        (["recommend", "--shift", "5", "--towards", "negative"], "--towards says nothing with --shift"),
+        (["recommend", "--contrast", "a", "b", "--task", "tense"], "--task says nothing with --contrast"),
+        (["gains", "--contrast", "a", "b", "--data-dir", "."], "--data-dir says nothing with --contrast"),
+        (["order", "--no-plot", "--plot", "a.png"], "--plot says nothing with --no-plot"),
+        (["recommend", "--first-tokens"], "--first-tokens says nothing without --positive"),
+        (["steer", "--inputs", "5:3%", "--first-tokens"], "--first-tokens says nothing without --positive"),
+        (["recommend", "--positive", "good"], "--positive says nothing without --negative"),
+        (["steer", "--negative", "bad"], "--negative says nothing without --positive"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_options_that_would_say_nothing_are_refused_before_any_work(arguments: list[str], message: str, fail) -> None:
+    assert message in fail(*arguments)
 
 
 def test_what_was_computed_is_shown_though_it_cannot_be_saved(

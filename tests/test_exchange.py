@@ -182,6 +182,18 @@ def test_numbers_beyond_float32_and_metadata_beyond_json_are_refused(gpt2: Langu
     assert np.allclose(tiny.inputs[:-1, None] * tiny.directions[:-2], tiny.pushes[:-1], atol=0)
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_push_that_vanishes_in_float32_is_refused(gpt2: LanguageModel, format: str, tmp_path: Path) -> None:
+    both = pushes(gpt2, 2, 3)
+    for size in (1e-50, 1e-41):  # nothing, or a number of few digits
+        both[3] *= size / np.abs(both[3]).max()
+        with pytest.raises(InputError, match=r"before layer 3 reaches .* below float32"):
+            export_vectors(SteeringVectors(both), tmp_path / "a", format=format)
+    with pytest.raises(InputError, match="below float32"):
+        SteeringVectors(both).control_vector()
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_files_are_not_written_over(gpt2: LanguageModel, tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"
     write_vector(model, {1: np.ones(8)}, architecture="llama")

@@ -159,6 +159,18 @@ def test_a_folder_of_another_kind_with_a_repository_or_behind_a_link_stays(tmp_p
     assert repository.is_dir() and link.is_symlink()
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(tmp_path, monkeypatch):
+    files.own(tmp_path / "here", "plan")
+    (tmp_path / "here" / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    for folder in (".", "", tmp_path / "here" / "below", "..", "../below/."):
+        with pytest.raises(FileError, match="you are in"), files.replaced(folder, "plan"):
+            pass
+    with files.replaced("plan", "plan") as fresh:
+        files.finish(fresh, "plan")
+    assert files.finished("plan", "plan") == {"kind": "plan", "whole": True}
+
+
 def test_a_damaged_mark_is_told_as_such(tmp_path):
     files.own(tmp_path / "site", "site")
     (tmp_path / "site" / files.MARK).write_text('{"kind":')

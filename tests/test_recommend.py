@@ -230,6 +230,38 @@ def test_a_saved_recommendation_is_the_same_or_refused(tmp_path):
         advice.verify(model, EIGHT)
 
 
+def test_a_manifest_is_as_it_was_written_wherever_the_folder_is_read(tmp_path):
+    advice = llvlit.recommend(tiny_model("gpt2"), EIGHT, DIRECTIONS, budget=0.02)
+    advice.save(tmp_path / "plan")
+    (tmp_path / "link").symlink_to(tmp_path / "plan")
+    (tmp_path / "plan" / ".git").mkdir()
+    (tmp_path / "plan" / "notes.txt").write_text("of others")
+    for folder in ("plan", "link"):
+        assert str(load_recommendation(tmp_path / folder)) == str(advice)
+        with pytest.raises(FileError):  # read, never replaced
+            advice.save(tmp_path / folder)
+    path = tmp_path / "plan" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["layers"] == list(advice.layers) and manifest["in words"] == str(advice)
+    for name, value in manifest.items():
+        for others in ({name: [value]}, {"more": 1}):
+            path.write_text(json.dumps({**manifest, **others}))
+            with pytest.raises(FileError, match="manifest"):
+                load_recommendation(tmp_path / "plan")
+
+
+def test_numbers_of_numpy_are_kept_as_pythons_own(tmp_path):
+    model = tiny_model("gpt2")
+    given = {"limit": np.float32(0.5), "horizon": np.int64(2), "max_tokens": np.int64(128), "budget": np.float32(0.02)}
+    advice = llvlit.recommend(model, EIGHT, DIRECTIONS, layers=(np.int64(1), np.int64(3)), **given)
+    advice.save(tmp_path / "plan")
+    loaded = load_recommendation(tmp_path / "plan")
+    assert (loaded.horizon, loaded.metadata["limit"], loaded.metadata["max_tokens"]) == (2, 0.5, 128)
+    assert loaded.vectors.metadata["horizon"] == 2
+    remade = replace(loaded, horizon=np.int64(2), target=np.float64(0.5))
+    assert type(remade.horizon) is int and type(remade.target) is float
+
+
 def test_words_and_budgets_that_cannot_be_used_are_told(gpt2):
     with pytest.raises(InputError, match="among the positive"):
         llvlit.TokenContrast(["a"], ["a"])
@@ -347,6 +379,21 @@ def test_what_a_format_cannot_say_is_solved_away(tmp_path):
         with llvlit.steer(model, read.directions, read.inputs, positions="all"), torch.no_grad():
             found = model.module(input_ids=ids).logits[0, -1].double().log_softmax(dim=-1)
         torch.testing.assert_close(found, log_chances(model, text, written.inputs, "all"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*trust radius")
+def test_a_place_that_cannot_be_written_is_refused_before_a_plan_is_made_for_it(tmp_path, monkeypatch):
+    model = tiny_model("llama")
+    advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02)
+    faint = replace(advice, plan=replace(advice.plan, inputs=np.array([0.0, 1e-3, 1.0, 0.0])))
+    with pytest.raises(InputError, match=r"pushes before layer 1\. Pass model and prompts"):
+        faint.export(tmp_path / "push.gguf")
+    (tmp_path / "notes.txt").write_text("notes")
+    monkeypatch.setattr(recommendation, "recommend", lambda *_, **__: pytest.fail("planned first"))
+    for place in (tmp_path / "notes.txt", tmp_path, tmp_path / "notes.txt" / "push.gguf"):
+        with pytest.raises(FileError, match=place.name):
+            advice.export(place, model=model, prompts=EIGHT)
+    assert (tmp_path / "notes.txt").read_text() == "notes" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*trust radius")

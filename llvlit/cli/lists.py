@@ -7,9 +7,10 @@ import csv
 import warnings
 from collections import Counter
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
-from llvlit.cli.options import add_data_dir, command
+from llvlit.cli.options import add_data_dir, check_place, command
 from llvlit.cli.terminal import columns, show
 from llvlit.errors import InputError
 
@@ -67,6 +68,8 @@ def architectures(options: argparse.Namespace) -> None:
 
     if options.save and not options.save.endswith((".csv", ".json")):
         raise InputError(f"--save {options.save} is neither .csv nor .json; name one of these.")
+    if options.save:
+        check_place("--save", Path(options.save))
     with quiet_transformers(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of foreign models
         types = progress(options.types or model_types(), "architectures")

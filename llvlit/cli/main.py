@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llvlit.cli import book, gains, lists, order, recommend, steer, study, train
+from llvlit.cli.options import check_idle, plain_numbers
 from llvlit.cli.terminal import complain, printing, write
 from llvlit.errors import ConceptNotVisibleError, InputError, LlvlitError
 
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write(FIRST_STEPS)
             return DONE
         with printing():
-            options = parser().parse_args(words)
+            options = parser().parse_args(plain_numbers(words))
         logging.getLogger("transformers").setLevel(logging.ERROR)
         with warnings.catch_warnings():
             usual = warnings.showwarning
@@ -72,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     usual(message, category, *place, **more)
 
             warnings.showwarning = tell
+            check_idle(options)
             options.run(options)
         return DONE
     except BrokenPipeError:  # whoever reads has left, as `head` does: nothing to say

@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -37,9 +38,56 @@ def command(commands: Any, run: Callable[[argparse.Namespace], None], example: s
     )
     for kind, check in KINDS.items():
         parser.register("type", kind, partial(_checked, check))
-    parser.set_defaults(run=run)
+    parser.register("action", None, _Store)
+    parser.set_defaults(run=run, given=())
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return parser
+
+
+class _Store(argparse.Action):
+    """Stores a value as argparse does, and notes in ``given`` that it was given, be it the default."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.given = (*namespace.given, self.dest)
+
+
+MADE_WITH = ("layers", "limit", "horizon", "towards", "positive", "negative", "first_tokens")
+SHOWN_BY = ("task", "contrast", "suffix", "data_dir", "prompts", "seed")
+OWN_SIGN = "the shift has a sign of its own"
+IDLE = {
+    "plan": ((*MADE_WITH, *SHOWN_BY), "the plan has its own; make another with `llvlit recommend`"),
+    "inputs": (("layers", "limit", "towards"), "pushes by hand are those that you write"),
+    "target": (("towards",), OWN_SIGN),
+    "targets": (("towards",), OWN_SIGN),
+    "shift": (("towards",), OWN_SIGN),
+    "contrast": (("task", "data_dir"), "your own prompts take the place of a task"),
+    "no_plot": (("plot",), "no figure is written"),
+}
+"""With an option, those that say nothing beside it, and why."""
+NEEDS = {"first_tokens": "positive", "positive": "negative", "negative": "positive"}
+"""Options that say nothing without another."""
+
+
+def check_idle(options: argparse.Namespace) -> None:
+    """InputError if an option was given that says nothing with the others."""
+
+    def is_given(name: str) -> bool:
+        return name in options.given or getattr(options, name, None) is True
+
+    for mode, (names, why) in IDLE.items():
+        for name in filter(is_given, names if is_given(mode) else ()):
+            raise InputError(f"{as_written(name)} says nothing with {as_written(mode)}: {why}. Leave out one of them.")
+    for name, needed in NEEDS.items():
+        if is_given(name) and not is_given(needed):
+            raise InputError(f"{as_written(name)} says nothing without {as_written(needed)}. Give both, or neither.")
+
+
+def as_written(name: str) -> str:
+    """An option as it is written."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _name(checks: ModuleType, word: str) -> str:
@@ -69,12 +117,28 @@ KINDS: dict[str | None, Callable[[ModuleType, str], Any]] = {
     "step": lambda checks, word: checks.integer("number", _number(int, word), at_least=0),
     "index": lambda checks, word: checks.integer("number", _number(int, word)),
     "seed": lambda checks, word: checks.seed("seed", _number(int, word)),
-    "number": lambda checks, word: checks.number("number", _number(float, word)),
+    "shift": lambda checks, word: checks.number("number", _number(float, word), nonzero=True),
     "share": lambda checks, word: checks.number("number", _number(float, word), above=0, below=1),
     "length": lambda checks, word: checks.number("number", _number(float, word), above=0),
     "layers": lambda checks, word: _layers(word),
 }
 """What ``type`` of an option can be: a check of ``llvlit.checks`` each, so that no value is refused after some work."""
+
+
+SIGNED = ("--shift", "--target", "--targets")
+"""Options whose numbers may be below zero."""
+
+
+def plain_numbers(words: Sequence[str]) -> list[str]:
+    """Words of a command, signed numbers in plain decimals: argparse takes ``-1e-1`` for an option, not ``-0.1``."""
+    plain, option = [], ""
+    for word in words:
+        if option in SIGNED and re.fullmatch(r"-(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,3}", word):
+            word = f"{Decimal(word):f}"
+        elif word.startswith("--"):
+            option = word
+        plain.append(word)
+    return plain
 
 
 def _checked(check: Callable[[ModuleType, str], Any], word: str) -> Any:
@@ -220,6 +284,12 @@ def add_files(parser: argparse.ArgumentParser, drawn: str, saved: str) -> None:
     parser.add_argument("--save", metavar="FILE", help=f"save {saved}")
 
 
+def check_place(option: str, path: Path, *, also: str = "") -> None:
+    """InputError if no file can be written there, before anything is computed."""
+    if not path.absolute().parent.is_dir() or (path.exists() and not path.is_file()):
+        raise InputError(f"{option} {path} cannot be written. Give a file in a folder that exists{also}.")
+
+
 def places_of(options: argparse.Namespace) -> dict[str, Path]:
     """Where files go, by option; a place that cannot be written to is refused before anything is computed."""
     places = {"save": Path(options.save)} if options.save else {}
@@ -230,9 +300,7 @@ def places_of(options: argparse.Namespace) -> dict[str, Path]:
         if places["plot"].suffix.lower() != ".png":
             raise InputError(f"--plot {places['plot']}: the figure is a PNG; give a name that ends in .png.")
     for option, path in places.items():
-        if not path.absolute().parent.is_dir() or (path.exists() and not path.is_file()):
-            more = ", or --no-plot" * (option == "plot")
-            raise InputError(f"--{option} {path} cannot be written. Give a file in a folder that exists{more}.")
+        check_place(f"--{option}", path, also=", or --no-plot" * (option == "plot"))
     return places
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import textwrap
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from llvlit.cli.options import (
     add_experiment,
+    as_written,
+    check_place,
     command,
     lines_of,
     load_experiment,
@@ -54,7 +57,7 @@ def mount(commands: Any) -> None:
     )
     aim.add_argument(
         "--shift",
-        type="number",
+        type="shift",
         metavar="AMOUNT",
         help="what the push should do, in place of a budget: the shift of words in log-odds, or of the concept in the "
         "units of its reading",
@@ -71,7 +74,6 @@ def mount(commands: Any) -> None:
         "and 1: with --positions all, and --layers from 2 on (default: those)",
     )
     parser.description = f"{parser.description}\n\n{textwrap.fill(NAMES, WIDTH)}"
-    parser.set_defaults(usual={name: parser.get_default(name) for name in REPEATED})
 
 
 EXAMPLES = """\
@@ -83,7 +85,7 @@ REPEATED = (
     *("dtype", "device", "task", "contrast", "data_dir", "prompts", "suffix", "seed", "chat", "token_index"),
     *("positive", "negative", "first_tokens", "horizon", "positions"),
 )
-"""Options that pushes by hand need as well, where they are not as usual."""
+"""Options that pushes by hand need as well, where they were given."""
 NAMES = (
     "An optimum moves the output farthest for its divergence, by gains and metric; so that no push becomes extreme, a "
     "share of its relative energy counts as cost, too (regularized). The least relative energy: the smallest pushes "
@@ -102,11 +104,12 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     aim = parser.add_argument_group("what to move, and where pushes are allowed")
     aim.add_argument(
         "--positive",
+        type="text",
         metavar="WORDS",
         help='move the odds of next words in place of the concept: "great, good", or a file with one a line; those '
         "that should become likelier",
     )
-    aim.add_argument("--negative", metavar="WORDS", help="the words that they are weighed against")
+    aim.add_argument("--negative", type="text", metavar="WORDS", help="the words that they are weighed against")
     aim.add_argument(
         "--first-tokens",
         action="store_true",
@@ -237,12 +240,14 @@ def output_of(options: argparse.Namespace) -> TokenContrast | None:
     """The words that are read, from the options or from files; None: the concept."""
     from llvlit.method.outputs import TokenContrast
 
-    given = options.positive, options.negative
-    if given == (None, None):
+    if options.positive is None:
         return None
-    if None in given:
-        raise InputError("--positive and --negative come together: words, and those that they are weighed against.")
-    positive, negative = (lines_of(each) if Path(each).is_file() else re.split(r"\s*,\s*", each) for each in given)
+    given = options.positive, options.negative
+    files = map(os.path.expanduser, given)
+    positive, negative = (
+        lines_of(file) if os.path.isfile(file) else re.split(r"\s*,\s*", words)
+        for file, words in zip(files, given, strict=True)
+    )
     return TokenContrast(positive, negative, first_tokens=options.first_tokens)
 
 
@@ -328,13 +333,12 @@ def in_use(found: Recommendation, options: argparse.Namespace) -> str:
 
 
 def _repeated(name: str, options: argparse.Namespace) -> list[str]:
-    """An option as it was given; nothing where it is as usual."""
-    value = getattr(options, name)
-    option = f"--{name.replace('_', '-')}"
-    if value == options.usual[name]:
-        return []
-    if isinstance(value, bool):
+    """An option as it was given, if it was."""
+    value, option = getattr(options, name), as_written(name)
+    if value is True:
         return [option]
+    if name not in options.given:
+        return []
     return [option, *value] if isinstance(value, list) else [f"{option}={value}"]
 
 
@@ -350,21 +354,21 @@ def draw(found: Recommendation, path: Path, title: str) -> None:
 
 def _places(options: argparse.Namespace) -> dict[str, Path]:
     """Where files go; a place that cannot be written to is refused before anything is computed."""
-    from llvlit.files import check_ours
+    from llvlit.files import check_replaced
     from llvlit.method.exchange import FIRST_LAYER, check_replaceable
     from llvlit.method.recommendation import KIND
 
     given = {"save": options.save, "plot": options.figure, "export": options.export}
     places = {name: Path(word) for name, word in given.items() if word}
     for name, option, endings in (("plot", "--figure", (".svg", ".png")), ("export", "--export", (".gguf",))):
-        if name in places and (places[name].suffix.lower() not in endings or places[name].is_dir()):
+        if name in places and places[name].suffix.lower() not in endings:
             raise InputError(f"{option} {places[name]}: give the name of a file that ends in {' or '.join(endings)}.")
-    for name, path in places.items():
-        if not path.absolute().parent.is_dir():
-            option, kind = ("--figure" if name == "plot" else f"--{name}"), "folder" if name == "save" else "file"
-            raise InputError(f"{option} {path} cannot be written. Give a {kind} in a folder that exists.")
+        if name in places:
+            check_place(option, places[name])
     if "save" in places:
-        check_ours(places["save"], KIND)
+        if not places["save"].absolute().parent.is_dir():
+            raise InputError(f"--save {places['save']} cannot be written. Give a folder in one that exists.")
+        check_replaced(places["save"], KIND)
     if "export" in places:
         first = FIRST_LAYER["gguf"]
         if options.positions != "all":

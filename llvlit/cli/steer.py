@@ -29,8 +29,10 @@ AT_ONCE = 32
 """Texts that are generated together."""
 UNMARKED = re.compile(r"<\|.+\|>|<\w+_\w+>")
 """What special tokens look like, such as ``<start_of_image>``."""
-DEAR = 2.0
-"""How many times the nats that were expected a push costs from which on it is told."""
+DEAR, FAINT = 2.0, 1e-3
+"""How many times the nats that were expected a push costs from which on it is told; and the fewest nats that matter,
+below which 16 bits are all rounding.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,6 @@ MEASURED = "measured in the full model at the plan's prompts"
 SCALED = f"{MEASURED}, then scaled: the shift in proportion, the nats with the square"
 PREDICTED = "predicted by gains and metric, to second order"
 """Where expectations come from."""
-PLAN_ONLY = ("layers", "limit", "horizon", "towards", "task", "contrast", "suffix", "data_dir", "prompts", "seed")
-"""Options that say how a plan is made, and nothing where one is at hand."""
 
 
 def mount(commands: Any) -> None:
@@ -104,13 +104,13 @@ def mount(commands: Any) -> None:
     )
     strength.add_argument(
         "--target",
-        type="number",
+        type="shift",
         metavar="SHIFT",
         help="what the push should do: the shift of the concept in distances between its classes (1 or 2 is a good "
         "start, and below zero it goes the other way), or of words in their log-odds",
     )
     strength.add_argument(
-        "--targets", type="number", nargs="+", metavar="SHIFT", help="several such shifts, one after the other"
+        "--targets", type="shift", nargs="+", metavar="SHIFT", help="several such shifts, one after the other"
     )
     strength.add_argument(
         "--inputs",
@@ -122,7 +122,6 @@ def mount(commands: Any) -> None:
     )
     add_plan(parser)
     add_experiment(parser)
-    parser.set_defaults(made_with={name: parser.get_default(name) for name in PLAN_ONLY})
     parser.set_defaults(model=None, token_index=None)
 
 
@@ -187,11 +186,6 @@ def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedProm
     if options.target is not None:
         options.targets = [options.target]
     if options.plan:
-        if ignored := [name for name, usual in options.made_with.items() if getattr(options, name) != usual]:
-            raise InputError(
-                f"--{ignored[0].replace('_', '-')} says how a plan is made, and {options.plan} is one already. Leave "
-                "it out, or make another with `llvlit recommend`."
-            )
         if not Path(options.plan).is_dir():
             raise FileError(
                 f"--plan: there is no folder {options.plan}. Save a plan there with `llvlit recommend --save`."
@@ -202,8 +196,6 @@ def _prepared(options: argparse.Namespace) -> tuple[LanguageModel, TokenizedProm
             raise FileError(f"--plan: {error}") from error
         model = load_model(options.model or plan.metadata["model"], device=options.device, dtype=options.dtype)
         plan.check_model(model)
-        if output is not None:
-            raise InputError(f"--plan {options.plan} says what is read; leave out --positive and --negative.")
         if options.token_index is None:
             options.token_index = int(plan.metadata.get("token_index", -1))
         tokens = _tokens(model, texts, options, chat=options.chat or bool(plan.metadata["chat"]))
@@ -360,9 +352,10 @@ def _lines(found: dict[str, Any], unit: str) -> list[str]:
 
 def _dear(name: str, push: dict[str, Any]) -> list[str]:
     """Lines on a push that costs far more than was expected; none on another."""
-    if not push["expected"]:
+    expected, measured = push["expected"], push["measured"]["kl"]
+    if not expected or not expected["kl"] > 0 or measured < FAINT:
         return []
-    times = push["measured"]["kl"] / push["expected"]["kl"]
+    times = measured / expected["kl"]
     why = "this text is unlike the prompts of the plan"
     why += "" if push["expected_from"] == MEASURED else ", or the push is beyond what such a prediction holds for"
     told = f"The {name} push costs {times:.2g} times what was expected: {why}."

@@ -132,7 +132,7 @@ def export_vectors(vectors: SteeringVectors, path: str | Path, *, format: str = 
     Raises
     ------
     InputError
-        If the format cannot say a push, or nothing is pushed, or a number is beyond float32.
+        If the format cannot say a push, or nothing is pushed, or a number is beyond float32, or a push below it.
     FileError
         If the file cannot be written, or is there already and holds something else than steering vectors.
 
@@ -161,7 +161,11 @@ def export_vectors(vectors: SteeringVectors, path: str | Path, *, format: str = 
 
 
 def check_replaceable(path: Path) -> None:
-    """FileError if a file is there that holds something else than steering vectors."""
+    """FileError if steering vectors cannot be written there: something else is there, or a file is in the way."""
+    there = next(place for place in (path, *path.absolute().parents) if os.path.exists(place))
+    if not (os.path.isfile(there) if there == path else os.path.isdir(there)):
+        kind = "file" if there == path else "folder"
+        raise FileError(f"{path} cannot be written: {there} is no {kind}. Name another file.")
     if path.is_file() and path.stat().st_size:
         try:
             _read(path)
@@ -260,6 +264,12 @@ def _blocks(vectors: SteeringVectors, format: str) -> dict[int, np.ndarray]:
         rows = vectors.pushes.astype(np.float32)
     if not np.isfinite(rows).all():
         raise InputError(f"pushes reaches {np.abs(vectors.pushes).max():.3g}, which is beyond float32. Lower it.")
+    largest = np.abs(vectors.pushes).max(axis=1)
+    if faint := [layer for layer in pushed.tolist() if largest[layer] < np.finfo(np.float32).tiny]:
+        raise InputError(
+            f"pushes before layer {faint[0]} reaches {largest[faint[0]]:.3g}, which is below float32. Raise it, or "
+            "leave it out."
+        )
     none = np.zeros_like(rows[0])  # after the last layer
     return {layer - 1: row for layer, row in enumerate([*rows, none]) if layer >= min(2, pushed[0])}
 

@@ -8,6 +8,7 @@ is seen; and what is foretold of the best is read at prompts that it was not cho
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from llvlit.files import finished
 from llvlit.method.concepts import Directions, DirectionsLike, as_directions
 from llvlit.method.control import relative_weights
 from llvlit.method.effects import push_effects, sources, with_continuations
-from llvlit.method.exchange import FIRST_LAYER, FORMATS, SteeringVectors, export_vectors
+from llvlit.method.exchange import FIRST_LAYER, FORMATS, SteeringVectors, check_replaceable, export_vectors
 from llvlit.method.fisher import FisherMetric, make_metric, pulled_back, responses
 from llvlit.method.gains import (
     POSITIONS,
@@ -131,8 +132,8 @@ class Recommendation:
             array("inputs", plan.inputs, (n_layers,))
         choice("aim", self.aim, ("kl", "shift"))
         choice("positions", self.positions, POSITIONS)
-        integer("horizon", self.horizon, at_least=1)
-        number("target", self.target, nonzero=True)
+        object.__setattr__(self, "horizon", integer("horizon", self.horizon, at_least=1))
+        object.__setattr__(self, "target", number("target", self.target, nonzero=True))
 
     @property
     def inputs(self) -> np.ndarray:
@@ -296,14 +297,15 @@ class Recommendation:
         ('all', [0.0, 0.0])
         """
         first = FIRST_LAYER[choice("format", format, FORMATS)]
+        check_replaceable(path := checked_path("path", path))
         positions = self.positions if format == "easysteer" else "all"
         told = self
         if positions != self.positions or self.inputs[:first].any():
             if model is None or prompts is None:
                 raise InputError(
                     f"The format {format} cannot say positions={self.positions!r} with pushes before layer "
-                    f"{self.layers[0]}. Pass model and prompts, to make a plan that it can say; or recommend with "
-                    f"layers=({first}, {len(self.inputs) - 1}) and positions={positions!r}."
+                    f"{np.flatnonzero(self.inputs)[0]}. Pass model and prompts, to make a plan that it can say; or "
+                    f"recommend with layers=({first}, {len(self.inputs) - 1}) and positions={positions!r}."
                 )
             lowest, highest = self.metadata["layers"]
             aim: dict[str, Any] = {"budget": self.target} if self.aim == "kl" else {"shift": self.target}
@@ -327,6 +329,12 @@ class Recommendation:
         """InputError if a model is another than the one that this is for."""
         instance("model", model, LanguageModel, "a model, as load_model gives it")
         if model.fingerprint != self.metadata["model_fingerprint"]:
+            made, loaded = re.split("[,;]", self.metadata["precision"])[0], str(model.dtype).removeprefix("torch.")
+            if model.name == self.metadata["model"] and made != loaded:
+                raise InputError(
+                    f"The recommendation was made in {made}, and {model.name} is loaded in {loaded}, which has other "
+                    f"weights. Load it in {made}, or make one in {loaded}."
+                )
             raise InputError(
                 f"The recommendation is for {self.metadata['model']} with other weights than {model.name} has. Make "
                 "one for this model."
@@ -439,6 +447,7 @@ def recommend(
             "directions have none of their own at the last state, so there is no readout v_L. Find them from more "
             "prompts, or pass an output."
         )
+    max_tokens, horizon = integer("max_tokens", max_tokens), integer("horizon", horizon, at_least=1)
     vectors, tokens = along.on(model), tokens_of(model, prompts, max_tokens)
     choice("towards", towards, TOWARDS)
     everywhere = checked_positions(positions)
@@ -448,9 +457,9 @@ def recommend(
     else:
         aim, target = "shift", number("shift", shift, nonzero=True)
         sign = float(np.sign(target))
-    most = np.inf if limit is None else number("limit", limit, above=0)
     if limit is not None:
-        check_resolution("limit", most, 1.0, model.dtype)
+        limit = number("limit", limit, above=0)
+        check_resolution("limit", limit, 1.0, model.dtype)
     allowed = _allowed(model, along, layers)
     folds = held_out_in_turn(tokens.prompts.pairs)
     texts = with_continuations(model, tokens, horizon)
@@ -489,7 +498,7 @@ def recommend(
     def effects(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return push_effects(head, texts, vectors, inputs, source, everywhere=everywhere, horizon=horizon, system=system)
 
-    plans = competing_plans(local, folds, aim, target, most, tokens.prompts.pairs, effects)
+    plans = competing_plans(local, folds, aim, target, limit or np.inf, tokens.prompts.pairs, effects)
     metadata = {
         "budget": target if aim == "kl" else None,
         "max_tokens": max_tokens,

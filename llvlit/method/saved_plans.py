@@ -9,15 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llvlit.errors import FileError
-from llvlit.files import (
-    finish,
-    load_tensors,
-    read_bytes,
-    read_json,
-    replaced,
-    save_tensors,
-    write_json,
-)
+from llvlit.files import finish, load_tensors, read_bytes, read_json, replaced, save_tensors, write_json
 from llvlit.method.concepts import Directions, borrowed_of
 from llvlit.method.fisher import FisherMetric
 from llvlit.method.gains import Gains
@@ -58,12 +50,13 @@ def write_plan(advice: Recommendation, folder: Path) -> None:
         "hidden_size": int(advice.directions.vectors.shape[1]),
         "output": _output_parts(advice.output),
         "metadata": {**environment(), **advice.metadata},
+        "layers": advice.layers,
+        "in words": str(advice),
+        "inputs": advice.inputs.tolist(),
     }
     with replaced(folder, KIND) as fresh:
         save_tensors(fresh / "plan.safetensors", arrays, manifest)
-        shown = {**manifest, "layers": advice.layers, "in words": str(advice), "inputs": advice.inputs.tolist()}
-        shown["sha256"] = _file_digest(fresh / "plan.safetensors")
-        write_json(fresh / "manifest.json", shown)
+        write_json(fresh / "manifest.json", {**manifest, "sha256": _file_digest(fresh / "plan.safetensors")})
         finish(fresh, KIND)
 
 
@@ -71,9 +64,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """Parts of the recommendation that a folder keeps; FileError if it was changed."""
     manifest = read_json(folder / "manifest.json", "a recommendation's manifest")
     tensors, header = load_tensors(folder / "plan.safetensors", kind=KIND)
-    same = all(manifest.get(key) == value for key, value in header.items() if key != "format")
-    same &= manifest.get("inputs") == tensors["inputs"][:1].flatten().tolist()
-    if not same or manifest.get("sha256") != _file_digest(folder / "plan.safetensors"):
+    told = {key: value for key, value in header.items() if key != "format"}
+    if manifest != {**told, "sha256": _file_digest(folder / "plan.safetensors")}:
         raise FileError(f"{folder}/manifest.json tells of another plan, or was changed. Make the recommendation again.")
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     plans = [
@@ -88,15 +80,15 @@ def read_plan(folder: Path) -> dict[str, Any]:
         header["directions"],
     )
     metadata, pairs = header["metadata"], tuple(header["pairs"])
-    told = {"borrowed": borrowed_of(directions, True), "metadata": metadata}
+    about = {"borrowed": borrowed_of(directions, True), "metadata": metadata}
     return {
         "plan": plans[0],
         "alternatives": tuple(plans[1:]),
         "aim": header["aim"],
         "target": header["target"],
         "trust_radius": header["trust_radius"],
-        "gains": Gains(arrays["gains"], "adjoint", 0.0, pairs, 1 / arrays["sizes"] ** 2, **told),
-        "fisher": FisherMetric(arrays["fisher"], pairs, **told),
+        "gains": Gains(arrays["gains"], "adjoint", 0.0, pairs, 1 / arrays["sizes"] ** 2, **about),
+        "fisher": FisherMetric(arrays["fisher"], pairs, **about),
         "sizes": arrays["sizes"],
         "directions": directions,
         "positions": header["positions"],

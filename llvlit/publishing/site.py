@@ -109,7 +109,7 @@ def publish_book(
     for copied in (build / "html", root / "results", root / ".binder", *filter(None, [previous])):
         if site != previous and site.resolve().is_relative_to(copied):
             raise InputError(f"site={str(site)!r} lies in {copied}, which is copied. Name a folder outside.")
-    if finished(build / "html", HTML) is None:
+    if not is_owned(build / "html", HTML) or finished(build / "html", HTML) is None:
         raise BuildError(f"There is no whole book in {build / 'html'}. Run `llvlit book` first, to its end.")
 
     name = f"llvlit-book-{version}"
