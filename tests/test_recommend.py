@@ -19,7 +19,7 @@ from llvlit.method import recommendation
 from llvlit.method.concepts import as_directions, random_directions
 from llvlit.method.effects import with_continuations
 from llvlit.method.fisher import responses
-from llvlit.method.plans import positive
+from llvlit.method.plans import expected, positive
 from llvlit.method.recommendation import load_recommendation
 
 DIRECTIONS = random_directions(5, 24, seed=1)
@@ -436,6 +436,17 @@ def test_an_interval_of_divergences_holds_the_mean_of_new_prompts(spread, n_unit
     assert 0.92 <= held <= 0.97
     assert all(each.value == pytest.approx(values.mean()) for each, values in zip(predictions, seen, strict=True))
     assert positive(np.full(n_units, 0.2), tuple(range(n_units))).high == pytest.approx(0.2)
+
+
+def test_a_mean_is_that_of_prompts_whatever_the_size_of_units():
+    values, pairs = np.array([0.1, 0.2, 0.3, 0.4, 0.9, 1.6, 2.5, 3.6]), (0, 0, 0, 0, 0, 1, 2, 3)
+    for kind in (expected, positive):
+        assert kind(values, pairs).value == pytest.approx(values.mean())
+        assert kind(np.full(8, 0.2), pairs).low == pytest.approx(0.2) == kind(np.full(8, 0.2), pairs).high
+        twins = kind(values, (0, 0, 1, 1, 2, 2, 3, 3))
+        assert vars(twins) == pytest.approx(vars(kind(values.reshape(4, 2).mean(axis=1), (0, 1, 2, 3))))
+    advice = llvlit.recommend(tiny_model("gpt2"), replace(EIGHT, pairs=pairs), DIRECTIONS, budget=0.02)
+    assert all(plan.kl.value == pytest.approx(0.02, rel=1e-3) for plan in advice.alternatives)
 
 
 def test_prompts_of_another_kind_are_refused(gpt2):

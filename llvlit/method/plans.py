@@ -240,8 +240,8 @@ def _at(curve: np.ndarray, lengths: np.ndarray, factor: float, power: int) -> np
 
 
 def expected(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
-    """The mean over units, and where that over as many new ones will be: Student's interval, since both vary."""
-    means = _unit_means(values, pairs)
+    """The mean over prompts, and where that of as many new units will be: Student's interval, since both vary."""
+    means = _parts(values, pairs)
     half = float(stdtrit(len(means) - 1, 0.975) * means.std(ddof=1) * np.sqrt(2 / len(means)))
     mean = float(means.mean())
     return Prediction(mean, mean - half, mean + half)
@@ -258,7 +258,7 @@ def positive(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
     a standard deviation of 0.3 or 0.6, 92 to 95 % where it has 1, and 88 to 90 % with Pareto's tails of exponent 2.5:
     units that hold no outlier know of none.
     """
-    means = _unit_means(values, pairs)
+    means = _parts(values, pairs)
     n, value = len(means), float(means.mean())
     others = np.log(np.maximum((n * value - means) / (n - 1), max(1e-3 * value, np.finfo(float).tiny)))
     error = np.sqrt((n - 1) / n * ((others - others.mean()) ** 2).sum())
@@ -270,10 +270,14 @@ def positive(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
     return Prediction(value, value / ratio, value * ratio)
 
 
-def _unit_means(values: np.ndarray, pairs: tuple[int, ...]) -> np.ndarray:
-    """The mean of each independent unit."""
+def _parts(values: np.ndarray, pairs: tuple[int, ...]) -> np.ndarray:
+    """Values of the independent units whose mean is the mean m over prompts: ``m + (m_u - m) n_u / n``.
+
+    m_u is a unit's mean, n_u its size and n the mean size; of units of one size the value is m_u.
+    """
     _, unit, counts = np.unique(pairs, return_inverse=True, return_counts=True)
-    return np.asarray(np.bincount(unit, values) / counts)
+    mean = values.mean()
+    return np.asarray(mean + np.bincount(unit, values - mean) * len(counts) / len(values))
 
 
 def measured(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
