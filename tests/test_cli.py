@@ -27,10 +27,10 @@ from pyarrow import parquet
 from conftest import byte_tokenizer, tiny_model, tiny_module
 from llvlit import LLV, Prompts, import_vectors, load_model, load_recommendation, load_task, provenance, recommend
 from llvlit.cli.main import main, parser
-from llvlit.cli.steer import Steering, _continuations, _ends, _text
+from llvlit.cli.steer import Steering, _continuations, _text
 from llvlit.engine.depth import depth_system
 from llvlit.engine.models import PACKAGED, embedded_names
-from llvlit.engine.tokens import tokenize
+from llvlit.engine.tokens import end_tokens, tokenize
 from llvlit.files import locked
 from llvlit.method.concepts import as_directions, concept_directions, random_directions
 from llvlit.method.gain_matrix import GainMatrix, gain_matrix
@@ -435,9 +435,9 @@ def test_what_is_written_does_not_depend_on_the_texts_beside_it(kind: str) -> No
             ids = torch.tensor([tokens.ids[1]])
             kept = {"max_new_tokens": 12, "do_sample": False, "repetition_penalty": 1.3, "pad_token_id": 0}
             out = model.module.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), eos_token_id=_ends(model), **kept
+                input_ids=ids, attention_mask=torch.ones_like(ids), eos_token_id=end_tokens(model), **kept
             )
-        new = takewhile(lambda token: token not in _ends(model), out[0, ids.shape[1] :].tolist())
+        new = takewhile(lambda token: token not in end_tokens(model), out[0, ids.shape[1] :].tolist())
         assert model.tokenizer.decode([*tokens.ids[1], *new], skip_special_tokens=True).strip() == alone[4]
 
 

@@ -120,6 +120,15 @@ def test_gains_over_a_continuation_are_those_of_steered_generation(everywhere):
             assert slopes[row, layer] == pytest.approx((ends[0] - ends[1]) / (2 * size), rel=5e-3, abs=5e-3)
 
 
+def test_a_continuation_passes_over_all_ends_of_a_text():
+    model = tiny_model("llama")
+    prompts = llvlit.tokenize(model, llvlit.Prompts(["the film was", "a day"], [1, 0]))
+    ends = [with_continuations(model, prompts, 2).ids[0][-1]]
+    model.module.generation_config.eos_token_id = ends
+    ends.append(with_continuations(model, prompts, 2).ids[0][-1])
+    assert ends[1] != ends[0] != with_continuations(model, prompts, 2).ids[0][-1] != ends[1]
+
+
 def test_odds_are_those_of_the_next_token(gpt2):
     expected = [odds(log_chances(gpt2, text, 0 * INPUTS, "last")) for text in PROMPTS.texts]
     from llvlit.engine.depth import last_token_states

@@ -405,11 +405,12 @@ def _continuations(
     """
     import torch
 
+    from llvlit.engine.tokens import end_tokens
     from llvlit.method import steering as method
 
     module: Any = model.module
     lengths = [len(ids) for ids in prompts.ids]
-    ends = _ends(model)
+    ends = end_tokens(model)
     texts: dict[int, str] = {}
     for rows in _together(model, lengths):
         longest = max(lengths[row] for row in rows)
@@ -456,10 +457,3 @@ def _together(model: LanguageModel, lengths: list[int]) -> list[list[int]]:
     for row, length in enumerate(lengths):
         groups.setdefault(0 if mixed else length, []).append(row)
     return [rows[start : start + AT_ONCE] for rows in groups.values() for start in range(0, len(rows), AT_ONCE)]
-
-
-def _ends(model: LanguageModel) -> list[int]:
-    """Tokens that end a text: the tokenizer's, and those that the model names for generation."""
-    named = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
-    several = named if isinstance(named, list) else [named]
-    return list(dict.fromkeys(int(each) for each in (model.tokenizer.eos_token_id, *several) if each is not None))
