@@ -465,6 +465,10 @@ def test_prompts_of_another_kind_are_refused(gpt2):
         advice.verify(gpt2, llvlit.Prompts([f"{text}!" for text in others], [0, 1], suffix="!"))
     with pytest.raises(InputError, match="token_index"):
         advice.verify(gpt2, llvlit.tokenize(gpt2, llvlit.Prompts(others, [0, 1]), token_index=-2))
+    early = llvlit.recommend(gpt2, llvlit.tokenize(gpt2, EIGHT, token_index=-2), DIRECTIONS, budget=0.01)
+    tokens = llvlit.tokenize(gpt2, llvlit.Prompts(others, [0, 1]), token_index=-2)
+    raw = early.verify(gpt2, tokens.prompts)
+    np.testing.assert_array_equal(raw.per_prompt, early.verify(gpt2, tokens).per_prompt)
     with pytest.raises(InputError, match="two"):
         advice.verify(gpt2, llvlit.Prompts(others, [0, 1], [7, 7]))
     assert advice.gains.metadata["horizon"] == 1

@@ -214,7 +214,8 @@ class Recommendation:
         self.check_model(model)
         length, chat = int(self.metadata["max_tokens"]), bool(self.metadata["chat"])
         if not isinstance(prompts, TokenizedPrompts):
-            prompts = tokenize(model, prompts, max_tokens=length, chat=chat)
+            index = int(self.metadata.get("token_index", -1))
+            prompts = tokenize(model, prompts, max_tokens=length, chat=chat, token_index=index)
         tokens = tokens_of(model, prompts, length)
         for name in ("chat", "token_index", "suffix"):
             theirs, ours = tokens.metadata.get(name), self.metadata.get(name)
