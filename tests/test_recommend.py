@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from llvlit.method import recommendation
 from llvlit.method.concepts import as_directions, random_directions
 from llvlit.method.effects import with_continuations
 from llvlit.method.fisher import responses
-from llvlit.method.plans import expected, positive
+from llvlit.method.plans import Prediction, expected, positive
 from llvlit.method.recommendation import load_recommendation
 
 DIRECTIONS = random_directions(5, 24, seed=1)
@@ -262,6 +263,15 @@ def test_words_and_budgets_that_cannot_be_used_are_told(gpt2):
         llvlit.recommend(gpt2, EIGHT.select([0, 1]), DIRECTIONS)
     with pytest.warns(UserWarning, match="trust radius"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=2.0)
+
+
+def test_no_sentence_holds_a_divergence_below_zero(gpt2):
+    advice = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=0.02)
+    for low, high, told in (
+        (0.00026, 0.0064, r"at 0\.0013 \(0\.00026 to 0\.0064\) nats"),
+        (0.0010, 0.0016, r"at 0\.00130 ± 0\.00030 nats"),
+    ):
+        assert re.search(told, str(replace(advice, plan=replace(advice.plan, kl=Prediction(0.0013, low, high)))))
 
 
 def test_words_are_looked_up_once(monkeypatch):

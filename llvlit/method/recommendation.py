@@ -177,7 +177,7 @@ class Recommendation:
         )
         return (
             f"Push {before(named)} at {where}, by {sizes} of the state's length{more}; "
-            f"expect {what} to {moves} by {told} at {_with_error(self.kl)} nats{over}. "
+            f"expect {what} to {moves} by {told} at {_with_error(self.kl, positive=True)} nats{over}. "
             f"The linear prediction holds to 10 % up to {self.trust_radius:.2g} times this push.{alone}"
             f"{_rerouted(self)}"
         )
@@ -589,9 +589,11 @@ def _rerouted(advice: Recommendation) -> str:
     )
 
 
-def _with_error(prediction: Prediction) -> str:
-    """Size and half its interval, which has two digits."""
+def _with_error(prediction: Prediction, *, positive: bool = False) -> str:
+    """Size and half its interval, which has two digits; the interval where half of it would reach below zero."""
     half = (prediction.high - prediction.low) / 2
+    if positive and half >= prediction.value:
+        return str(prediction)
     digits = max(0, 1 - int(np.floor(np.log10(half)))) if half > 0 else 3
     return f"{abs(prediction.value):.{digits}f} ± {half:.{digits}f}"
 
