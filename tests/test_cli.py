@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from llvlit.files import locked
 from llvlit.method.concepts import as_directions, concept_directions, random_directions
 from llvlit.method.gain_matrix import GainMatrix, gain_matrix
 from llvlit.method.gains import measured_gains
+from llvlit.method.plans import scaled_plan
 from llvlit.method.steering import steer
 from llvlit.method.verification import output_shifts
 from llvlit.study.cells import load_results, run_study
@@ -387,6 +389,16 @@ def test_steer_uses_a_plan_at_several_strengths(run, plan: Path) -> None:
         tokens = [len(model.tokenizer(text)["input_ids"]) for text in (TEXTS[row], *written)]
         assert all(text.startswith(TEXTS[row]) for text in written) and len(set(written)) > 2
         assert all(1 <= n - tokens[0] <= 6 for n in tokens[1:])
+
+
+def test_steer_pushes_as_planned_where_it_is_asked_for_what_the_plan_aimed_at(run, plan: Path, tmp_path: Path) -> None:
+    advice = load_recommendation(plan)
+    for aim, target, asked in (("kl", 0.1, ("--budget", 0.1)), ("shift", advice.directions.gaps[-1], ("--target", 1))):
+        kept = replace(advice, plan=scaled_plan(advice.plan, 0.9), aim=aim, target=target)
+        kept.save(tmp_path / aim)
+        found = run("steer", "A film", "--plan", tmp_path / aim, *asked, "--tokens", 2, "--device", "cpu", "--json")
+        inputs = found["texts"][0]["pushed"][0]["recommended"]["inputs"]
+        np.testing.assert_allclose(inputs, kept.inputs)
 
 
 def test_special_tokens_are_not_written_though_a_tokenizer_has_none() -> None:

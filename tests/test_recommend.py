@@ -196,6 +196,16 @@ def test_what_is_asked_for_is_kept():
         llvlit.recommend(model, EIGHT, along, budget=0.5, limit=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*trust radius")
+def test_what_was_aimed_at_is_scaled_and_not_what_is_expected():
+    model = tiny_model("gpt2")
+    for aim, power in (({"budget": 0.02}, 2), ({"shift": 0.3}, 1)):
+        advice = llvlit.recommend(model, EIGHT, DIRECTIONS, **aim)
+        advice = replace(advice, plan=replace(advice.plan, shift=advice.alternatives[0].shift, kl=Prediction(1, 1, 1)))
+        assert advice.scaled(1.0).target == advice.target == next(iter(aim.values()))
+        assert advice.scaled(-3.0).target == pytest.approx((-3.0) ** power * advice.target)
+
+
 def test_the_optimum_of_the_second_order_beats_any_other_shape_there():
     model = tiny_model("gpt2")
     advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=1e-4)

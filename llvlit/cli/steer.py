@@ -259,8 +259,10 @@ def _strengths(plan: Recommendation, options: argparse.Namespace) -> list[Recomm
         gap = 1.0 if plan.output is not None else float(plan.directions.gaps[-1])
         if not gap > 0:
             raise InputError("The plan's directions have no class gap, in which --target counts. Give --budget.")
-        return [plan.scaled(target * gap / plan.shift.value) for target in options.targets]
-    return [plan.scaled((options.budget / plan.kl.value) ** 0.5) if options.budget else plan]
+        shift = plan.target if plan.aim == "shift" else plan.shift.value
+        return [plan.scaled(target * gap / shift) for target in options.targets]
+    kl = plan.target if plan.aim == "kl" else plan.kl.value
+    return [plan.scaled((options.budget / kl) ** 0.5) if options.budget else plan]
 
 
 def _warn(strengths: list[Recommendation]) -> None:

@@ -232,7 +232,7 @@ class Recommendation:
         """The same shapes, ``factor`` times as strong, their effects predicted to second order from what they were."""
         factor = number("factor", factor, nonzero=True)
         plan, *others = (scaled_plan(each, factor) for each in (self.plan, *self.alternatives))
-        target = plan.kl.value if self.aim == "kl" else plan.shift.value
+        target = self.target * (factor * factor if self.aim == "kl" else factor)
         radius = self.trust_radius / abs(factor)
         return replace(self, plan=plan, alternatives=tuple(others), target=target, trust_radius=radius)
 
