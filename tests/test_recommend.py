@@ -402,6 +402,11 @@ def test_a_plan_that_drowns_in_16_bits_is_refused_before_all_prompts_are_compute
         "responses",
         lambda *given, **options: seen.append(len(given[1])) or first_order(*given, **options),
     )
+    with pytest.raises(InputError, match=r"budget=1e-05 .*float16.* smallest usable is 9.6e-05"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, budget=1e-5)
+    with pytest.raises(InputError, match=r"budget=0.005 .*bfloat16.* smallest usable is 0.0062"):
+        llvlit.recommend(tiny_model("gpt2", dtype=torch.bfloat16), EIGHT, DIRECTIONS, budget=0.005)
+    monkeypatch.setattr(recommendation, "DROWNED", 0.0)  # a surer model's pushes are weaker
     with pytest.raises(InputError, match=r"push.*float16"):
         llvlit.recommend(model, EIGHT, DIRECTIONS, budget=1e-7)
     with pytest.raises(InputError, match=r"limit=0.001.*float16"):

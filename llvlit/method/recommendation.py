@@ -60,6 +60,8 @@ PUSH = "relative size of the plan's largest push"
 TOWARDS = ("positive", "negative")
 SMALLEST_BUDGET = 1e-8
 """In nats: below it the divergence drowns in the rounding of logits."""
+DROWNED = 100.0
+"""The same in squares of the numbers' epsilon, which is more in 16 bits: there logits are some 20 to 40 of them off."""
 STEP = 0.25
 """Of the plan, the smallest part whose shift tells how far a straight line can be trusted; of a weak one more, and of
 one whose pushes are longer than the states, of these."""
@@ -445,6 +447,11 @@ def recommend(
     everywhere = checked_positions(positions)
     if shift is None:
         aim, target = "kl", number("budget", budget, at_least=SMALLEST_BUDGET)
+        if target < (least := DROWNED * torch.finfo(model.dtype).eps ** 2):
+            raise InputError(
+                f"budget={target:g} drowns in the rounding of {str(model.dtype).removeprefix('torch.')}, where the "
+                f"smallest usable is {float(f'{least:.1e}') * 1.01:.2g}. Take a larger one, or float32."
+            )
         sign = 1.0 if towards == "positive" else -1.0
     else:
         aim, target = "shift", number("shift", shift, nonzero=True)
