@@ -419,6 +419,11 @@ def test_plans_meet_their_aim_however_strong_the_second_order_would_have_them(gp
     exact = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, **aim)
     told = [[plan.shift.value, plan.kl.value] for plan in exact.alternatives]
     np.testing.assert_allclose(told, own_effects(gpt2, exact)[:, 1:].T, rtol=1e-6)
+    monkeypatch.setattr(plans, "OFF", np.inf)  # of the best, what was expected at other prompts
+    before = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, **aim)
+    name = ("shift", "kl")[exact.aim == "shift"]  # what was not aimed at
+    spreads = [getattr(each, name).high / getattr(each, name).value for each in (before, exact)]
+    assert spreads[1] == pytest.approx(spreads[0], rel=0.1)
 
 
 @pytest.mark.filterwarnings("ignore:.*trust radius")

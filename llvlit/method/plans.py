@@ -195,8 +195,9 @@ def competing_plans(
 
     Each shape is pushed at prompts that it was not made from.  Between the strengths that are tried there lies that of
     its plan; there the plans compete, and what is expected of them is read.  Then the plans themselves are pushed at
-    all prompts: one that misses the aim by more than 5 % gets another strength, and of it is told what it did there.
-    Every mean is one over prompts, every interval one over independent units.
+    all prompts: one that misses the aim by more than 5 % gets another strength, and of it is told what it did there; of
+    the best, what was expected, in the proportion in which its new strength changed that.  Every mean is one over
+    prompts, every interval one over independent units.
     """
     everything = np.ones(len(pairs), dtype=bool)
     final, most = local.shapes(everything), limit / np.sqrt(local.weights)
@@ -223,22 +224,27 @@ def competing_plans(
     def merits(values: Sequence[Any]) -> np.ndarray:  # of each prompt; the less, the better
         return np.array([cost if aim == "shift" else -moved * local.sign for moved, cost in values])
 
-    known = merits(held)
-    for place, entry in enumerate(_corrected(local, entries, most, aim, target, effects)):
-        if entry is not None:
-            entries[place], held[place] = entry, [entry.moved, entry.cost]
+    known, done = merits(held), list(held)
+    for place, path in enumerate(_corrected(local, entries, most, aim, target, effects)):
+        if path is not None:
+            first, entries[place] = path
+            done[place] = [entries[place].moved, entries[place].cost]
+            usual = (first.moved.mean(), target) if aim == "kl" else (target, first.cost.mean())
+            held[place] = [
+                values * now.mean() / was for values, now, was in zip(held[place], done[place], usual, strict=True)
+            ]
     plans = [
         Plan(entry.name, entry.inputs, expected(moved, pairs), positive(cost, pairs))
-        for entry, (moved, cost) in zip(entries, held, strict=True)
+        for entry, (moved, cost) in zip(entries, done, strict=True)
     ]
     best = int(known.mean(axis=1).argmin())
     moved, cost = np.empty((2, len(pairs)))
     for held_out in folds:  # the best of the other prompts, so that the choice does not flatter what it foretells
         chosen = held[int(known[:, ~held_out].mean(axis=1).argmin())]
         moved[held_out], cost[held_out] = chosen[0][held_out], chosen[1][held_out]
-    first = replace(plans[best], shift=expected(moved, pairs), kl=positive(cost, pairs))
-    order = np.argsort(merits(held).mean(axis=1), kind="stable")
-    return [first, *(plans[place] for place in order if place != best)]
+    winner = replace(plans[best], shift=expected(moved, pairs), kl=positive(cost, pairs))
+    order = np.argsort(merits(done).mean(axis=1), kind="stable")
+    return [winner, *(plans[place] for place in order if place != best)]
 
 
 def _curves(
@@ -307,8 +313,8 @@ def _corrected(
     aim: str,
     target: float,
     effects: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
-) -> list[Entry | None]:
-    """Entries that miss the aim at the prompts, at the strength among some tried that comes closest; else None."""
+) -> list[tuple[Entry, Entry] | None]:
+    """Entries that miss the aim at the prompts, and at the one of some strengths that comes closest; else None."""
 
     def pushed(some: list[Entry]) -> list[Entry]:
         inputs = np.stack([each.inputs for each in some])
@@ -332,8 +338,8 @@ def _corrected(
                 places += [place] * (len(again) - len(places))
         for place, entry in zip(places, pushed(again) if again else [], strict=True):
             paths[place].append(entry)
-    closest = [min(path, key=lambda entry: abs(share(entry) - 1)) for path in paths]
-    return [entry if place in off else None for place, entry in enumerate(closest)]
+    closest = [(path[0], min(path, key=lambda entry: abs(share(entry) - 1))) for path in paths]
+    return [both if place in off else None for place, both in enumerate(closest)]
 
 
 def _closer(known: list[tuple[float, float]], power: int) -> list[float]:
