@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,15 @@ from pyarrow import parquet
 from conftest import byte_tokenizer, tiny_model, tiny_module
 from llvlit import LLV, Prompts, import_vectors, load_model, load_recommendation, load_task, provenance, recommend
 from llvlit.cli.main import main, parser
-from llvlit.cli.steer import Steering, _continuations, _ends, _text
+from llvlit.cli.steer import Steering, _continuations, _text
 from llvlit.engine.depth import depth_system
 from llvlit.engine.models import PACKAGED, embedded_names
-from llvlit.engine.tokens import tokenize
+from llvlit.engine.tokens import end_tokens, tokenize
 from llvlit.files import locked
 from llvlit.method.concepts import as_directions, concept_directions, random_directions
 from llvlit.method.gain_matrix import GainMatrix, gain_matrix
 from llvlit.method.gains import measured_gains
+from llvlit.method.plans import scaled_plan
 from llvlit.method.steering import steer
 from llvlit.method.verification import output_shifts
 from llvlit.study.cells import load_results, run_study
@@ -431,6 +433,16 @@ def test_shifts_below_zero_may_be_written_with_an_exponent(monkeypatch: pytest.M
     assert given[2].target == -0.1 and given[2].texts == ["-1e-1"]
 
 
+def test_steer_pushes_as_planned_where_it_is_asked_for_what_the_plan_aimed_at(run, plan: Path, tmp_path: Path) -> None:
+    advice = load_recommendation(plan)
+    for aim, target, asked in (("kl", 0.1, ("--budget", 0.1)), ("shift", advice.directions.gaps[-1], ("--target", 1))):
+        kept = replace(advice, plan=scaled_plan(advice.plan, 0.9), aim=aim, target=target)
+        kept.save(tmp_path / aim)
+        found = run("steer", "A film", "--plan", tmp_path / aim, *asked, "--tokens", 2, "--device", "cpu", "--json")
+        inputs = found["texts"][0]["pushed"][0]["recommended"]["inputs"]
+        np.testing.assert_allclose(inputs, kept.inputs)
+
+
 def test_special_tokens_are_not_written_though_a_tokenizer_has_none() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<start_of_image>", "<b>"])
@@ -477,9 +489,9 @@ def test_what_is_written_does_not_depend_on_the_texts_beside_it(kind: str) -> No
             ids = torch.tensor([tokens.ids[1]])
             kept = {"max_new_tokens": 12, "do_sample": False, "repetition_penalty": 1.3, "pad_token_id": 0}
             out = model.module.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), eos_token_id=_ends(model), **kept
+                input_ids=ids, attention_mask=torch.ones_like(ids), eos_token_id=end_tokens(model), **kept
             )
-        new = takewhile(lambda token: token not in _ends(model), out[0, ids.shape[1] :].tolist())
+        new = takewhile(lambda token: token not in end_tokens(model), out[0, ids.shape[1] :].tolist())
         assert model.tokenizer.decode([*tokens.ids[1], *new], skip_special_tokens=True).strip() == alone[4]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -15,11 +16,11 @@ from conftest import byte_tokenizer, tiny_model, tiny_module
 from llvlit.engine import depth
 from llvlit.engine.models import LanguageModel, wrap_model
 from llvlit.errors import FileError, InputError, NumericalError
-from llvlit.method import recommendation
+from llvlit.method import plans, recommendation
 from llvlit.method.concepts import as_directions, random_directions
-from llvlit.method.effects import with_continuations
+from llvlit.method.effects import push_effects, sources, with_continuations
 from llvlit.method.fisher import responses
-from llvlit.method.plans import positive
+from llvlit.method.plans import Prediction, SecondOrder, expected, positive
 from llvlit.method.recommendation import load_recommendation
 
 DIRECTIONS = random_directions(5, 24, seed=1)
@@ -46,6 +47,19 @@ def log_chances(model: LanguageModel, text: str, inputs: np.ndarray, positions: 
 def odds(log_chances: torch.Tensor) -> float:
     ids = [[byte_tokenizer()(word)["input_ids"][0] for word in words] for words in ("ga", "bd")]
     return float(log_chances[ids[0]].logsumexp(0) - log_chances[ids[1]].logsumexp(0))
+
+
+def own_effects(model: LanguageModel, advice: llvlit.Recommendation) -> np.ndarray:
+    """Mean shift and divergence of each plan at the prompts that it was made from, ``(2, n_plans)``."""
+    texts, vectors = (
+        with_continuations(model, llvlit.tokenize(model, EIGHT), advice.horizon),
+        advice.directions.on(model),
+    )
+    head, source = sources(model, texts, vectors, advice.output)
+    inputs = np.stack([plan.inputs for plan in (advice.plan, *advice.alternatives)])
+    options = {"everywhere": advice.positions == "all", "horizon": advice.horizon}
+    every = np.broadcast_to(inputs, (len(texts), *inputs.shape))
+    return np.stack(push_effects(head, texts, vectors, every, source, **options)).mean(axis=1)
 
 
 @pytest.mark.parametrize("positions", ["last", "all"])
@@ -120,6 +134,15 @@ def test_gains_over_a_continuation_are_those_of_steered_generation(everywhere):
             assert slopes[row, layer] == pytest.approx((ends[0] - ends[1]) / (2 * size), rel=5e-3, abs=5e-3)
 
 
+def test_a_continuation_passes_over_all_ends_of_a_text():
+    model = tiny_model("llama")
+    prompts = llvlit.tokenize(model, llvlit.Prompts(["the film was", "a day"], [1, 0]))
+    ends = [with_continuations(model, prompts, 2).ids[0][-1]]
+    model.module.generation_config.eos_token_id = ends
+    ends.append(with_continuations(model, prompts, 2).ids[0][-1])
+    assert ends[1] != ends[0] != with_continuations(model, prompts, 2).ids[0][-1] != ends[1]
+
+
 def test_odds_are_those_of_the_next_token(gpt2):
     expected = [odds(log_chances(gpt2, text, 0 * INPUTS, "last")) for text in PROMPTS.texts]
     from llvlit.engine.depth import last_token_states
@@ -138,7 +161,8 @@ def test_a_recommendation_meets_its_budget_at_prompts_like_its_own(options):
     advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02, output=ODDS, **options)
     assert advice.kl.value == pytest.approx(0.02, rel=0.3)
     assert advice.shift.value > 0
-    assert all(other.kl.value == pytest.approx(0.02, rel=1e-2) for other in advice.alternatives)
+    np.testing.assert_allclose(own_effects(model, advice)[1], 0.02, rtol=0.05)
+    assert all(other.kl.value == pytest.approx(0.02, rel=0.05) for other in advice.alternatives)
     shifts = [other.shift.value for other in advice.alternatives]
     assert shifts == sorted(shifts, reverse=True)
     others = llvlit.Prompts([f"a film of {word}" for word in ["law", "sun", "oak", "rye"]], [0, 1] * 2)
@@ -186,6 +210,16 @@ def test_what_is_asked_for_is_kept():
         llvlit.recommend(model, EIGHT, along, budget=0.5, limit=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*trust radius")
+def test_what_was_aimed_at_is_scaled_and_not_what_is_expected():
+    model = tiny_model("gpt2")
+    for aim, power in (({"budget": 0.02}, 2), ({"shift": 0.3}, 1)):
+        advice = llvlit.recommend(model, EIGHT, DIRECTIONS, **aim)
+        advice = replace(advice, plan=replace(advice.plan, shift=advice.alternatives[0].shift, kl=Prediction(1, 1, 1)))
+        assert advice.scaled(1.0).target == advice.target == next(iter(aim.values()))
+        assert advice.scaled(-3.0).target == pytest.approx((-3.0) ** power * advice.target)
+
+
 def test_the_optimum_of_the_second_order_beats_any_other_shape_there():
     model = tiny_model("gpt2")
     advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=1e-4)
@@ -195,9 +229,9 @@ def test_the_optimum_of_the_second_order_beats_any_other_shape_there():
         return h @ u / np.sqrt(u @ F @ u)
 
     best = per_nat(np.linalg.solve(F, h))
-    plans = (advice.plan, *advice.alternatives)
-    closest = next(plan for plan in plans if plan.name.endswith("0.001"))
-    assert per_nat(closest.inputs) >= max(per_nat(plan.inputs) for plan in plans) * (1 - 1e-9)
+    every = (advice.plan, *advice.alternatives)
+    closest = next(plan for plan in every if plan.name.endswith("0.001"))
+    assert per_nat(closest.inputs) >= max(per_nat(plan.inputs) for plan in every) * (1 - 1e-9)
     assert best * 0.9 < per_nat(closest.inputs) <= best * (1 + 1e-9)
 
 
@@ -285,6 +319,15 @@ def test_words_and_budgets_that_cannot_be_used_are_told(gpt2):
         llvlit.recommend(gpt2, EIGHT.select([0, 1]), DIRECTIONS)
     with pytest.warns(UserWarning, match="trust radius"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=2.0)
+
+
+def test_no_sentence_holds_a_divergence_below_zero(gpt2):
+    advice = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=0.02)
+    for low, high, told in (
+        (0.00026, 0.0064, r"at 0\.0013 \(0\.00026 to 0\.0064\) nats"),
+        (0.0010, 0.0016, r"at 0\.00130 ± 0\.00030 nats"),
+    ):
+        assert re.search(told, str(replace(advice, plan=replace(advice.plan, kl=Prediction(0.0013, low, high)))))
 
 
 def test_words_are_looked_up_once(monkeypatch):
@@ -398,17 +441,53 @@ def test_a_place_that_cannot_be_written_is_refused_before_a_plan_is_made_for_it(
 
 @pytest.mark.filterwarnings("ignore:.*trust radius")
 def test_what_cannot_be_met_or_resolved_is_refused_and_never_promised(gpt2):
-    for budget in (0.3, 2.0, 20.0):
-        try:
-            advice = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=budget)
-        except InputError as error:
-            assert "No plan meets" in str(error)
-        else:
-            assert all(plan.kl.value == pytest.approx(budget, rel=1e-2) for plan in advice.alternatives)
+    for budget in (0.3, 2.0):
+        advice = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=budget)
+        np.testing.assert_allclose(own_effects(gpt2, advice)[1], budget, rtol=0.05)
+    with pytest.raises(InputError, match="No plan meets a budget of 20 nats"):
+        llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=20.0)
     with pytest.raises(InputError, match=r"shift=1e-14.*rounding"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, shift=1e-14)
     with pytest.raises(InputError, match="budget"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*trust radius")
+@pytest.mark.parametrize("aim", [{"budget": 0.05}, {"shift": 1.5}], ids=["budget", "shift"])
+def test_plans_meet_their_aim_however_strong_the_second_order_would_have_them(gpt2, monkeypatch, aim):
+    usual, strength = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, **aim), SecondOrder.strength
+    monkeypatch.setattr(SecondOrder, "strength", lambda *given: 30 * strength(*given))
+    advice = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, **aim)
+    names = [sorted(plan.name for plan in (each.plan, *each.alternatives)) for each in (usual, advice)]
+    assert names[0] == names[1]
+    for each in (usual, advice):  # one shape has next to no gain, and its curve is far from a power
+        np.testing.assert_allclose(own_effects(gpt2, each)[int(each.aim == "kl")], each.target, rtol=0.1)
+    monkeypatch.setattr(plans, "OFF", 0.0)  # then all are told as they were measured
+    exact = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, **aim)
+    told = [[plan.shift.value, plan.kl.value] for plan in exact.alternatives]
+    np.testing.assert_allclose(told, own_effects(gpt2, exact)[:, 1:].T, rtol=1e-6)
+    monkeypatch.setattr(plans, "OFF", np.inf)  # of the best, what was expected at other prompts
+    before = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, **aim)
+    name = ("shift", "kl")[exact.aim == "shift"]  # what was not aimed at
+    spreads = [getattr(each, name).high / getattr(each, name).value for each in (before, exact)]
+    assert spreads[1] == pytest.approx(spreads[0], rel=5e-3)
+
+
+@pytest.mark.filterwarnings("ignore:.*trust radius")
+def test_plans_are_pushed_once_more_than_they_compete(gpt2, monkeypatch):
+    pushed = []
+    real = recommendation.push_effects
+    monkeypatch.setattr(
+        recommendation, "push_effects", lambda *given, **options: pushed.append(given[3]) or real(*given, **options)
+    )
+    n_plans = 1 + len(llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=1e-4).alternatives)
+    compete, check, *corrections, trust = (inputs.shape[1] for inputs in pushed)
+    assert (compete, check, trust) == (4 * n_plans, n_plans, 4)
+    assert len(corrections) <= 2 and max(corrections, default=0) <= 3 * n_plans
+    pushed.clear()
+    monkeypatch.setattr(plans, "OFF", np.inf)
+    llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=1e-4)
+    assert [inputs.shape[1] for inputs in pushed] == [compete, check, trust]
 
 
 @pytest.mark.filterwarnings("ignore:.*float16")
@@ -420,6 +499,11 @@ def test_a_plan_that_drowns_in_16_bits_is_refused_before_all_prompts_are_compute
         "responses",
         lambda *given, **options: seen.append(len(given[1])) or first_order(*given, **options),
     )
+    with pytest.raises(InputError, match=r"budget=1e-05 .*float16.* smallest usable is 9.6e-05"):
+        llvlit.recommend(model, EIGHT, DIRECTIONS, budget=1e-5)
+    with pytest.raises(InputError, match=r"budget=0.005 .*bfloat16.* smallest usable is 0.0062"):
+        llvlit.recommend(tiny_model("gpt2", dtype=torch.bfloat16), EIGHT, DIRECTIONS, budget=0.005)
+    monkeypatch.setattr(recommendation, "DROWNED", 0.0)  # a surer model's pushes are weaker
     with pytest.raises(InputError, match=r"push.*float16"):
         llvlit.recommend(model, EIGHT, DIRECTIONS, budget=1e-7)
     with pytest.raises(InputError, match=r"limit=0.001.*float16"):
@@ -485,6 +569,18 @@ def test_an_interval_of_divergences_holds_the_mean_of_new_prompts(spread, n_unit
     assert positive(np.full(n_units, 0.2), tuple(range(n_units))).high == pytest.approx(0.2)
 
 
+def test_a_mean_is_that_of_prompts_whatever_the_size_of_units(monkeypatch):
+    values, pairs = np.array([0.1, 0.2, 0.3, 0.4, 0.9, 1.6, 2.5, 3.6]), (0, 0, 0, 0, 0, 1, 2, 3)
+    for kind in (expected, positive):
+        assert kind(values, pairs).value == pytest.approx(values.mean())
+        assert kind(np.full(8, 0.2), pairs).low == pytest.approx(0.2) == kind(np.full(8, 0.2), pairs).high
+        twins = kind(values, (0, 0, 1, 1, 2, 2, 3, 3))
+        assert vars(twins) == pytest.approx(vars(kind(values.reshape(4, 2).mean(axis=1), (0, 1, 2, 3))))
+    monkeypatch.setattr(plans, "OFF", np.inf)
+    advice = llvlit.recommend(tiny_model("gpt2"), replace(EIGHT, pairs=pairs), DIRECTIONS, budget=0.02)
+    assert all(plan.kl.value == pytest.approx(0.02, rel=1e-3) for plan in advice.alternatives)
+
+
 def test_prompts_of_another_kind_are_refused(gpt2):
     advice = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=0.01)
     others = [f"a film of {word}" for word in ("law", "sun")]
@@ -492,6 +588,10 @@ def test_prompts_of_another_kind_are_refused(gpt2):
         advice.verify(gpt2, llvlit.Prompts([f"{text}!" for text in others], [0, 1], suffix="!"))
     with pytest.raises(InputError, match="token_index"):
         advice.verify(gpt2, llvlit.tokenize(gpt2, llvlit.Prompts(others, [0, 1]), token_index=-2))
+    early = llvlit.recommend(gpt2, llvlit.tokenize(gpt2, EIGHT, token_index=-2), DIRECTIONS, budget=0.01)
+    tokens = llvlit.tokenize(gpt2, llvlit.Prompts(others, [0, 1]), token_index=-2)
+    raw = early.verify(gpt2, tokens.prompts)
+    np.testing.assert_array_equal(raw.per_prompt, early.verify(gpt2, tokens).per_prompt)
     with pytest.raises(InputError, match="two"):
         advice.verify(gpt2, llvlit.Prompts(others, [0, 1], [7, 7]))
     assert advice.gains.metadata["horizon"] == 1

@@ -323,7 +323,8 @@ def in_use(found: Recommendation, options: argparse.Namespace) -> str:
     words = ["llvlit", "steer", "TEXT"]
     if options.save:
         size, _ = shift_unit(found.output, found.directions)
-        targets = [f"{part * found.shift.value / size:.3g}" for part in (0.5, 1)]
+        shift = found.target if found.aim == "shift" else found.shift.value
+        targets = [f"{part * shift / size:.3g}" for part in (0.5, 1)]
         given = [word for name in ("dtype", "device") for word in _repeated(name, options)]
         return shlex.join([*words, "--plan", options.save, *given, "--targets", *targets])
     words += ["--model", options.model, *(word for name in REPEATED for word in _repeated(name, options))]

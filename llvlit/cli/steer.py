@@ -251,8 +251,10 @@ def _strengths(plan: Recommendation, options: argparse.Namespace) -> list[Recomm
         gap = 1.0 if plan.output is not None else float(plan.directions.gaps[-1])
         if not gap > 0:
             raise InputError("The plan's directions have no class gap, in which --target counts. Give --budget.")
-        return [plan.scaled(target * gap / plan.shift.value) for target in options.targets]
-    return [plan.scaled((options.budget / plan.kl.value) ** 0.5) if options.budget else plan]
+        shift = plan.target if plan.aim == "shift" else plan.shift.value
+        return [plan.scaled(target * gap / shift) for target in options.targets]
+    kl = plan.target if plan.aim == "kl" else plan.kl.value
+    return [plan.scaled((options.budget / kl) ** 0.5) if options.budget else plan]
 
 
 def _warn(strengths: list[Recommendation]) -> None:
@@ -398,11 +400,12 @@ def _continuations(
     """
     import torch
 
+    from llvlit.engine.tokens import end_tokens
     from llvlit.method import steering as method
 
     module: Any = model.module
     lengths = [len(ids) for ids in prompts.ids]
-    ends = _ends(model)
+    ends = end_tokens(model)
     texts: dict[int, str] = {}
     for rows in _together(model, lengths):
         longest = max(lengths[row] for row in rows)
@@ -449,10 +452,3 @@ def _together(model: LanguageModel, lengths: list[int]) -> list[list[int]]:
     for row, length in enumerate(lengths):
         groups.setdefault(0 if mixed else length, []).append(row)
     return [rows[start : start + AT_ONCE] for rows in groups.values() for start in range(0, len(rows), AT_ONCE)]
-
-
-def _ends(model: LanguageModel) -> list[int]:
-    """Tokens that end a text: the tokenizer's, and those that the model names for generation."""
-    named = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
-    several = named if isinstance(named, list) else [named]
-    return list(dict.fromkeys(int(each) for each in (model.tokenizer.eos_token_id, *several) if each is not None))

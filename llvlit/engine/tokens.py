@@ -247,6 +247,13 @@ def tokens_of(model: LanguageModel, prompts: Prompts | TokenizedPrompts, max_tok
     return prompts
 
 
+def end_tokens(model: LanguageModel) -> list[int]:
+    """Tokens that end a text: the tokenizer's, and those that the model names for generation."""
+    named = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
+    several = named if isinstance(named, list) else [named]
+    return list(dict.fromkeys(int(each) for each in (model.tokenizer.eos_token_id, *several) if each is not None))
+
+
 def origin(model: LanguageModel, tokens: TokenizedPrompts, *, final_norm: bool = False) -> dict[str, Any]:
     """What numbers are about: the model, with its final norm or without, the prompts, and what was done to them."""
     return {

@@ -14,7 +14,7 @@ from llvlit.engine.depth import DepthSystem, depth_system
 from llvlit.engine.exclusive import lock_of
 from llvlit.engine.head import Head, head_of
 from llvlit.engine.models import LanguageModel
-from llvlit.engine.tokens import TokenizedPrompts
+from llvlit.engine.tokens import TokenizedPrompts, end_tokens
 from llvlit.engine.tokenwise import token_finals
 from llvlit.errors import InputError, NumericalError
 from llvlit.method.gains import in_parts
@@ -116,8 +116,8 @@ def _divergences(head: Head, rest: torch.Tensor, pushed: torch.Tensor) -> torch.
 def with_continuations(model: LanguageModel, tokens: TokenizedPrompts, horizon: int) -> TokenizedPrompts:
     """Each prompt with the model's own, most likely continuation, so that its last ``horizon`` tokens predict the next.
 
-    The prompts' last token predicts the first new one, so a text grows by ``horizon - 1`` tokens.  An end of the text
-    is passed over.  Nothing of the model's generation settings counts: no penalty, no limit.
+    The prompts' last token predicts the first new one, so a text grows by ``horizon - 1`` tokens.  Tokens that end a
+    text are passed over.  Nothing of the model's generation settings counts: no penalty, no limit.
 
     Raises
     ------
@@ -132,14 +132,13 @@ def with_continuations(model: LanguageModel, tokens: TokenizedPrompts, horizon: 
         raise InputError(
             f"horizon={horizon} makes texts of {longest} tokens; {model.name} holds {model.max_positions}. Lower it."
         )
-    ids, module, end = [], cast(Any, model.module), model.tokenizer.eos_token_id
+    ids, module, ends = [], cast(Any, model.module), end_tokens(model)
     with lock_of(model), torch.no_grad():
         for each in progress(tokens.ids, "continuations"):
             text = torch.tensor([each], device=model.device)
             for _ in range(horizon - 1):
                 logits = module(input_ids=text, use_cache=False).logits[:, -1]
-                if end is not None and end < logits.shape[-1]:
-                    logits[:, end] = -torch.inf
+                logits[:, [end for end in ends if end < logits.shape[-1]]] = -torch.inf
                 text = torch.cat([text, logits.argmax(dim=-1, keepdim=True)], dim=1)
             ids.append(tuple(text[0].tolist()))
     return replace(tokens, ids=tuple(ids), max_tokens=max(tokens.max_tokens, longest))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -20,12 +21,19 @@ SCALES = (0.5, 0.8, 1.25, 2.0)
 """Of the strength that the second order asks for, tried at the prompts that a shape was not made from."""
 WITH_LIMIT = (3.2, 5.0, 8.0)
 """More of them where a limit holds some layers back, so that the others have to do more."""
+WEAKER = (0.36, 0.6)
+"""Of the weakest strength that was tried, those that are tried next where it is more than the aim."""
+N_WEAKER = 6
 CLOSE = 0.2
 """How far, in relative size, a strength may lie beyond those that were tried."""
 N_HALVINGS = 80
 """Of the bracket of a factor."""
 N_FACTORS = 24
 """Strengths among which that of a plan is sought."""
+OFF = 0.05
+"""How far a plan may be off its aim at the prompts themselves, relative to it, before its strength is corrected."""
+N_CORRECTIONS = 2
+"""Of three strengths each, pushed together."""
 FEWEST_UNITS = 4
 
 
@@ -151,6 +159,18 @@ class SecondOrder:
         return float(np.sqrt(2 * target / max(shape @ self.metric[rows].mean(axis=0) @ shape, np.finfo(float).tiny)))
 
 
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A shape at a strength, which is a factor of what the second order asks for, and what it does at each prompt."""
+
+    name: str
+    unit: np.ndarray
+    factor: float
+    inputs: np.ndarray
+    moved: np.ndarray = field(default_factory=lambda: np.empty(0))
+    cost: np.ndarray = field(default_factory=lambda: np.empty(0))
+
+
 def held_out_in_turn(pairs: tuple[int, ...]) -> list[np.ndarray]:
     """Masks of the prompts that are held out together, whole units each."""
     units, unit = np.unique(pairs, return_inverse=True)
@@ -171,63 +191,169 @@ def competing_plans(
     pairs: tuple[int, ...],
     effects: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
 ) -> list[Plan]:
-    """All plans that meet the aim within the limit, the best first."""
+    """All plans that meet the aim within the limit, the best first.
+
+    Each shape is pushed at prompts that it was not made from.  Between the strengths that are tried there lies that of
+    its plan; there the plans compete, and what is expected of them is read.  Then the plans themselves are pushed at
+    all prompts: one that misses the aim by more than 5 % gets another strength, and of it is told what it did there; of
+    the best, what was expected, in the proportion in which its new strength changed that.  Every mean is one over
+    prompts, every interval one over independent units.
+    """
     everything = np.ones(len(pairs), dtype=bool)
-    final = local.shapes(everything)
-    names, scales = list(final), np.array(SCALES if np.isinf(limit) else (*SCALES, *WITH_LIMIT))
-    most = limit / np.sqrt(local.weights)
-    tried = np.zeros((len(pairs), len(names), len(scales), len(local.weights)))
-    lengths = np.zeros(tried.shape[:-1])  # of what was tried, in that of the shape at its full strength
+    final, most = local.shapes(everything), limit / np.sqrt(local.weights)
+    units = np.zeros((len(pairs), len(final), len(local.weights)))  # of each prompt, at the second order's strength
     for held_out in folds:
         shapes = local.shapes(~held_out)
-        for place, name in enumerate(names):
+        for place, name in enumerate(final):
             shape = shapes.get(name, final[name])
-            unit = local.strength(shape, ~held_out, aim, target) * shape
-            tried[held_out, place] = clipped = np.clip(scales[:, None] * unit, -most, most)
-            lengths[held_out, place] = local.length(clipped) / local.length(unit)
-    shifts, costs = effects(tried.reshape(len(pairs), -1, tried.shape[-1]))
-    shifts, costs = (each.reshape(len(pairs), len(names), len(scales)) for each in (shifts, costs))
-    found, held = [], []
-    for place, name in enumerate(names):
-        curves = shifts[:, place], costs[:, place]
-        factor = _factor(curves, lengths[:, place], aim, target)
-        unit = local.strength(final[name], everything, aim, target) * final[name]
+            units[held_out, place] = local.strength(shape, ~held_out, aim, target) * shape
+    curves = _curves(local, units, most, aim, target, effects)
+    entries, held = [], []
+    for (name, shape), curve in zip(final.items(), curves, strict=True):
+        factor = _factor(curve, aim, target)
+        unit = local.strength(shape, everything, aim, target) * shape
         inputs = None if factor is None else local.of_length(factor, unit, most)
-        if factor is None or inputs is None:
-            continue
-        moved, cost = (_at(curve, lengths[:, place], factor, power) for power, curve in enumerate(curves, start=1))
-        found.append(Plan(name, inputs, expected(moved, pairs), positive(cost, pairs)))
-        held.append((moved, cost))
-    if not found:
+        if factor is not None and inputs is not None:
+            entries.append(Entry(name, unit, factor, inputs))
+            held.append([_at(values, curve[0], factor, power) for power, values in enumerate(curve[1:], start=1)])
+    if not entries:
         within = f" within limit={limit:g}" if np.isfinite(limit) else ""
         told = f"a budget of {target:g} nats" if aim == "kl" else f"a shift of {target:g}"
         raise InputError(f"No plan meets {told}{within}. Ask for less, raise the limit, or allow other layers.")
-    merits = np.array([cost if aim == "shift" else -moved * local.sign for moved, cost in held])  # the less, the better
-    order = np.argsort(merits.mean(axis=1), kind="stable")
-    best = found[order[0]]
+
+    def merits(values: Sequence[Any]) -> np.ndarray:  # of each prompt; the less, the better
+        return np.array([cost if aim == "shift" else -moved * local.sign for moved, cost in values])
+
+    known, done = merits(held), list(held)
+    for place, path in enumerate(_corrected(local, entries, most, aim, target, effects)):
+        if path is not None:
+            first, entries[place] = path
+            done[place] = [entries[place].moved, entries[place].cost]
+            usual = (first.moved.mean(), target) if aim == "kl" else (target, first.cost.mean())
+            held[place] = [
+                values * now.mean() / was for values, now, was in zip(held[place], done[place], usual, strict=True)
+            ]
+    plans = [
+        Plan(entry.name, entry.inputs, expected(moved, pairs), positive(cost, pairs))
+        for entry, (moved, cost) in zip(entries, done, strict=True)
+    ]
+    best = int(known.mean(axis=1).argmin())
     moved, cost = np.empty((2, len(pairs)))
     for held_out in folds:  # the best of the other prompts, so that the choice does not flatter what it foretells
-        chosen = held[int(merits[:, ~held_out].mean(axis=1).argmin())]
+        chosen = held[int(known[:, ~held_out].mean(axis=1).argmin())]
         moved[held_out], cost[held_out] = chosen[0][held_out], chosen[1][held_out]
-    first = replace(best, shift=expected(moved, pairs), kl=positive(cost, pairs))
-    return [first, *(found[place] for place in order[1:])]
+    winner = replace(plans[best], shift=expected(moved, pairs), kl=positive(cost, pairs))
+    order = np.argsort(merits(done).mean(axis=1), kind="stable")
+    return [winner, *(plans[place] for place in order if place != best)]
 
 
-def _factor(curves: tuple[np.ndarray, np.ndarray], lengths: np.ndarray, aim: str, target: float) -> float | None:
+def _curves(
+    local: SecondOrder,
+    units: np.ndarray,
+    most: np.ndarray,
+    aim: str,
+    target: float,
+    effects: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> list[np.ndarray]:
+    """Of each shape what its strengths do at each prompt: length, in the unit's, shift and divergence.
+
+    Each ``(3, n_prompts, n_strengths)``, from units ``(n_prompts, n_shapes, n_layers)``.
+    """
+
+    def tried(places: list[int], scales: Sequence[float]) -> list[np.ndarray]:
+        some = units[:, places, None]
+        pushes = np.clip(np.array(scales)[:, None] * some, -most, most)
+        found = effects(pushes.reshape(len(units), -1, units.shape[-1]))
+        lengths = local.length(pushes) / local.length(some)
+        return list(np.stack([lengths, *(each.reshape(lengths.shape) for each in found)]).transpose(2, 0, 1, 3))
+
+    scales = SCALES if np.isinf(most).all() else (*SCALES, *WITH_LIMIT)
+    curves = tried(list(range(units.shape[1])), scales)
+    for weaker in range(N_WEAKER):
+        strong = [
+            place
+            for place, curve in enumerate(curves)
+            if curve[0].min() > 0 and _share(curve, _weakest(curve), aim, target) >= 1
+        ]
+        if not strong:
+            break
+        more = tried(strong, [SCALES[0] * WEAKER[0] ** weaker * scale for scale in WEAKER])
+        for place, curve in zip(strong, more, strict=True):
+            curves[place] = np.concatenate([curve, curves[place]], axis=-1)
+    return curves
+
+
+def _weakest(curve: np.ndarray) -> float:
+    return float(curve[0].min()) * (1 - CLOSE)
+
+
+def _share(curve: np.ndarray, factor: float, aim: str, target: float) -> float:
+    """What a factor makes of the aim, in its target."""
+    power = 1 + (aim == "kl")
+    return float(_at(curve[power], curve[0], factor, power).mean() / target)
+
+
+def _factor(curve: np.ndarray, aim: str, target: float) -> float | None:
     """The smallest factor at which the mean meets the aim, no farther than a fifth beyond what was tried; else None."""
-    curve, power = curves[aim == "kl"], 1 + (aim == "kl")
-
-    def share(factor: float) -> float:
-        return float(_at(curve, lengths, factor, power).mean() / target)
-
-    if not lengths.min() > 0:  # a limit that leaves nothing
+    if not curve[0].min() > 0:  # a limit that leaves nothing
         return None
-    grid = np.geomspace(lengths.min() * (1 - CLOSE), lengths.max() * (1 + CLOSE), N_FACTORS)
-    shares = [share(factor) for factor in grid]
+    grid = np.geomspace(_weakest(curve), curve[0].max() * (1 + CLOSE), N_FACTORS)
+    shares = [_share(curve, factor, aim, target) for factor in grid]
     place = next((place for place, value in enumerate(shares) if value >= 1), 0)
     if not place:
         return None
-    return float(brentq(lambda factor: share(factor) - 1, grid[place - 1], grid[place], rtol=1e-6))
+    low, high = grid[place - 1], grid[place]
+    return float(brentq(lambda factor: _share(curve, factor, aim, target) - 1, low, high, rtol=1e-6))
+
+
+def _corrected(
+    local: SecondOrder,
+    entries: list[Entry],
+    most: np.ndarray,
+    aim: str,
+    target: float,
+    effects: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+) -> list[tuple[Entry, Entry] | None]:
+    """Entries that miss the aim at the prompts, and at the one of some strengths that comes closest; else None."""
+
+    def pushed(some: list[Entry]) -> list[Entry]:
+        inputs = np.stack([each.inputs for each in some])
+        moved, cost = effects(np.broadcast_to(inputs, (len(local.gains), *inputs.shape)))
+        return [replace(each, moved=moved[:, place], cost=cost[:, place]) for place, each in enumerate(some)]
+
+    def share(entry: Entry) -> float:
+        return float((entry.cost if aim == "kl" else entry.moved).mean() / target)
+
+    paths = [[entry] for entry in pushed(entries)]
+    off = [place for place, path in enumerate(paths) if abs(share(path[0]) - 1) > OFF]
+    for _ in range(N_CORRECTIONS):
+        again: list[Entry] = []
+        places: list[int] = []
+        for place in off:
+            path = paths[place]
+            if min(abs(share(entry) - 1) for entry in path) > OFF and min(map(share, path)) > 0:
+                factors = _closer([(entry.factor, share(entry)) for entry in path], 1 + (aim == "kl"))
+                found = [(factor, local.of_length(factor, path[0].unit, most)) for factor in factors]
+                again += [replace(path[0], factor=at, inputs=inputs) for at, inputs in found if inputs is not None]
+                places += [place] * (len(again) - len(places))
+        for place, entry in zip(places, pushed(again) if again else [], strict=True):
+            paths[place].append(entry)
+    closest = [(path[0], min(path, key=lambda entry: abs(share(entry) - 1))) for path in paths]
+    return [both if place in off else None for place, both in enumerate(closest)]
+
+
+def _closer(known: list[tuple[float, float]], power: int) -> list[float]:
+    """Three factors that should come closer to a share of one, from factors and their shares, all in logarithms."""
+    at, shares = np.log(sorted(known)).T
+    above = next((place for place, value in enumerate(shares) if value > 0), len(shares))
+    if not 0 < above < len(shares):  # by a power law, and where the curve is steeper or flatter
+        slope = max(power / 10, np.ptp(shares) / np.ptp(at)) if len(at) > 1 else power
+        nearest = np.abs(shares).argmin()
+        steps = np.clip(-shares[nearest] / slope * np.array([0.3, 1.0, 3.0]), -1, 1)
+        return [float(each) for each in np.exp(at[nearest] + steps)]
+    low, high = at[above - 1 : above + 1]
+    between = np.interp(0.0, shares[above - 1 : above + 1], (low, high))
+    return [float(np.exp(each)) for each in ((low + between) / 2, between, (between + high) / 2)]
 
 
 def _at(curve: np.ndarray, lengths: np.ndarray, factor: float, power: int) -> np.ndarray:
@@ -240,8 +366,8 @@ def _at(curve: np.ndarray, lengths: np.ndarray, factor: float, power: int) -> np
 
 
 def expected(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
-    """The mean over units, and where that over as many new ones will be: Student's interval, since both vary."""
-    means = _unit_means(values, pairs)
+    """The mean over prompts, and where that of as many new units will be: Student's interval, since both vary."""
+    means = _parts(values, pairs)
     half = float(stdtrit(len(means) - 1, 0.975) * means.std(ddof=1) * np.sqrt(2 / len(means)))
     mean = float(means.mean())
     return Prediction(mean, mean - half, mean + half)
@@ -258,7 +384,7 @@ def positive(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
     a standard deviation of 0.3 or 0.6, 92 to 95 % where it has 1, and 88 to 90 % with Pareto's tails of exponent 2.5:
     units that hold no outlier know of none.
     """
-    means = _unit_means(values, pairs)
+    means = _parts(values, pairs)
     n, value = len(means), float(means.mean())
     others = np.log(np.maximum((n * value - means) / (n - 1), max(1e-3 * value, np.finfo(float).tiny)))
     error = np.sqrt((n - 1) / n * ((others - others.mean()) ** 2).sum())
@@ -270,10 +396,14 @@ def positive(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:
     return Prediction(value, value / ratio, value * ratio)
 
 
-def _unit_means(values: np.ndarray, pairs: tuple[int, ...]) -> np.ndarray:
-    """The mean of each independent unit."""
+def _parts(values: np.ndarray, pairs: tuple[int, ...]) -> np.ndarray:
+    """Values of the independent units whose mean is the mean m over prompts: ``m + (m_u - m) n_u / n``.
+
+    m_u is a unit's mean, n_u its size and n the mean size; of units of one size the value is m_u.
+    """
     _, unit, counts = np.unique(pairs, return_inverse=True, return_counts=True)
-    return np.asarray(np.bincount(unit, values) / counts)
+    mean = values.mean()
+    return np.asarray(mean + np.bincount(unit, values - mean) * len(counts) / len(values))
 
 
 def measured(values: np.ndarray, pairs: tuple[int, ...]) -> Prediction:

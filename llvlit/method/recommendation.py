@@ -61,6 +61,8 @@ PUSH = "relative size of the plan's largest push"
 TOWARDS = ("positive", "negative")
 SMALLEST_BUDGET = 1e-8
 """In nats: below it the divergence drowns in the rounding of logits."""
+DROWNED = 100.0
+"""The same in squares of the numbers' epsilon, which is more in 16 bits: there logits are some 20 to 40 of them off."""
 STEP = 0.25
 """Of the plan, the smallest part whose shift tells how far a straight line can be trusted; of a weak one more, and of
 one whose pushes are longer than the states, of these."""
@@ -178,7 +180,7 @@ class Recommendation:
         )
         return (
             f"Push {before(named)} at {where}, by {sizes} of the state's length{more}; "
-            f"expect {what} to {moves} by {told} at {_with_error(self.kl)} nats{over}. "
+            f"expect {what} to {moves} by {told} at {_with_error(self.kl, positive=True)} nats{over}. "
             f"The linear prediction holds to 10 % up to {self.trust_radius:.2g} times this push.{alone}"
             f"{_rerouted(self)}"
         )
@@ -215,7 +217,8 @@ class Recommendation:
         self.check_model(model)
         length, chat = int(self.metadata["max_tokens"]), bool(self.metadata["chat"])
         if not isinstance(prompts, TokenizedPrompts):
-            prompts = tokenize(model, prompts, max_tokens=length, chat=chat)
+            index = int(self.metadata.get("token_index", -1))
+            prompts = tokenize(model, prompts, max_tokens=length, chat=chat, token_index=index)
         tokens = tokens_of(model, prompts, length)
         for name in ("chat", "token_index", "suffix"):
             theirs, ours = tokens.metadata.get(name), self.metadata.get(name)
@@ -232,7 +235,7 @@ class Recommendation:
         """The same shapes, ``factor`` times as strong, their effects predicted to second order from what they were."""
         factor = number("factor", factor, nonzero=True)
         plan, *others = (scaled_plan(each, factor) for each in (self.plan, *self.alternatives))
-        target = plan.kl.value if self.aim == "kl" else plan.shift.value
+        target = self.target * (factor * factor if self.aim == "kl" else factor)
         radius = self.trust_radius / abs(factor)
         return replace(self, plan=plan, alternatives=tuple(others), target=target, trust_radius=radius)
 
@@ -453,6 +456,11 @@ def recommend(
     everywhere = checked_positions(positions)
     if shift is None:
         aim, target = "kl", number("budget", budget, at_least=SMALLEST_BUDGET)
+        if target < (least := DROWNED * torch.finfo(model.dtype).eps ** 2):
+            raise InputError(
+                f"budget={target:g} drowns in the rounding of {str(model.dtype).removeprefix('torch.')}, where the "
+                f"smallest usable is {float(f'{least:.1e}') * 1.01:.2g}. Take a larger one, or float32."
+            )
         sign = 1.0 if towards == "positive" else -1.0
     else:
         aim, target = "shift", number("shift", shift, nonzero=True)
@@ -597,9 +605,11 @@ def _rerouted(advice: Recommendation) -> str:
     )
 
 
-def _with_error(prediction: Prediction) -> str:
-    """Size and half its interval, which has two digits."""
+def _with_error(prediction: Prediction, *, positive: bool = False) -> str:
+    """Size and half its interval, which has two digits; the interval where half of it would reach below zero."""
     half = (prediction.high - prediction.low) / 2
+    if positive and half >= prediction.value:
+        return str(prediction)
     digits = max(0, 1 - int(np.floor(np.log10(half)))) if half > 0 else 3
     return f"{abs(prediction.value):.{digits}f} ± {half:.{digits}f}"
 
