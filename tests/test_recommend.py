@@ -462,14 +462,17 @@ def test_plans_meet_their_aim_however_strong_the_second_order_would_have_them(gp
     assert names[0] == names[1]
     for each in (usual, advice):  # one shape has next to no gain, and its curve is far from a power
         np.testing.assert_allclose(own_effects(gpt2, each)[int(each.aim == "kl")], each.target, rtol=0.1)
-    monkeypatch.setattr(plans, "OFF", 0.0)  # then all are told as they were measured
+    monkeypatch.setattr(plans, "OFF", 0.0)  # then all meet it as they were measured
     exact = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, **aim)
-    told = [[plan.shift.value, plan.kl.value] for plan in exact.alternatives]
-    np.testing.assert_allclose(told, own_effects(gpt2, exact)[:, 1:].T, rtol=1e-6)
-    monkeypatch.setattr(plans, "OFF", np.inf)  # of the best, what was expected at other prompts
+    told = [getattr(plan, exact.aim).value for plan in exact.alternatives]
+    np.testing.assert_allclose(told, own_effects(gpt2, exact)[int(exact.aim == "kl"), 1:], rtol=1e-6)
+    monkeypatch.setattr(plans, "OFF", np.inf)  # of the other, what was expected at other prompts
     before = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, **aim)
-    name = ("shift", "kl")[exact.aim == "shift"]  # what was not aimed at
-    spreads = [getattr(each, name).high / getattr(each, name).value for each in (before, exact)]
+    other = ("shift", "kl")[exact.aim == "shift"]
+    spreads = [
+        {plan.name: getattr(plan, other).high / getattr(plan, other).value for plan in (each.plan, *each.alternatives)}
+        for each in (before, exact)
+    ]
     assert spreads[1] == pytest.approx(spreads[0], rel=5e-3)
 
 

@@ -195,9 +195,9 @@ def competing_plans(
 
     Each shape is pushed at prompts that it was not made from.  Between the strengths that are tried there lies that of
     its plan; there the plans compete, and what is expected of them is read.  Then the plans themselves are pushed at
-    all prompts: one that misses the aim by more than 5 % gets another strength, and of it is told what it did there; of
-    the best, what was expected, in the proportion in which its new strength changed that.  Every mean is one over
-    prompts, every interval one over independent units.
+    all prompts: one that misses the aim by more than 5 % gets another strength, and what is expected of it changes in
+    the proportion in which that changed what it does there.  Every mean is one over prompts, every interval one over
+    independent units.
     """
     everything = np.ones(len(pairs), dtype=bool)
     final, most = local.shapes(everything), limit / np.sqrt(local.weights)
@@ -224,18 +224,16 @@ def competing_plans(
     def merits(values: Sequence[Any]) -> np.ndarray:  # of each prompt; the less, the better
         return np.array([cost if aim == "shift" else -moved * local.sign for moved, cost in values])
 
-    known, done = merits(held), list(held)
+    known = merits(held)
     for place, path in enumerate(_corrected(local, entries, most, aim, target, effects)):
         if path is not None:
             first, entries[place] = path
-            done[place] = [entries[place].moved, entries[place].cost]
-            usual = (first.moved.mean(), target) if aim == "kl" else (target, first.cost.mean())
-            held[place] = [
-                values * now.mean() / was for values, now, was in zip(held[place], done[place], usual, strict=True)
-            ]
+            now = entries[place].moved.mean(), entries[place].cost.mean()
+            was = (first.moved.mean(), target) if aim == "kl" else (target, first.cost.mean())
+            held[place] = [values * new / old for values, new, old in zip(held[place], now, was, strict=True)]
     plans = [
         Plan(entry.name, entry.inputs, expected(moved, pairs), positive(cost, pairs))
-        for entry, (moved, cost) in zip(entries, done, strict=True)
+        for entry, (moved, cost) in zip(entries, held, strict=True)
     ]
     best = int(known.mean(axis=1).argmin())
     moved, cost = np.empty((2, len(pairs)))
@@ -243,7 +241,7 @@ def competing_plans(
         chosen = held[int(known[:, ~held_out].mean(axis=1).argmin())]
         moved[held_out], cost[held_out] = chosen[0][held_out], chosen[1][held_out]
     winner = replace(plans[best], shift=expected(moved, pairs), kl=positive(cost, pairs))
-    order = np.argsort(merits(done).mean(axis=1), kind="stable")
+    order = np.argsort(merits(held).mean(axis=1), kind="stable")
     return [winner, *(plans[place] for place in order if place != best)]
 
 
