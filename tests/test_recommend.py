@@ -161,7 +161,7 @@ def test_a_recommendation_meets_its_budget_at_prompts_like_its_own(options):
     advice = llvlit.recommend(model, EIGHT, DIRECTIONS, budget=0.02, output=ODDS, **options)
     assert advice.kl.value == pytest.approx(0.02, rel=0.3)
     assert advice.shift.value > 0
-    np.testing.assert_allclose(own_effects(model, advice)[1], 0.02, rtol=0.05)
+    np.testing.assert_allclose(own_effects(model, advice)[1], 0.02, rtol=plans.OFF)
     assert all(other.kl.value == pytest.approx(0.02, rel=0.05) for other in advice.alternatives)
     shifts = [other.shift.value for other in advice.alternatives]
     assert shifts == sorted(shifts, reverse=True)
@@ -443,7 +443,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_a_plan_is_made_for_it(
 def test_what_cannot_be_met_or_resolved_is_refused_and_never_promised(gpt2):
     for budget in (0.3, 2.0):
         advice = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=budget)
-        np.testing.assert_allclose(own_effects(gpt2, advice)[1], budget, rtol=0.05)
+        np.testing.assert_allclose(own_effects(gpt2, advice)[1], budget, rtol=plans.OFF)
     with pytest.raises(InputError, match="No plan meets a budget of 20 nats"):
         llvlit.recommend(gpt2, EIGHT, DIRECTIONS, budget=20.0)
     with pytest.raises(InputError, match=r"shift=1e-14.*rounding"):
@@ -461,7 +461,7 @@ def test_plans_meet_their_aim_however_strong_the_second_order_would_have_them(gp
     names = [sorted(plan.name for plan in (each.plan, *each.alternatives)) for each in (usual, advice)]
     assert names[0] == names[1]
     for each in (usual, advice):  # one shape has next to no gain, and its curve is far from a power
-        np.testing.assert_allclose(own_effects(gpt2, each)[int(each.aim == "kl")], each.target, rtol=0.1)
+        np.testing.assert_allclose(own_effects(gpt2, each)[int(each.aim == "kl")], each.target, rtol=plans.OFF)
     monkeypatch.setattr(plans, "OFF", 0.0)  # then all meet it as they were measured
     exact = llvlit.recommend(gpt2, EIGHT, DIRECTIONS, **aim)
     told = [getattr(plan, exact.aim).value for plan in exact.alternatives]

@@ -30,8 +30,14 @@ N_HALVINGS = 80
 """Of the bracket of a factor."""
 N_FACTORS = 24
 """Strengths among which that of a plan is sought."""
-OFF = 0.05
-"""How far a plan may be off its aim at the prompts themselves, relative to it, before its strength is corrected."""
+OFF = 0.25
+"""How far a plan may be off its aim at the prompts themselves, relative to it, before its strength is corrected.
+
+A plan costs less at the prompts that it was made from than at others, some 10 % with two dozen; to correct that would
+push too hard.  What misses by more lies between strengths where the curve bends.
+"""
+NEAR = 0.05
+"""How near is near enough for one that is corrected."""
 N_CORRECTIONS = 2
 """Of three strengths each, pushed together."""
 FEWEST_UNITS = 4
@@ -195,7 +201,7 @@ def competing_plans(
 
     Each shape is pushed at prompts that it was not made from.  Between the strengths that are tried there lies that of
     its plan; there the plans compete, and what is expected of them is read.  Then the plans themselves are pushed at
-    all prompts: one that misses the aim by more than 5 % gets another strength, and what is expected of it changes in
+    all prompts: one that misses the aim by more than 25 % gets another strength, and what is expected of it changes in
     the proportion in which that changed what it does there.  Every mean is one over prompts, every interval one over
     independent units.
     """
@@ -329,7 +335,7 @@ def _corrected(
         places: list[int] = []
         for place in off:
             path = paths[place]
-            if min(abs(share(entry) - 1) for entry in path) > OFF and min(map(share, path)) > 0:
+            if min(abs(share(entry) - 1) for entry in path) > min(OFF, NEAR) and min(map(share, path)) > 0:
                 factors = _closer([(entry.factor, share(entry)) for entry in path], 1 + (aim == "kl"))
                 found = [(factor, local.of_length(factor, path[0].unit, most)) for factor in factors]
                 again += [replace(path[0], factor=at, inputs=inputs) for at, inputs in found if inputs is not None]
