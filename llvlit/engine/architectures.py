@@ -96,8 +96,8 @@ def model_types() -> tuple[str, ...]:
     return tuple(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 
 
-def check_all(types: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """A row for each variant of some model types, of all if none is named.
+def check_all(types: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """A row for each variant of some model types; of all with ``model_types()``.
 
     Keys: ``type``, ``variant``, and those of ``COLUMNS``; see :class:`~llvlit.engine.oracle.ArchitectureCheck`.
     The status is ``not built`` where transformers itself cannot build the model or run it on token ids alone, and
@@ -115,10 +115,7 @@ def check_all(types: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
     >>> [(row["variant"], row["status"]) for row in check_all(["bert"])]
     [('plain', 'refused'), ('decoder', 'exact')]
     """
-    return _check(
-        [choice("type", each, model_types()) for each in sequence("types", types, "names of model types")]
-        or model_types()
-    )
+    return _check([choice("type", each, model_types()) for each in sequence("types", types, "names of model types")])
 
 
 def _check(types: Iterable[str]) -> Iterator[dict[str, Any]]:
