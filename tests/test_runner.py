@@ -276,16 +276,21 @@ def test_no_more_workers_than_cells_are_started(tmp_path, monkeypatch):
     assert asked == [3, 1]
 
 
+def told_on_standard_error(folder: Path, text: str) -> str:
+    """What a script that ends well prints there, with two workers."""
+    (folder / "open").touch()
+    (folder / "script.py").write_text(text, encoding="utf-8")
+    command = [sys.executable, "script.py", str(folder), "2"]
+    options = {"cwd": folder, "env": environment(folder), "capture_output": True, "text": True, "timeout": PATIENCE}
+    done = subprocess.run(command, **options)
+    assert done.returncode == 0
+    return done.stderr
+
+
 def test_workers_leave_nothing_behind(tmp_path):
     """Neither semaphores, of which Python would tell on standard error, nor files."""
-    (tmp_path / "open").touch()
-    (tmp_path / "script.py").write_text(SCRIPT.replace("cells.value", "cells.barred"), encoding="utf-8")
-    command = [sys.executable, "script.py", str(tmp_path), "2"]
     (tmp_path / "tmp").mkdir()
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert told_on_standard_error(tmp_path, SCRIPT.replace("cells.value", "cells.barred")) == ""
     assert stored(tmp_path) == files(*SCRIPT_KEYS) and list((tmp_path / "tmp").iterdir()) == []
 
 
@@ -300,13 +305,7 @@ async def closed_late(self):
     logging.getLogger("distributed.batched").error("Batched Comm Closed")
 Cluster._close = closed_late
 """
-    (tmp_path / "open").touch()
-    (tmp_path / "script.py").write_text(SCRIPT.replace("\nif __name__", late + "\nif __name__"), encoding="utf-8")
-    command = [sys.executable, "script.py", str(tmp_path), "2"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert told_on_standard_error(tmp_path, SCRIPT.replace("\nif __name__", late + "\nif __name__")) == ""
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -8,7 +8,7 @@ import torch
 from llvlit.checks import array, integer, number
 from llvlit.checks import seed as checked_seed
 from llvlit.errors import InputError, NumericalError
-from llvlit.method.gains import Gains, profile
+from llvlit.method.gains import Gains, profile, weights_of
 from llvlit.method.limits import cheapest_within, checked_limits
 
 
@@ -93,10 +93,10 @@ def relative_weights(states: torch.Tensor) -> np.ndarray:
     array([0.04])
     """
     values = array("states", states, ("n_prompts", "n_layers + 1", "hidden_size"))
-    squares = (values[:, :-1] ** 2).sum(axis=-1).mean(axis=0)
-    if not (squares > 0).all() or not len(squares):
+    weights = weights_of([torch.from_numpy(norms) for norms in np.linalg.norm(values[:, :-1], axis=-1).T])
+    if weights is None or not len(weights):
         raise InputError("states are zero at every prompt before some layer; a push has no size relative to them.")
-    return np.asarray(1 / squares)
+    return weights
 
 
 def energy(inputs: np.ndarray, *, weights: np.ndarray | None = None) -> float:

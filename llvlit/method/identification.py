@@ -201,7 +201,7 @@ def identify_all(
         for reduction in balanced:
             reduction.look_back(frozen, jacobian)
     metadata = {**origin(model, tokens, final_norm=final_norm), "jacobian": jacobian}
-    weights = weights_of([state.norm(dim=-1) for state in states[:-1]])
+    weights = weights_of([state.norm(dim=-1) for state in states[:-1]]) if first else None
     return Identification(
         {name: reduction.finish(states[-1], metadata) for name, reduction in reductions.items()},
         {
